@@ -7,12 +7,14 @@ The first part trains one network on the 8 x 8 digits with `--cond half/pool:2/n
 tasks for each training picture, and a specialist for each task with as many steps. The networks answer questions about
 the held-out digits. The PSNR is that of the mean of the answers, which are not rounded to levels, over the values that
 are not given. If answers are exact draws from the posterior, the mean of K answers has 10 log10(2/(1 + 1/K)) dB more
-than one answer. The error of a difference is that of a jackknife over the questions, which are the same for both networks.
+than one answer. The error of a difference is that of a jackknife over the questions, which are the same for both
+networks.
 
-The second part trains a network to colour tinted digits (`--data tinted --cond grey`; scoresde/data/tinted.py). The hue
-of a tinted digit is uniform on the circle whatever its grey picture is, so the hues of the answers must be, too, and
-the answers to one question must not share a hue. It prints p-values of Kuiper's test, for one hue per question and for all
-hues; and K |mean of exp(i hue)|^2, averaged over the questions, which is 1 if the K hues of each question are uniform.
+The second part trains a network to colour tinted digits (`--data tinted --cond grey`; scoresde/data/tinted.py). The
+hue of a tinted digit is uniform on the circle whatever its grey picture is, so the hues of the answers must be, too,
+and the answers to one question must not share a hue. It prints p-values of Kuiper's test, for one hue per question and
+for all hues; and K |mean of exp(i hue)|^2, averaged over the questions, which is 1 if the K hues of each question are
+uniform.
 
 Expected: see docs/results.md. Goals: no specialist is better by more than 0.3 dB plus two standard errors; answers have
 the given grey picture to 1e-6 of the range; p > 0.01.

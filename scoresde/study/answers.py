@@ -411,8 +411,7 @@ def _column(info: DataInfo, truth: Tensor, x: Tensor, hidden: Tensor | None, see
 
 
 def answers_table(found: Judgement) -> str:
-    """Format a judgement as text, with one line per metric: its value for the answers, for exact answers, and for
-    training rows."""
+    """Format a judgement as text: for each metric, the values for the answers, exact answers and training rows."""
     exact = {"gap": f"{found.exact_gap:.2f}", "seen": "1", "spread": "1"}
     names = {
         "psnr_one": "psnr of one", "psnr_mean": "psnr of mean", "gap": "  gap", "ssim_one": "ssim of one",

@@ -65,7 +65,8 @@ def read_picture(path: Path, size: int) -> npt.NDArray[np.uint8]:
     if min(picture.size) < SMALLEST:
         raise DataError(
             f"{path} is {picture.width} x {picture.height} pixels when its long side is limited to {size}, but its "
-            f"short side must be at least {SMALLEST}; use another picture, or a larger size if the picture has more pixels",
+            f"short side must be at least {SMALLEST}; use another picture, or a larger size if the picture has more "
+            "pixels",
             parameter="size",
         )
     return np.asarray(picture).transpose(2, 0, 1)

@@ -232,7 +232,8 @@ def _check(found: dict[str, Any]) -> str:
     result = "passed" if found["converged"] else "FAILED"
     if found["change"] is None:
         return f"check {result}: solving {told} again failed for at least one of them"
-    return f"check {result}: solving {told} again changes the likelihoods by at most {found['change']:.2g} {found['unit']}"
+    change = f"{found['change']:.2g} {found['unit']}"
+    return f"check {result}: solving {told} again changes the likelihoods by at most {change}"
 
 
 def _lines(found: dict[str, Any], several: bool, given: bool = False) -> str:

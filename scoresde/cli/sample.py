@@ -135,8 +135,8 @@ def _asking_options() -> Decorator:
                help="Operator that measures the --given samples, such as pool:4 or module:Class.  [default: the "
                     "operator of the run]"),
         option("--text", under="Conditioning", multiple=True, metavar="TEXT",
-               help="Text that describes all samples, or one text for each question (for a run trained with --cond text); may "
-                    "be repeated."),
+               help="Text that describes all samples, or one text for each question (for a run trained with --cond "
+                    "text); may be repeated."),
     )  # fmt: skip
 
 

@@ -246,7 +246,8 @@ def seen(residual: Tensor, tolerance: float) -> Measurement:
         residual: The largest difference between the measurements of each answer and those that were given, ``(N, K)``.
         tolerance: The largest difference that counts as agreement.
     """
-    agree = (residual <= tolerance * (1 + 1e-9)).double()  # a difference of half a level may exceed it by a rounding error
+    # Rounding errors may raise a difference of exactly half a level above the tolerance.
+    agree = (residual <= tolerance * (1 + 1e-9)).double()
     return jackknife(lambda s: float(s.mean()), agree)
 
 

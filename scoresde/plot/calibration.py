@@ -63,7 +63,9 @@ def calibration(
         highest = max(highest, float((counts + 2 * np.nan_to_num(errors)).max()))
         share, errors = _pair(coverage[name], f"the coverage of {name}")
         if len(share) != len(known):
-            raise UsageError(f"the coverage of {name} has {len(share)} values for {len(known)} levels; pass one value for each level")
+            raise UsageError(
+                f"the coverage of {name} has {len(share)} values for {len(known)} levels; pass one value for each level"
+            )
         right.plot(known, share, color=colour, linewidth=1.3, marker="o", markersize=3, label=label)
         _bars(right, known, share, errors, colour)
     left.set_xlim(0, 1)
@@ -85,7 +87,9 @@ def _pair(values: tuple[Array, Array], name: str) -> tuple[Floats, Floats]:
     """Check values and their standard errors, each ``(n,)``."""
     first, errors = finite(values[0], name, 1), np.asarray(plain(values[1]), dtype=np.float64)
     if errors.shape != first.shape or not len(first):
-        raise UsageError(f"pass one standard error for each value of {name}, got shapes {first.shape} and {errors.shape}")
+        raise UsageError(
+            f"pass one standard error for each value of {name}, got shapes {first.shape} and {errors.shape}"
+        )
     return first, errors
 
 

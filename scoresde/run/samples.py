@@ -271,7 +271,9 @@ def _arranged(path: Path, x: np.ndarray, info: DataInfo) -> np.ndarray:
 def _columns(path: Path, info: DataInfo) -> np.ndarray:
     """Read the columns of a table in the order of the data, ``(N, D)``."""
     if info.kind != "vector":
-        raise DataError(f"{path} is a table, but {info.name} has {info.kind}s of shape {info.shape}; save the samples as an npz file")
+        raise DataError(
+            f"{path} is a table, but {info.name} has {info.kind}s of shape {info.shape}; save the samples as an npz file"
+        )
     names = info.names or tuple(f"x{i}" for i in range(info.dims))
     found = read_table(path, keep=names)
     if found.names and (info.names or set(found.names) == set(names)):

@@ -149,8 +149,8 @@ class Judgement:
         each: Number of answers to each question, K.
         hidden: Whether a mask selects the values that are compared.
         unit: The unit in which values are compared, as text.
-        psnr_one, psnr_mean: The PSNR of a single answer, and that of the mean of all answers. The mean is not rounded to
-            levels.
+        psnr_one, psnr_mean: The PSNR of a single answer, and that of the mean of all answers. The mean is not rounded
+            to levels.
         gap: ``psnr_mean - psnr_one``. The expected value for exact answers is :attr:`exact_gap`.
         ssim_one, ssim_mean: The structural similarity of a single answer, and that of the mean of all answers.
         seen: The share of answers that agree with the given measurements.
@@ -263,8 +263,8 @@ def ask(
         raise NumericalError("; ".join(drawn.solution.failures()))
     if not bool(fine.all()):
         warnings.warn(
-            f"{int((~fine).sum())} of {len(rows):,} questions were left out because at least one of their answers failed: "
-            f"{drawn.solution.failures()[0]}",
+            f"{int((~fine).sum())} of {len(rows):,} questions were left out because at least one of their answers "
+            f"failed: {drawn.solution.failures()[0]}",
             stacklevel=4,
         )
     kept = fine.nonzero().flatten()

@@ -482,8 +482,8 @@ class Scored:
         """Return the mean of the bound, its standard error and its terms, over the samples with a finite bound.
 
         The terms add up to the mean. They are terms of a bound on ``-log p``, but for a density in nats, the mean is a
-        bound on ``log p``, so their signs are reversed. The entry ``steps`` splits the diffusion term into its strata, or
-        into the steps of a chain, from data to noise.
+        bound on ``log p``, so their signs are reversed. The entry ``steps`` splits the diffusion term into its strata,
+        or into the steps of a chain, from data to noise.
         """
         bound = self.bound
         assert bound is not None

@@ -536,7 +536,7 @@ def test_evaluate_asks_about_classes_and_several_operators(at: Callable[[str], s
     facts = shell.json(f"{at('classes')} --given test")
     assert facts["answers"]["psnr_one"] and "seen" in facts["answers"]["skipped"] and facts["operator"] is None
     facts = shell.json(f"{at('several')} --given test")
-    assert facts["answers"]["only_hidden"] and "name one of them" in facts["answers"]["skipped"]["seen"]
+    assert facts["answers"]["only_hidden"] and "choose one of them" in facts["answers"]["skipped"]["seen"]
     assert facts["operator"] == "half:lower/pool:2"
     half = shell.json(f"{at('several')} --given test --operator half")
     assert half["answers"]["seen"]["value"] == 1 and half["answers"]["largest_difference"] == 0

@@ -272,7 +272,7 @@ def _columns(path: Path, info: DataInfo) -> np.ndarray:
     """Read the columns of a table in the order of the data, ``(N, D)``."""
     if info.kind != "vector":
         raise DataError(
-            f"{path} is a table, but {info.name} has {info.kind}s of shape {info.shape}; save the samples as an npz file"
+            f"{path} is a table, but {info.name} has {info.kind}s of shape {info.shape}; save the samples as npz"
         )
     names = info.names or tuple(f"x{i}" for i in range(info.dims))
     found = read_table(path, keep=names)

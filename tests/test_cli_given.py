@@ -558,7 +558,9 @@ def test_likelihood_given_is_refused_where_there_is_none(
     shell: Shell, of: Callable[[str], str], digits_run: str
 ) -> None:
     sensors = of("sensors")
-    shell.refuses(f"likelihood {sensors} --given", 2, "has no density given what cells leaves of it", "continuous")
+    shell.refuses(
+        f"likelihood {sensors} --given", 2, "have no density conditioned on measurements by cells", "continuous"
+    )
     shell.refuses(f"likelihood {digits_run} --given", 2, "was trained without a condition", "--cond")
     shell.refuses(f"likelihood {sensors} --given --labels", 2, "leave out --labels")
     shell.refuses(f"likelihood {sensors} --given --label 3", 2, "leave out --label")

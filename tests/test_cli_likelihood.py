@@ -387,7 +387,8 @@ def test_the_check_is_told_and_so_is_that_there_was_none(shell: Shell, moons: st
         "solving some of the samples again"
     )
     word = "passed" if found["converged"] else "FAILED"
-    assert f"\ncheck {word}: solving 16 samples again changes them by at most {found['change']:.2g} nats\n" in out
+    change = f"{found['change']:.2g} nats"
+    assert f"\ncheck {word}: solving 16 samples again changes the likelihoods by at most {change}\n" in out
     out = shell(f"likelihood {moons} --limit 2 --steps 2 --no-check --save csv")
     assert "\nconvergence not checked: a more accurate solution could change the result\n" in out
     assert "solving some" not in shell.err
@@ -400,13 +401,13 @@ def test_the_check_in_words() -> None:
     failed = {**one, "converged": False, "change": None, "data": "b"}
     none = {**one, "converged": None, "checked": 0, "change": None, "data": "c"}
     assert _checks([one, failed, none], True) == [
-        "a: check passed: solving 16 samples again changes them by at most 0.00012 bits/dim",
+        "a: check passed: solving 16 samples again changes the likelihoods by at most 0.00012 bits/dim",
         "b: check FAILED: solving 16 samples again failed for at least one of them",
         "c: convergence not checked",
     ]
     del one["checked"]  # the file of an earlier version
     assert _checks([one], False) == [
-        "check passed: solving some samples again changes them by at most 0.00012 bits/dim"
+        "check passed: solving some samples again changes the likelihoods by at most 0.00012 bits/dim"
     ]
 
 

@@ -289,9 +289,9 @@ def test_answers_that_do_not_agree_with_the_measurement_are_counted() -> None:
     assert found.psnr_one is None and found.ranks is None and found.coverage == {}
     with pytest.raises(UsageError, match=r"'seen' cannot be computed: it requires a linear operator, but jpeg:10"):
         judge(replace(answers, seen=Seen(JPEG(10).on((1, 8, 8)), answers.truth)), ["seen"])
-    with pytest.raises(UsageError, match="'seen' cannot be computed: the model is not shown a measurement"):
+    with pytest.raises(UsageError, match="'seen' cannot be computed: the answers are not conditioned on measurements"):
         judge(replace(answers, seen=None), ["psnr", "seen"])
-    with pytest.raises(UsageError, match="one of several operators; name one"):
+    with pytest.raises(UsageError, match="by several operators; choose one"):
         judge(replace(answers, seen=Seen(None, answers.truth)), ["seen"])
     assert "seen" in judge(replace(answers, seen=None)).skipped
 
@@ -529,14 +529,14 @@ def test_evaluate_judges_each_parameter(at: Callable[[str], str], shell: Shell) 
     held_out = len(load("runs/sims").data().test)
     assert held_out < 40 and f"4 answers to each of {held_out} questions" in out
     assert [line.split()[0] for line in out.splitlines() if line.startswith(("x0 ", "x1 "))] == ["x0", "x1"]
-    assert "not computed: seen, because the model is not shown a measurement" in out
+    assert "not computed: seen, because the answers are not conditioned on measurements" in out
 
 
 def test_evaluate_asks_about_classes_and_several_operators(at: Callable[[str], str], shell: Shell) -> None:
     facts = shell.json(f"{at('classes')} --given test")
     assert facts["answers"]["psnr_one"] and "seen" in facts["answers"]["skipped"] and facts["operator"] is None
     facts = shell.json(f"{at('several')} --given test")
-    assert facts["answers"]["only_hidden"] and "name one of them" in facts["answers"]["skipped"]["seen"]
+    assert facts["answers"]["only_hidden"] and "choose one of them" in facts["answers"]["skipped"]["seen"]
     assert facts["operator"] == "half:lower/pool:2"
     half = shell.json(f"{at('several')} --given test --operator half")
     assert half["answers"]["seen"]["value"] == 1 and half["answers"]["largest_difference"] == 0
@@ -566,7 +566,7 @@ def test_without_questions_a_run_is_told_the_conditions_of_held_out_rows(
         ("pool", "--given photos.npz", ("--given must be test or train, got 'photos.npz'", "--data FILE --given test")),
         ("pool", "--given test --each 1 --metrics ranks", ("'ranks' requires at least two answers", "--each 8")),
         ("pool", "--given test --each 1 --metrics psnr,spread", ("'spread' requires at least two answers",)),
-        ("pool", "--given test --each 50", ("--n 48 samples are not enough for --each 50; use --n 5000",)),
+        ("pool", "--given test --each 50", ("--n 48 is less than --each 50; use --n 5000",)),
         ("jpeg", "--given test --metrics seen", ("it requires a linear operator, but jpeg:20 is not linear",)),
         ("sims", "--given test --metrics ssim", ("it compares pictures, but sims holds vectors",)),
         ("sims", "--given test --operator half", ("trained without an operator",)),

@@ -71,7 +71,7 @@ ALL = ",".join((*METRICS, "copies"))
     under="Conditioning",
     first=True,
     metavar="SPLIT",
-    help="Ask a conditional run about rows of this split, test or train, and compare its answers with the rows.",
+    help="Condition the run on rows of this split, test or train, and compare its answers with these rows.",
 )
 @option(
     "--each",
@@ -210,13 +210,13 @@ def evaluate(
 
 @dataclass(frozen=True)
 class _Asks:
-    """The questions of --given.
+    """The options of the questions that a conditional run answers with --given.
 
     Args:
-        split: The split of the rows that are asked about.
+        split: The split of the rows that the run is conditioned on.
         each: Number of answers to each question.
         operator: The operator by which the rows are measured, or ``None`` for that of the run.
-        limit: Maximum number of questions, or 0.
+        limit: Maximum number of questions, or 0 for no limit.
     """
 
     split: str
@@ -225,12 +225,12 @@ class _Asks:
     limit: int
 
     def check(self, names: list[str], n: int, samples: Path | None, features: str) -> None:
-        """Reject options that do not go together, before anything is loaded."""
+        """Reject invalid or contradictory options before anything is loaded."""
         from ..study.answers import check_metrics
 
         if self.split not in ("test", "train"):
             raise UsageError(
-                f"--given must be test or train, got {self.split!r}; to ask about the rows of a file, use --data FILE "
+                f"--given must be test or train, got {self.split!r}; to use the rows of a file, add --data FILE "
                 "--given test"
             )
         for flag, value in (("--samples", samples), ("--features", features if features.endswith(".npz") else None)):
@@ -238,7 +238,7 @@ class _Asks:
                 raise UsageError(f"{flag} {value} provides the samples, but --given draws them; use one of the two")
         check_metrics([name for name in names if name in ANSWERS], self.each)
         if n < self.each:
-            raise UsageError(f"--n {n} samples are not enough for --each {self.each}; use --n {100 * self.each}")
+            raise UsageError(f"--n {n} is less than --each {self.each}; use --n {100 * self.each}")
 
     def answered(
         self, session: Session, data: Dataset, n: int, built: Solver, solver: SolverChoice, batch: int,
@@ -317,7 +317,7 @@ def _source(session: Session, samples: Path | None, units: str, data: str | None
         raise DataError(
             f"{theirs.name} has shape {theirs.shape} and {theirs.levels or 'no'} levels, but the run was trained on "
             f"data with shape {loaded.info.shape} and {loaded.info.levels or 'no'} levels, so its samples cannot be "
-            "compared with these data"
+            "compared with these data; use --data with the shape and levels of the run"
         )
     # The codec comes from the run, so that features and model units do not change if rows are added to the data.
     info, spec = described(folder, config)
@@ -332,8 +332,8 @@ def _draw(
 ) -> tuple[Tensor, dict[str, Any]]:
     """Draw samples from the run, and return the successful ones in data units with a record of how they were drawn.
 
-    A run whose condition contains more than the class gets the conditions of held-out rows, so that its samples are
-    distributed like the data.
+    If the condition of the run contains more than the class, the run is conditioned on held-out rows, so that its
+    samples are distributed like the data.
     """
     import torch
 

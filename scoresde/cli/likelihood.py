@@ -117,7 +117,7 @@ def likelihood(
         return condition.of(run) if part.label is None else condition.each(run, part.label)
 
     asked = [(run, part, bind(run, part)) for part in chosen for run in runs]
-    # The likelihood without a condition exists if some of the conditions were dropped in training.
+    # A run has a likelihood without conditions only if some conditions were dropped in training.
     plain = {id(run): condition.given and run.config is not None and run.config.cond_drop > 0 for run in runs}
     for run in runs if condition.given else ():
         if not plain[id(run)]:
@@ -232,11 +232,12 @@ def _check(found: dict[str, Any]) -> str:
     result = "passed" if found["converged"] else "FAILED"
     if found["change"] is None:
         return f"check {result}: solving {told} again failed for at least one of them"
-    return f"check {result}: solving {told} again changes them by at most {found['change']:.2g} {found['unit']}"
+    change = f"{found['change']:.2g} {found['unit']}"
+    return f"check {result}: solving {told} again changes the likelihoods by at most {change}"
 
 
 def _lines(found: dict[str, Any], several: bool, given: bool = False) -> str:
-    """Format the result of a data set. If ``given`` is true, it is that of log p(x | c)."""
+    """Format the result of a data set. ``given`` marks it as log p(x | c)."""
     name = _name(found, several)
     told = " given the conditions" if given else ""
     text = f"{name}{_figure(found)}{told}  (n = {found['n']:,} of {found['of']:,}, {found['split']}"

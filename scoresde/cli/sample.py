@@ -46,14 +46,14 @@ NAMED = 10  # maximum number of samples that a message names
 
 @dataclass(frozen=True)
 class Asking:
-    """What is known about the samples, as given on the command line.
+    """The conditions of the samples, as given on the command line.
 
     Args:
         given: A file or folder with the questions, or ``None``.
         each: Number of samples for each question, or ``None`` if it was not given.
         mask: A file with the mask of the samples in ``given``, or ``None``.
         operator: The operator by which to measure the samples in ``given``, or ``None`` for that of the run.
-        text: The text of all questions, or of each.
+        text: One text for all questions, or a text for each question.
     """
 
     given: Path | None
@@ -68,11 +68,11 @@ class Asking:
 
     @property
     def own(self) -> str | None:
-        """The operator, if it is the user's own class, which may be the operator of the run."""
+        """The operator if it is a class of the user's own, which may be that of the run, or ``None``."""
         return own_class(self.operator)
 
     def questions(self, run: Run) -> Questions | None:
-        """Read the questions, or return ``None`` if there are none, or a single text."""
+        """Read the questions, or return ``None`` if one text, or no condition, applies to all samples."""
         from ..core.condition import Condition
         from ..run.questions import Questions, read_questions
 
@@ -103,7 +103,7 @@ class Asking:
         return count * each, each
 
     def facts(self, run: Run, questions: Questions | None) -> dict[str, Any]:
-        """Return what is known about the samples as plain JSON values, or an empty dict if nothing is."""
+        """Return the conditions as JSON-serialisable values, or an empty dict if there are none."""
         from ..core.opened import file_digest
 
         if questions is None and not self.text:
@@ -119,12 +119,12 @@ class Asking:
 
 
 def _asking_options() -> Decorator:
-    """Add the options that say what is known about the samples besides their class, as the argument ``asking``."""
+    """Add the options for all conditions except the class, as the argument ``asking``."""
     return together(
         "asking", Asking,
         option("--given", under="Conditioning", first=True, type=click.Path(path_type=Path), metavar="PATH",
-               help="What is known about the samples: an image, a folder of images, an npy or npz file, or a table "
-                    "whose empty cells are filled. Each image or row is a question. Requires a run trained with "
+               help="Conditions of the samples: an image, a folder of images, an npy or npz file, or a table whose "
+                    "empty cells are to be filled. Each image or row is a question. Requires a run trained with "
                     "--cond."),
         option("--each", under="Conditioning", first=True, type=Whole(COUNT), metavar="K",
                help="Number of samples for each question.  [default: 1]"),
@@ -135,8 +135,8 @@ def _asking_options() -> Decorator:
                help="Operator that measures the --given samples, such as pool:4 or module:Class.  [default: the "
                     "operator of the run]"),
         option("--text", under="Conditioning", multiple=True, metavar="TEXT",
-               help="Text about all samples, or one text for each question (for a run trained with --cond text); may "
-                    "be repeated."),
+               help="Text that describes all samples, or one text for each question (for a run trained with --cond "
+                    "text); may be repeated."),
     )  # fmt: skip
 
 
@@ -171,7 +171,8 @@ def sample(
 ) -> None:  # fmt: skip
     """Draw samples from a trained RUN (default: the newest), and print the path of the picture.
 
-    With --given, the samples are answers to questions: each is drawn to agree with what is known about it.
+    With --given, the samples are answers to questions: each is conditioned on one of
+    the given images or rows.
     """
     built = solver.build()
     session = replace(session, operator=asking.own)
@@ -242,7 +243,7 @@ def sample(
 def _bound(
     run: Run, asking: Asking, condition: Conditioning, questions: Questions | None, each: int, session: Session
 ) -> Run:
-    """Bind what is known about the samples to the run, and say how it was understood."""
+    """Condition the run on what was given, and print how the input was interpreted."""
     from ..run.questions import ask, understanding
 
     # A single text, or a class, applies to all samples.

@@ -1,7 +1,7 @@
 """Metrics that compare several answers to each question with the truth.
 
 A conditional model answers a question (a low-resolution picture, a row with empty cells) with draws from the
-distribution of what is missing. For each of N questions, let y be the question, x the truth and a_1, ..., a_K the
+distribution of the missing values. For each of N questions, let y be the question, x the truth and a_1, ..., a_K the
 answers. If the answers are exact draws from the posterior, then x, a_1, ..., a_K are exchangeable given y. This has two
 consequences, which can be checked without knowing the posterior. First,
 
@@ -13,9 +13,9 @@ and the ranks pile up at both ends. An underconfident model shows the opposite. 
 well, so the PSNR itself must also be reported.
 
 Values such as the black pixels of a picture, where the truth and all its answers are equal, have no rank. They are left
-out. This rule treats the truth and its answers alike, so the ranks of the other values are still exactly uniform. (If
-values were left out because the *answers* are equal, a rare bright pixel of the truth would be left out too, but a rare
-bright pixel of an answer would not, and the highest rank would be too rare.)
+out. This rule treats the truth and its answers alike, so the ranks of the other values are still exactly uniform.
+Leaving out every value for which the *answers* are equal would break this symmetry: a rare bright pixel would be left
+out if it is in the truth but kept if it is in an answer, so the highest rank would be too rare.
 
 Standard errors come from a jackknife over the questions (:mod:`scoresde.metrics.measurement`).
 
@@ -44,7 +44,7 @@ from .measurement import Measurement, jackknife
 __all__ = ["Ranks", "bins_of", "coverage", "exact_gap", "gap", "psnr", "ranks", "seen", "spread", "ssim"]
 
 BINS = 20
-FEWEST = 5  # expected values in a bin, below which the chi-square test is not reliable
+FEWEST = 5  # the smallest expected number of values in a bin for which the chi-square test is reliable
 
 
 def psnr(truth: Tensor, estimate: Tensor, span: float, hidden: Tensor | None = None) -> Measurement:
@@ -145,8 +145,8 @@ class Ranks:
 
     @property
     def band(self) -> float:
-        """The :attr:`deviation` that 95 of 100 exact models would not exceed, if errors are normally distributed."""
-        sure = 0.95 ** (1 / len(self.counts))  # of each bin
+        """The :attr:`deviation` that 95% of exact models do not exceed, if the errors are normally distributed."""
+        sure = 0.95 ** (1 / len(self.counts))  # probability that a single bin stays below the band
         return float(NormalDist().inv_cdf((1 + sure) / 2) * self.stderr.mean())
 
     @property
@@ -201,11 +201,11 @@ def ranks(truth: Tensor, answers: Tensor, hidden: Tensor | None = None, bins: in
 
 
 def bins_of(answers: int, values: float = math.inf) -> int:
-    """Return into how many bins of equal size the ranks among K answers are divided.
+    """Return the number of bins of equal size into which the ranks among K answers are divided.
 
-    This is the largest divisor of K + 1, from 2 to 20, that leaves at least five values to a bin. If no divisor lies
-    between 5 and 20, the smallest one above 20 is allowed, too. If none of them leaves five values to a bin, the
-    largest is used.
+    This is the largest divisor of K + 1 from 2 to 20 for which at least five values are expected in each bin. If no
+    divisor lies between 5 and 20, the smallest divisor above 20 is a candidate too. If five values per bin are not
+    expected for any candidate, the largest candidate is used.
 
     >>> bins_of(19), bins_of(16), bins_of(22), bins_of(39, 60)
     (20, 17, 23, 10)
@@ -246,7 +246,8 @@ def seen(residual: Tensor, tolerance: float) -> Measurement:
         residual: The largest difference between the measurements of each answer and those that were given, ``(N, K)``.
         tolerance: The largest difference that counts as agreement.
     """
-    agree = (residual <= tolerance * (1 + 1e-9)).double()  # a sum of rounded values may be half a level, and an ulp
+    # Rounding errors may raise a difference of exactly half a level above the tolerance.
+    agree = (residual <= tolerance * (1 + 1e-9)).double()
     return jackknife(lambda s: float(s.mean()), agree)
 
 
@@ -259,7 +260,7 @@ def ssim(truth: Tensor, estimate: Tensor, span: float, hidden: Tensor | None = N
     Args:
         truth: The true pictures, ``(N, C, H, W)``; a signal or a volume has one or three axes after its channels.
         estimate: One estimate of each, with the same shape, or several, ``(N, K, C, H, W)``, which are averaged over.
-        span: The largest possible difference of two values.
+        span: The largest possible difference between two values.
         hidden: The pixels at which a window may be centred, bool, broadcastable to ``(N, C, H, W)``; all if ``None``.
     """
     dims = truth.ndim - 2
@@ -312,7 +313,7 @@ def _several(truth: Tensor, estimate: Tensor) -> Tensor:
 
 
 def _mask(truth: Tensor, hidden: Tensor | None) -> Tensor:
-    """Return which values count, bool, with the shape of ``truth``."""
+    """Return a mask of the values to compare, bool, with the shape of ``truth``."""
     return torch.ones_like(truth, dtype=torch.bool) if hidden is None else hidden.expand(truth.shape)
 
 
@@ -335,7 +336,7 @@ def _relative(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
 
 
 def _squares(truth: Tensor, estimate: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the summed squared error of each question, averaged over answers, and the number of values compared."""
+    """Return, for each question, the summed squared error averaged over answers, and the number of values compared."""
     several = _several(truth, estimate)
     mask = _mask(truth, hidden)
     square = (several.double() - truth.double().unsqueeze(1)).square().mean(1)

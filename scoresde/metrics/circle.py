@@ -9,7 +9,8 @@ does not depend on the starting point. If the angles are independent and uniform
 
     P(V' > V) = 2 sum_{j >= 1} (4 j^2 z^2 - 1) exp(-2 j^2 z^2),                                              (2)
 
-in the limit of many angles. With this z, due to Stephens, it is accurate to a few percent of the p-value from N = 8 on.
+in the limit of many angles, where V' is the statistic of other uniform angles. This z is due to Stephens. It makes the
+p-value accurate to within a few percent for N >= 8.
 
 References:
     Kuiper (1960), Tests concerning random points on a circle, Indagationes Mathematicae 63.

@@ -11,7 +11,7 @@ __all__ = ["share_above"]
 def share_above(x: Tensor, y: Tensor) -> float:
     """Estimate ``P(x > y) + P(x = y) / 2`` over all pairs of values of ``x: (N,)`` and ``y: (M,)``.
 
-    This is the Mann-Whitney statistic (1947), divided by N M.
+    This is the statistic of Mann and Whitney (1947), divided by N M.
 
     >>> share_above(torch.tensor([2.0, 3.0]), torch.tensor([1.0, 2.0]))
     0.875

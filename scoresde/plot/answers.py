@@ -1,4 +1,4 @@
-"""Sheets of answers: what was known about each sample, the samples drawn for it, and how they differ.
+"""Figures of answers: the condition of each question, the samples drawn for it, and how they differ.
 
 Images form a sheet of pixels with a row for each question: what was given, the first answers, the mean and the standard
 deviation of all answers, and the truth if it is known. Values that were not given are tinted. What was given is
@@ -48,7 +48,7 @@ QUESTIONS = {"image": 8, "volume": 8, "signal": 6, "vector": 60}  # the largest 
 ANSWERS = 8  # the largest number of answers to show for a question
 COLUMNS = 12  # the largest number of columns of a table to show
 MANY = 30  # with this many answers, a single question about a vector is shown as their distribution
-TINT = (196, 216, 236)  # colour of a pixel that is not known
+TINT = (196, 216, 236)  # colour of pixels that were not given
 HEAT = "magma"  # colour map of the deviation
 
 
@@ -71,11 +71,12 @@ def answers_figure(
             is not finite is missing, and is left out of the mean and the deviation.
         kind: ``"image"``, ``"volume"``, ``"signal"`` or ``"vector"``.
         low, high: The image values to draw as black and as white.
-        given: What was known about each sample, ``(Q, *shape)`` in data units, with NaN where nothing was. The shape
-            has as many axes as that of a sample. Images and signals may have other sizes, and images other channels.
+        given: The condition of each question, ``(Q, *shape)`` in data units, with NaN for values that were not given.
+            It has as many axes as ``truth``. Given images and signals may differ in size from the samples, and given
+            images may also have another number of channels.
         truth: The true samples, ``(Q, *event)``, with NaN in the rows where they are unknown.
         labels: A short text for each question.
-        title: What the questions are, such as "pooled by 2".
+        title: A description of the questions, such as "pooled by 2".
         names: Names of the columns of vectors, or of the channels of signals.
 
     Raises:
@@ -89,9 +90,15 @@ def answers_figure(
     told, true = (None if v is None else np.asarray(plain(v), dtype=np.float64) for v in (given, truth))
     for name, value, shape in (("given", told, None), ("truth", true, x.shape[2:])):
         if value is not None and (len(value) != len(x) or shape not in (None, value.shape[1:])):
-            raise UsageError(f"{name} has shape {value.shape}, but answers has shape {x.shape}")
+            raise UsageError(
+                f"{name} has shape {value.shape}, but answers has shape {x.shape}; for answers of shape "
+                f"(Q, K, *event), pass {name} of shape {'(Q, *event)' if shape else '(Q, *shape)'}"
+            )
     if told is not None and (told.ndim != x.ndim - 1 or (kind == "vector" and told.shape[1:] != x.shape[2:])):
-        raise UsageError(f"given has shape {told.shape}, but answers has shape {x.shape}")
+        raise UsageError(
+            f"given has shape {told.shape}, but answers has shape {x.shape}; for answers of shape (Q, K, *event), pass "
+            "given with the axes of (Q, *event) and, for vectors, also its sizes"
+        )
     texts = [literal(label, 32) for label in labels] if len(labels) == len(x) else [str(i) for i in range(len(x))]
     bad = np.isnan(np.where(np.isfinite(x), 0.0, np.nan).reshape(*x.shape[:2], -1).sum(axis=2))
     x[bad] = np.nan
@@ -167,7 +174,7 @@ def _pictures(
         ax.tick_params(axis="y", left=False, pad=3)
     figure.suptitle(_shown(title + first, x, rows, len(x), "questions"), fontsize=10, color=INK, x=0.01, ha="left")
     if several:
-        note = f"mean and deviation of {x.shape[1]:,} answers; the brightest deviation is {most:.3g}"
+        note = f"mean and deviation of {x.shape[1]:,} answers; the largest deviation (brightest) is {most:.3g}"
         figure.supxlabel(note, fontsize=8, color=INK, x=0.01, ha="left")
     return figure
 
@@ -178,7 +185,7 @@ def _slice(picture: Floats) -> Floats:
 
 
 def _enlarged(picture: Floats, size: tuple[int, ...]) -> Floats:
-    """Return an image ``(C, h, w)`` at another size, with the nearest pixel in each place."""
+    """Resize an image ``(C, h, w)`` by taking the nearest pixel, without interpolation."""
     for axis, side in zip((1, 2), size, strict=True):
         index = ((np.arange(side) + 0.5) * picture.shape[axis] / side).astype(int)
         picture = np.take(picture, index, axis)
@@ -186,7 +193,7 @@ def _enlarged(picture: Floats, size: tuple[int, ...]) -> Floats:
 
 
 def _pixels(picture: Floats, low: float, high: float) -> Pixels:
-    """Return an image ``(C, H, W)`` as bytes ``(H, W, 3)``, with a tint where values are not known."""
+    """Return an image ``(C, H, W)`` as bytes ``(H, W, 3)``, tinted where values were not given."""
     colours = picture if len(picture) in (1, 3, 4) else picture[:1]
     unknown = np.isnan(colours).any(0)
     drawn = image_grid(np.where(np.isnan(colours), low, colours)[None], 1, low, high, pad=0)
@@ -197,7 +204,7 @@ def _pixels(picture: Floats, low: float, high: float) -> Pixels:
 def _heat(deviation: Floats) -> tuple[Pixels, float]:
     """Return deviations ``(R, C, H, W)`` as bytes ``(R, H, W, 3)`` on one scale from 0, and the highest of them.
 
-    For several channels, this is the root mean square over the channels.
+    For several channels, the root mean square over the channels is shown.
     """
     from matplotlib import colormaps
 

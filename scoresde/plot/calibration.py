@@ -1,9 +1,9 @@
 """Plots of the calibration of a conditional model: the ranks of the truth among its answers, and the coverage.
 
 The left panel shows how many values have each rank, relative to uniform ranks. The right panel shows how often a
-central interval of the answers contains the truth, against the level of the interval. For exact answers, both are on
-the dashed line, up to the error bars, which are two standard errors. Ranks that pile up at both ends, and a curve below
-the diagonal, belong to answers that differ too little.
+central interval of the answers contains the truth, against the level of the interval. For exact answers, both
+follow the dashed lines to within the error bars of two standard errors. Ranks that pile up at both ends, and a coverage
+below the diagonal, are signs of answers that differ too little.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def calibration(
     known = finite(levels, "levels", 1)
     if not 1 <= len(ranks) <= len(COLOURS) or list(ranks) != list(coverage):
         raise UsageError(
-            f"a figure needs the ranks and the coverage of the same 1 to {len(COLOURS)} sets, got ranks of "
+            f"pass the ranks and the coverage of the same 1 to {len(COLOURS)} sets, got ranks of "
             f"{list(ranks)} and coverage of {list(coverage)}"
         )
     figure = new_figure(8.4, 3.4)
@@ -63,7 +63,9 @@ def calibration(
         highest = max(highest, float((counts + 2 * np.nan_to_num(errors)).max()))
         share, errors = _pair(coverage[name], f"the coverage of {name}")
         if len(share) != len(known):
-            raise UsageError(f"the coverage of {name} has {len(share)} values for {len(known)} levels")
+            raise UsageError(
+                f"the coverage of {name} has {len(share)} values for {len(known)} levels; pass one value for each level"
+            )
         right.plot(known, share, color=colour, linewidth=1.3, marker="o", markersize=3, label=label)
         _bars(right, known, share, errors, colour)
     left.set_xlim(0, 1)
@@ -85,7 +87,9 @@ def _pair(values: tuple[Array, Array], name: str) -> tuple[Floats, Floats]:
     """Check values and their standard errors, each ``(n,)``."""
     first, errors = finite(values[0], name, 1), np.asarray(plain(values[1]), dtype=np.float64)
     if errors.shape != first.shape or not len(first):
-        raise UsageError(f"{name} need one standard error for each value, got shapes {first.shape} and {errors.shape}")
+        raise UsageError(
+            f"pass one standard error for each value of {name}, got shapes {first.shape} and {errors.shape}"
+        )
     return first, errors
 
 

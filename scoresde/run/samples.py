@@ -72,7 +72,7 @@ def write_samples(
 
     Samples that answer questions are written as answers: the array ``given`` holds the index of each sample's question,
     ``filled.csv`` is the table of the questions with its empty cells filled, ``answers.png`` shows what was given
-    beside the answers, and the image files are named by the questions.
+    beside the answers, and the image files are named after the questions.
 
     Args:
         folder: The folder to write to.
@@ -88,7 +88,7 @@ def write_samples(
             :meth:`scoresde.run.run.Run.frames`), or a function that computes them after the samples are written.
         reference: Data ``(m, *event)`` to show with the samples in a figure of points, tables or signals, or a function
             that returns them.
-        codec: The codec of the run, which determines the columns that are stored as levels.
+        codec: The codec of the run, which determines the columns that may be written as integers.
         asked: The questions that the samples answer, or ``None``.
 
     Returns:
@@ -271,7 +271,9 @@ def _arranged(path: Path, x: np.ndarray, info: DataInfo) -> np.ndarray:
 def _columns(path: Path, info: DataInfo) -> np.ndarray:
     """Read the columns of a table in the order of the data, ``(N, D)``."""
     if info.kind != "vector":
-        raise DataError(f"{path} is a table, but {info.name} has {info.kind}s of shape {info.shape}")
+        raise DataError(
+            f"{path} is a table, but {info.name} has {info.kind}s of shape {info.shape}; save the samples as npz"
+        )
     names = info.names or tuple(f"x{i}" for i in range(info.dims))
     found = read_table(path, keep=names)
     if found.names and (info.names or set(found.names) == set(names)):

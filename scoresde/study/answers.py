@@ -1,15 +1,16 @@
 """Comparison of the answers of a conditional model with the truth.
 
-A question is the condition of a row of the data, such as its class, numbers, a low-resolution picture, or its known
-cells. The row itself is the truth. For each question, K answers are drawn and compared with the truth by the metrics of
-:mod:`scoresde.metrics.answers`, whose equation 1 says what exact answers would show. If a mask says which values are
-missing, only these are compared.
+A question is the condition of a row of the data, such as its class, a vector, a low-resolution picture, or those of
+its cells that are not empty. The row itself is the truth. For each question, K answers are drawn and compared with the
+truth by the metrics of :mod:`scoresde.metrics.answers`. The values expected for exact answers follow from equation 1 of
+that module. If a mask marks the missing values, only these are compared.
 
 Pictures are compared in their own range. Columns of a table and channels of a signal, which have units of their own,
 are divided by their standard deviations, so that a PSNR of 0 dB means an error as large as the standard deviation.
 
-Beside the PSNR of the answers stands that of *training rows*, drawn at random for each question. These are answers that
-ignore the question. They are draws from the prior, so they pass all tests of calibration, although they are of no use.
+The PSNR of the answers is reported next to that of *training rows*, which are drawn at random for each question and so
+serve as answers that ignore it. Since they are draws from the prior, they pass every test of calibration, although they
+are useless as answers.
 """
 
 from __future__ import annotations
@@ -69,18 +70,18 @@ PAIRED = ("ranks", "spread")  # metrics that need two answers to each question
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """Several answers to each of some questions, and the truth.
+    """Several answers to each question of a set, together with the truth.
 
     Attributes:
         truth: The truth, ``(N, *event)`` in data units.
         x: The answers, ``(N, K, *event)`` in data units.
         info: Description of the data.
         codec: The map from data units to model units. Its scales are used to compare values with different units.
-        seen: What was measured of the truth, or ``None`` if nothing was.
-        rows: The row of each question in its split, int64 ``(N,)``.
-        split: The split of the questions.
-        failed: Number of questions that were left out because an answer to them failed.
-        solution: The result of the solver for all answers, those left out included, or ``None``.
+        seen: The measurements of the truth that the answers are conditioned on, or ``None`` if there are none.
+        rows: The index of the row of each question in the split, int64 ``(N,)``.
+        split: The split that the rows belong to.
+        failed: Number of questions that were left out because at least one of their answers failed.
+        solution: The result of the solver for all answers, including those that were left out, or ``None``.
     """
 
     truth: Tensor
@@ -100,7 +101,7 @@ class Answers:
 
     @property
     def scale(self) -> Tensor | None:
-        """The scale of each value, if columns or channels have units of their own, or ``None`` for a common range."""
+        """The scale by which each value is divided, or ``None`` if all columns or channels share one range."""
         affine = self.codec.continuous
         own = self.info.kind in ("vector", "signal")
         return affine.scale if isinstance(affine, Affine) and (own or affine.scale.numel() > 1) else None
@@ -116,9 +117,9 @@ class Answers:
                 return f"the channels of {self.info.name} have different units"
         if metric == "seen":
             if self.seen is None:
-                return "the model is not shown a measurement of the sample by a linear operator such as pool:2"
+                return "the answers are not conditioned on measurements by a linear operator such as pool:2"
             if self.seen.operator is None:
-                return "each question was measured by one of several operators; name one of them as the operator"
+                return "the questions were measured by several operators; choose one of them as the operator"
             if not isinstance(self.seen.operator, Linear):
                 return f"it requires a linear operator, but {self.seen.operator} is not linear"
         return ""
@@ -141,24 +142,25 @@ class Column:
 
 @dataclass(frozen=True, eq=False)
 class Judgement:
-    """How good the answers to some questions are. What was not computed is ``None``.
+    """The quality of the answers to a set of questions. Values that were not computed are ``None``.
 
     Attributes:
         questions: Number of questions.
         each: Number of answers to each question, K.
         hidden: Whether a mask selects the values that are compared.
-        unit: The unit in which values are compared, in words.
-        psnr_one, psnr_mean: The PSNR of one answer, and of the mean of the answers, which is not rounded to levels.
-        gap: The difference of the two, which is :attr:`exact_gap` for exact answers.
-        ssim_one, ssim_mean: The structural similarity of one answer and of the mean.
-        seen: The share of answers that agree with the measurement.
-        largest: The largest difference between the measurement of an answer and the one that was given.
+        unit: The unit in which values are compared, as text.
+        psnr_one, psnr_mean: The PSNR of a single answer, and that of the mean of all answers. The mean is not rounded
+            to levels.
+        gap: ``psnr_mean - psnr_one``. The expected value for exact answers is :attr:`exact_gap`.
+        ssim_one, ssim_mean: The structural similarity of a single answer, and that of the mean of all answers.
+        seen: The share of answers that agree with the given measurements.
+        largest: The largest difference between the measurements of an answer and those that were given.
         ranks: The ranks of the truth among its answers, over all values.
         coverage: How often a central interval contains the truth, keyed by the level of the interval.
         columns: The calibration of each column of a table.
         spread: The standard deviation of the answers relative to the error of their mean; 1 for exact answers.
-        ignorant: The PSNR and the structural similarity of training rows, which ignore the question, keyed by the name
-            of the field.
+        ignorant: The PSNR and the structural similarity of training rows, which ignore the question, keyed by the names
+            of the corresponding fields, such as ``psnr_one``.
         skipped: The metrics that could not be computed, each with the reason.
     """
 
@@ -190,7 +192,7 @@ class Judgement:
 def questions(data: Dataset, split: str = "test", limit: int = 0, seed: int = 0) -> Tensor:
     """Choose rows of a data set as questions, int64 ``(n,)``.
 
-    In the training split, rows that are only used to choose between checkpoints and rows with empty cells are left out.
+    In the training split, rows with empty cells and rows that serve only to choose between checkpoints are left out.
 
     Args:
         data: The data set.
@@ -209,12 +211,12 @@ def questions(data: Dataset, split: str = "test", limit: int = 0, seed: int = 0)
 
 
 def training_rows(data: Dataset) -> Tensor:
-    """Return the complete rows that are trained on, ``(n, *event)``."""
+    """Return the rows that are used for training and have no empty cells, ``(n, *event)``."""
     return data.train[_usable(data)]
 
 
 def _usable(data: Dataset) -> Tensor:
-    """Return which training rows are complete and trained on, bool ``(n_train,)``."""
+    """Return a mask of the rows that are used for training and have no empty cells, bool ``(n_train,)``."""
     return data.trains if data.complete is None else data.trains & data.complete.flatten(1).all(1)
 
 
@@ -235,9 +237,9 @@ def ask(
     """Condition a run on rows of a data set, and draw several answers for each row.
 
     Args:
-        run: A conditional run. Guidance and path are those of the run.
+        run: A conditional run. Its own guidance and path are used.
         data: The data set.
-        rows: The rows that are asked about, int64 ``(N,)``, as from :func:`questions`.
+        rows: Indices of the rows to use as questions, int64 ``(N,)``, as returned by :func:`questions`.
         split: The split that the rows belong to.
         each: Number of answers to each question, K.
         solver: The solver, or its name (default: ``multistep`` with 30 steps).
@@ -247,7 +249,7 @@ def ask(
         watch: Called after each step of each batch.
 
     Raises:
-        UsageError: If the run was trained without a condition, or the data lack a part of it.
+        UsageError: If the run was trained without a condition, or the data lack part of its condition.
         NumericalError: If at least one answer to every question failed.
     """
     if not len(rows):
@@ -261,8 +263,8 @@ def ask(
         raise NumericalError("; ".join(drawn.solution.failures()))
     if not bool(fine.all()):
         warnings.warn(
-            f"{int((~fine).sum())} of {len(rows):,} questions were left out, because an answer to them failed: "
-            f"{drawn.solution.failures()[0]}",
+            f"{int((~fine).sum())} of {len(rows):,} questions were left out because at least one of their answers "
+            f"failed: {drawn.solution.failures()[0]}",
             stacklevel=4,
         )
     kept = fine.nonzero().flatten()
@@ -287,7 +289,7 @@ def evaluate_answers(
     batch: int = 256,
     watch: Watch | None = None,
 ) -> Judgement:
-    """Draw several answers to questions about rows of a data set, and compare them with the truth.
+    """Condition a run on rows of a data set, draw several answers for each row, and compare them with the row.
 
     Args:
         run, data, rows, split, each, solver, operator, seed, batch, watch: As for :func:`ask`.
@@ -301,7 +303,7 @@ def evaluate_answers(
 
 
 def check_metrics(metrics: Sequence[str], each: int) -> None:
-    """Reject an unknown metric, and a metric that requires more answers, before answers are drawn.
+    """Reject unknown metrics, and metrics that require more than ``each`` answers to a question.
 
     Raises:
         UsageError: If a metric is unknown or requires more than ``each`` answers to a question.
@@ -326,7 +328,7 @@ def judge(
     Args:
         answers: The answers and the truth.
         metrics: Names in :data:`scoresde.core.tables.ANSWERS`, or ``None`` for all that can be computed.
-        training: Training rows ``(T, *event)``, to compare with answers that ignore the question.
+        training: Training rows ``(T, *event)``, which are judged as answers that ignore the question, or ``None``.
         seed: Seed for breaking ties of ranks, and for choosing training rows.
 
     Raises:
@@ -375,7 +377,7 @@ def judge(
 
 
 def _ignorant(training: Tensor, count: int, each: int, seed: int) -> Tensor | None:
-    """Return ``each`` different training rows for each of ``count`` questions, or ``None`` if there are too few."""
+    """Draw ``each`` distinct training rows for each of ``count`` questions, or return ``None`` if there are too few."""
     if len(training) < max(2, each):
         return None
     order = torch.randperm(len(training), generator=torch.Generator().manual_seed(seed))
@@ -411,7 +413,10 @@ def _column(info: DataInfo, truth: Tensor, x: Tensor, hidden: Tensor | None, see
 
 
 def answers_table(found: Judgement) -> str:
-    """Format a judgement as text: for each metric, the values for the answers, exact answers and training rows."""
+    """Format a judgement as text, with one line per metric.
+
+    The columns are the values for the answers, for exact answers and for training rows.
+    """
     exact = {"gap": f"{found.exact_gap:.2f}", "seen": "1", "spread": "1"}
     names = {
         "psnr_one": "psnr of one", "psnr_mean": "psnr of mean", "gap": "  gap", "ssim_one": "ssim of one",
@@ -494,13 +499,13 @@ def _plain_coverage(found: Mapping[float, Measurement]) -> dict[str, Any]:
 def write_calibration(folder: Path, found: Judgement, facts: Mapping[str, Any]) -> list[Path]:
     """Write ``evaluation.json`` and, if there are ranks, ``calibration.png``.
 
-    The picture shows the ranks and the coverage: of each column of a table with at most six columns, or of all values
-    together. If it cannot be drawn, a warning is issued.
+    The picture shows ranks and coverage. For a table with two to six columns, it shows those of each column; otherwise,
+    it shows those of all values together. If it cannot be drawn, a warning is issued.
 
     Args:
         folder: Folder to write to.
         found: The judgement.
-        facts: All facts to store, as JSON-serialisable values.
+        facts: The contents of ``evaluation.json``, as JSON-serialisable values.
 
     Returns:
         The paths of the files, starting with the picture.

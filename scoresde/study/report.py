@@ -104,23 +104,24 @@ class Chosen:
             seed: Seed for operators that draw random numbers.
 
         Raises:
-            UsageError: If the run was trained without a condition, or if the condition fixes part of a continuous
-                sample, which has no density then.
+            UsageError: If the run was trained without a condition, or if its condition includes linear measurements of
+                continuous samples, which then have no conditional density.
         """
         assert self.source is not None
         sources = Sources() if run.config is None else run.config.sources
         if not (sources.rich or sources.label):
             raise UsageError(
-                f"{run.folder} was trained without a condition, so there is no likelihood given one; train with a cond "
-                "such as class or vector",
+                f"{run.folder} was trained without a condition, so it has no conditional likelihood; compute the "
+                "likelihood without conditions, or train a run with a cond such as class or vector",
                 parameter="cond",
             )
         linear = [] if run.operator is None else [c for c in choices(run.operator) if c.linear]
         codec = run.codec.levels
         if linear and (codec is None or not bool((torch.as_tensor(getattr(codec, "count", 1)) > 0).all())):
             raise UsageError(
-                f"a sample of {self.name} has no density given what {linear[0]} leaves of it, because that fixes some "
-                "of its values, which are continuous; use data with levels, or the likelihood without conditions"
+                f"the samples of {self.name} have no density conditioned on measurements by {linear[0]}, because the "
+                "measurements confine these continuous samples to a subspace; use data with levels, or compute the "
+                "likelihood without conditions"
             )
         return run.given_rows(*self.source, split="all", seed=seed)
 
@@ -157,8 +158,8 @@ class Chosen:
             batch, memory, check, watch: See :meth:`scoresde.Likelihood.__call__`.
             keep: A folder in which each batch is saved as soon as it is finished. The bounds are saved in its subfolder
                 ``elbo``.
-            without: The run without conditions, whose likelihoods are also computed, or ``None``. They are not checked
-                for convergence.
+            without: The run without conditions, if its likelihoods are to be computed too, or ``None``. They are not
+                checked for convergence.
         """
         bound, begins = None, likelihood.t_min
         domain = run.model.domain
@@ -275,7 +276,7 @@ def check_comparable(run: Run, first: Run, *, by_class: bool = False) -> None:
         if theirs != ours and not (name == "columns" and not (theirs and ours)):
             raise UsageError(
                 f"{run.folder} and {first.folder} cannot be compared because their data differ in {name}: "
-                f"{_told(run, name)} and {_told(first, name)}"
+                f"{_told(run, name)} and {_told(first, name)}; choose runs whose data agree in {name}"
             )
 
 
@@ -429,8 +430,8 @@ class Scored:
         """
         if self.scores.unit != other.scores.unit:
             raise UsageError(
-                f"likelihoods in {self.scores.unit} cannot be paired with likelihoods in {other.scores.unit}; the "
-                "units must be the same"
+                f"likelihoods in {self.scores.unit} cannot be paired with likelihoods in {other.scores.unit}; "
+                "compute both in the same unit"
             )
         if not torch.equal(self.index, other.index):
             raise UsageError(
@@ -480,9 +481,9 @@ class Scored:
     def _elbo(self, elbo: Elbo) -> dict[str, Any]:
         """Return the mean of the bound, its standard error and its terms, over the samples with a finite bound.
 
-        The terms add up to the mean. For a density in nats, the mean is a bound on ``log p``, so the signs of the
-        terms, which bound ``-log p``, are reversed. The entry ``steps`` splits the diffusion term into its strata, or
-        into the steps of a chain, from data to noise.
+        The terms add up to the mean. They are terms of a bound on ``-log p``, but for a density in nats, the mean is a
+        bound on ``log p``, so their signs are reversed. The entry ``steps`` splits the diffusion term into its strata,
+        or into the steps of a chain, from data to noise.
         """
         bound = self.bound
         assert bound is not None
@@ -532,7 +533,7 @@ def write_scores(folder: Path, sets: Sequence[Scored], made: Mapping[str, Any], 
     Args:
         folder: Folder to write to.
         sets: The data sets with their likelihoods under one or more models.
-        made: The summaries and settings as JSON-serialisable values.
+        made: The summaries and settings to write to ``likelihood.json``, as JSON-serialisable values.
         kinds: The kinds of files to write, from :data:`KINDS`. The JSON file is always written.
 
     Returns:
@@ -563,8 +564,8 @@ def write_scores(folder: Path, sets: Sequence[Scored], made: Mapping[str, Any], 
 def units(sets: Sequence[Scored]) -> dict[str, str]:
     """Return the units of the table columns, keyed by column. Columns without a unit are omitted.
 
-    These units do not apply to :meth:`Scored.summary`, in which the entries of these names are in the unit of its mean:
-    bits/dim for data with levels.
+    These units do not apply to :meth:`Scored.summary`. Its entries of the same names are in the unit of its mean, which
+    is bits/dim for data with levels.
     """
     there = {
         "bits_per_dim": any(s.scores.bits_per_dim is not None for s in sets),

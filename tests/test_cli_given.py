@@ -658,7 +658,8 @@ def test_a_run_keeps_its_mask(shell: Shell) -> None:
     facts: Any = shell.json(f"sample r --given p.png --each 2 {ASK}")
     assert (samples(facts)["x"][:, 0, :, 3:] == x[0, 0, :, 3:].numpy()).all()
     assert "masked by hole.png" in shell.err
-    assert "condition    the measurement of the sample (mask:hole.png); dropped for 0.1 of the samples" in shell("info r")
+    told = "condition    the measurement of the sample (mask:hole.png); dropped for 0.1 of the samples"
+    assert told in shell("info r")
 
 
 def test_cond_is_named_by_every_error(shell: Shell) -> None:

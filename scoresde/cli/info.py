@@ -70,7 +70,7 @@ def info(run: str | None, edited: bool, session: Session) -> None:
     shown = ("shift", "coupling", "cond", "augment", "steps", "batch", "lr", "seed")
     for key in shown:
         told.append(f"{key:12} {config[key]}")
-        told += [f"{'told':12} {words}"] if key == "cond" and words else []
+        told += [f"{'condition':12} {words}"] if key == "cond" and words else []
     usual = {"size": 0, "fit": "", "layout": "auto", "on_bad": "stop"}
     reading = [f"{key} {config[key]}" for key, value in usual.items() if config[key] != value]
     told += [f"{'read with':12} {', '.join(reading)}"] if reading else []

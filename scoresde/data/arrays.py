@@ -257,9 +257,7 @@ def _picture(where: str, x: Array, event: tuple[int, ...], channels_last: bool, 
             last = alike[1] if alike[0] != alike[1] else last
         x = np.moveaxis(x, -1, 1) if last else x
     if x.ndim != ndim:
-        raise DataError(
-            f"{where} has shape {x.shape}, but must have {ndim} axes: one for the samples, and as many as each sample has"
-        )
+        raise DataError(f"{where} has shape {x.shape}, but must have {ndim} axes, as many as the array of the samples")
     return "image", x
 
 

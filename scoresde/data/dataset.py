@@ -254,7 +254,7 @@ class Dataset:
     complete: Tensor | None = None
 
     def described(self, known: CondInfo) -> Dataset:
-        """Return the data with ``known`` as the description of their conditions, and words numbered by its vocabulary."""
+        """Return the data with ``known`` as the description of their conditions, and with words numbered by it."""
         train, test = (known.translated(given, self.info.known) for given in (self.train_given, self.test_given))
         return replace(self, info=replace(self.info, known=known), train_given=train, test_given=test)
 
@@ -285,7 +285,7 @@ class Dataset:
         return self.complete.flatten(1).all(1)
 
     def every(self) -> tuple[Tensor, Tensor | None, Condition]:
-        """Return all samples with their labels and their other conditions, the training samples before the test samples.
+        """Return all samples with their labels and other conditions, the training samples before the test samples.
 
         Labels and conditions that only one of the two parts has are left out.
         """

@@ -122,7 +122,7 @@ class Sources:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The kinds of condition, besides the class, that the data must have (``needs`` of :class:`~scoresde.data.Reading`)."""
+        """The kinds of condition, besides the class, that must be readable: ``needs`` of a ``Reading``."""
         return tuple(name for name in ("vector", "image", "text") if getattr(self, name))
 
     @property

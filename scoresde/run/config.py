@@ -465,8 +465,8 @@ class TrainConfig:
     def nothing(self, info: DataInfo) -> Condition | None:
         """Return a condition whose values are all missing, or ``None`` if ``cond`` lists nothing besides the class.
 
-        In training, a network is shown this condition for each row whose whole condition is dropped. There is a single row, which
-        applies to all samples.
+        In training, a network is shown this condition for each row whose whole condition is dropped. The condition has
+        a single row, which applies to all samples.
         """
         sources, known = self.sources, info.known
         if not sources.rich:

@@ -217,8 +217,8 @@ class Run:
         seen = None
         if operator is not None and condition.image is None:
             raise UsageError(
-                f"the operator {operator} has nothing to measure, because the condition has no image; add one, or leave out "
-                "the operator",
+                f"the operator {operator} has nothing to measure, because the condition has no image; add one, or "
+                "leave out the operator",
                 parameter="operator",
             )
         if condition.image is not None and (operator is not None or self.operator is not None):

@@ -203,7 +203,7 @@ def test_a_model_of_several_tasks_is_shown_a_picture_as_it_is_unless_one_is_name
     save(x[0], "full.png")
     save(pooled(x)[0], "low.png")
     shell(f"sample {run} --given full.png {ASK}")
-    assert "shown to the model as it is, because the run was trained on several operators" in shell.err
+    assert "shown to the model as it is, because the run was trained with several operators" in shell.err
     assert "use --operator to degrade samples first" in shell.err and drawn[0]["truth"] is None
     facts: Any = shell.json(f"sample {run} --given full.png {ASK} --operator half --each 2")
     assert (
@@ -466,7 +466,7 @@ def test_everything_that_a_run_was_told_must_be_given(shell: Shell, of: Callable
     Path("empty").mkdir()
     shell.refuses(f"sample {run} --given empty", 3, "empty has no images")
     Path("a.txt").write_text("red")
-    shell.refuses(f"sample {run} --given a.txt", 3, "a.txt is not a file that a condition can be read from")
+    shell.refuses(f"sample {run} --given a.txt", 3, "a condition cannot be read from a.txt")
     always = of("always")
     shell.refuses(f"sample {always} --n 2", 2, "every training sample had its condition", "--set cond_drop=0.1")
 
@@ -660,7 +660,8 @@ def test_a_run_keeps_its_mask(shell: Shell) -> None:
     facts: Any = shell.json(f"sample r --given p.png --each 2 {ASK}")
     assert (samples(facts)["x"][:, 0, :, 3:] == x[0, 0, :, 3:].numpy()).all()
     assert "masked by hole.png" in shell.err
-    assert "condition    what is left of the sample (mask:hole.png); nothing for 0.1 of the samples" in shell("info r")
+    told = "condition    the measurement of the sample (mask:hole.png); dropped for 0.1 of the samples"
+    assert told in shell("info r")
 
 
 def test_cond_is_named_by_every_error(shell: Shell) -> None:
@@ -685,18 +686,18 @@ def test_cond_is_named_by_every_error(shell: Shell) -> None:
 def test_dry_run_and_info_say_what_a_model_is_told(shell: Shell, of: Callable[[str], str]) -> None:
     table(Path("t.csv"))
     line = "train --data t.csv --cond vector:age+cells --batch 8 --set network.width=8 --dry-run --quiet"
-    told = "a number (age), what is left of the sample (cells missing); nothing for 0.1 of the samples"
+    told = "a number (age), the measurement of the sample (cells missing); dropped for 0.1 of the samples"
     assert shell.json(line)["told"] == told and f"condition        {told}\n" in shell(line)
     assert f"condition    {told}\n" in shell(f"info {of('sensors')}")
     assert "condition" not in shell("train --batch 8 --set network.channels=4 --dry-run --quiet")
-    assert "the class (10 classes), what is left of the sample (cells missing)" in shell(f"info {of('holes')}")
+    assert "the class (10 classes), the measurement of the sample (cells missing)" in shell(f"info {of('holes')}")
 
 
 def test_inspect_reads_data_as_they_will_be_trained_on(shell: Shell, runs: Path) -> None:
     table(Path("t.csv"))
     shell("data inspect t.csv", 3)
     out = shell("data inspect t.csv --cond vector:age+cells")
-    assert "known about each sample: a number (age)" in out
+    assert "conditions besides the class: a number (age)" in out
     assert out.endswith("train with: scoresde train --data t.csv --cond vector:age+cells\n")
     shell("data inspect t.csv --json", 3)
     problem = json.loads(shell.out)

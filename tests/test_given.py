@@ -101,7 +101,7 @@ def test_numbers_are_standardised_by_what_is_known_of_them() -> None:
     info = CondInfo.of(Known(vector=big))
     told = info.to_model(Condition(vector=torch.from_numpy(big))).vector.double()
     assert abs(float(told.mean())) < 1e-5 and float(told.std(correction=0)) == pytest.approx(1, abs=1e-5)
-    with pytest.raises(DataError, match="squares of the numbers known about the samples overflow"):
+    with pytest.raises(DataError, match="squares of the numbers in the condition overflow"):
         CondInfo.of(Known(vector=np.array([[1e200], [-1e200]])))
 
 
@@ -145,7 +145,7 @@ def test_the_description_survives_json_and_older_ones_have_none(tmp_path: Path) 
     stored = json.loads(json.dumps(data.info.to_dict()))
     again = DataInfo.from_dict(stored)
     assert again == data.info and again.known.words == ("blue", "green", "red")
-    assert "known about each sample: 2 numbers (c0, c1), a picture of shape 2 x 3, a text (3 different words)" in (
+    assert "conditions besides the class: 2 numbers (c0, c1), a picture of shape 2 x 3, a text (3 different words)" in (
         data.describe()
     )
     del stored["known"]  # data.json of an earlier version
@@ -256,7 +256,7 @@ UNFIT = [
     ("c", np.full(60, "a"), "must hold numbers"),
     ("given", np.zeros((60, 2, 2)), "each sample has 1 axes"),
     ("given", np.full((60, 2), np.inf), "infinite values"),
-    ("given", np.full((60, 2), np.nan), "no values other than NaN"),
+    ("given", np.full((60, 2), np.nan), "has only NaN; fill in values"),
     ("given", np.full((60, 2), "a"), "not numbers"),
     ("given", np.zeros((60, 0)), "is empty"),
     ("text", np.array("a description of the file"), "has shape ()"),
@@ -286,7 +286,7 @@ def test_both_parts_say_the_same_kind_of_thing(tmp_path: Path) -> None:
     cases = [
         ({"c_train": np.zeros((60, 2))}, "c_train' describes only the training samples; add one for the test"),
         ({"c_test": np.zeros((20, 2))}, "c_test' describes only the test samples; add one for the training"),
-        ({"c_train": np.zeros((60, 2)), "c_test": np.zeros((20, 3))}, "must describe the samples in the same way"),
+        ({"c_train": np.zeros((60, 2)), "c_test": np.zeros((20, 3))}, "the two must agree in everything but"),
     ]
     for more, message in cases:
         path = save(tmp_path, **x, **more)
@@ -388,11 +388,11 @@ def test_columns_that_cannot_be_conditions(tmp_path: Path, cond: str, message: s
 
 def test_columns_are_named_only_for_tables(tmp_path: Path) -> None:
     data = Dataset.of(vectors(), given=Condition(vector=torch.zeros(60, 2)))
-    with pytest.raises(UsageError, match=r"known about each sample of array are c0, c1; only the columns of a table"):
+    with pytest.raises(UsageError, match=r"in the condition of array are c0, c1; only the columns of a table"):
         TrainConfig(cond="vector:age").resolved(data.info)
     assert TrainConfig(cond="vector").resolved(data.info).cond == "vector"
     read = load_data(table(tmp_path, people()), reading=Reading(columns=("age",)))
-    with pytest.raises(UsageError, match=r"known about each sample of table are age"):
+    with pytest.raises(UsageError, match=r"in the condition of table are age"):
         TrainConfig(cond="vector:dose").resolved(read.info)
 
 
@@ -624,7 +624,7 @@ def test_inspect_says_what_is_known(shell: Shell, tmp_path: Path) -> None:
     x = vectors()
     np.savez("data.npz", x=x, c=beside(x), text=np.array(["a dog"] * 60), given=np.zeros((60, 2, 2)))
     out = shell("data inspect data.npz")
-    assert "known about each sample: 2 numbers (c0, c1), a text (2 different words)" in out
+    assert "conditions besides the class: 2 numbers (c0, c1), a text (2 different words)" in out
     assert "given is not used as a condition: array 'given' has shape (60, 2, 2)" in out
     assert "--cond" in out
     found = shell.json("data inspect data.npz")["found"]

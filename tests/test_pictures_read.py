@@ -273,7 +273,8 @@ def test_an_alpha_channel_without_a_hole_is_dropped(tmp_path: Path) -> None:
     raw = read_image_folder(tmp_path)
     assert raw.train.shape == (7, 4, 6, 6) and np.array_equal(row(raw, "holes.png"), holes.transpose(2, 0, 1))
     assert (row(raw, "opaque0.png")[3] == 255).all() and (row(raw, "good0.png")[3] == 255).all()
-    assert "1 image with transparent parts, so the last channel is alpha and opaque in the other images" in raw.notes
+    note = "1 image with transparent parts, so the last channel is alpha, which is opaque in the other images"
+    assert note in raw.notes
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,7 @@ def test_a_condition_must_have_every_part_of_cond() -> None:
     with pytest.raises(UsageError, match="label 7 is not one of the 3 classes"):
         run.given(replace(full, label=torch.tensor([7])))
     for known in ("cat", torch.zeros(4, 2), [0, 1]):
-        with pytest.raises(UsageError, match="without labels; name what is known, as in given"):
+        with pytest.raises(UsageError, match="without labels; pass its condition by name, as in given"):
             trained("vector", data).given(known)
     with pytest.raises(UsageError, match=r"must hold integers, shape \(B,\); got dtype torch.float32"):
         run.given(replace(full, label=torch.tensor([1.0])))
@@ -651,7 +651,7 @@ def test_what_a_given_picture_means() -> None:
     assert understood(x, many, noise).operator is None  # shown as it is
     with pytest.raises(UsageError, match="that of the measurements of pool:2 and crop; name the operator"):
         understood(torch.rand(2, 1, 4, 4), parse("pool:2/crop").on((1, 8, 8)), noise)
-    with pytest.raises(UsageError, match=r"only samples, of shape \(3, 8, 8\), may have missing values"):
+    with pytest.raises(UsageError, match=r"only samples may have missing values, and their shape is \(3, 8, 8\)"):
         understood(Pool(2)(nan), many, noise)
     with pytest.raises(UsageError, match="NaN, but this model was trained with the operator blur:1"):
         understood(nan, Blur().on((3, 8, 8)), noise)

@@ -78,7 +78,7 @@ def builds(*fields: Fields) -> Callable[[F], F]:
 
 
 def own_class(operator: str | None) -> str | None:
-    """Return an operator that was typed, if it is the user's own class, which may be the operator of the run."""
+    """Return ``operator`` if it names a class of the user, which may be the operator of the run, or ``None``."""
     typed = operator or ""
     return operator if ":" in typed and typed.partition(":")[0] not in OPERATORS else None
 
@@ -426,7 +426,7 @@ class Conditioning:
         label: The class of all samples, by name or index.
         guidance: Scale of classifier-free guidance.
         labels: Whether each sample is conditioned on its own class.
-        given: Whether each sample is conditioned on everything that is known about it.
+        given: Whether each sample has its own condition, of every kind that the run was trained with.
     """
 
     label: str | None
@@ -438,8 +438,7 @@ class Conditioning:
         if self.given and (self.labels or self.label is not None):
             other = "--labels" if self.labels else "--label"
             raise UsageError(
-                f"--given conditions each sample on everything that is known about it, its class included; leave out "
-                f"{other}"
+                f"--given conditions each sample on its own condition, including its class; leave out {other}"
             )
         if self.labels and self.label is not None:
             raise UsageError(
@@ -454,8 +453,8 @@ class Conditioning:
     def all_of(self, run: Run, n: int, seed: int = 0) -> Run:
         """Return the run conditioned on the class for ``n`` samples.
 
-        If no class was given but the run needs classes, each sample gets its own class. If the condition contains
-        more than the class, each sample gets that of a held-out row.
+        If no class was given but the run needs classes, each sample gets its own class. If the run was
+        trained with more than the class, each sample gets the condition of a held-out row.
         """
         return self.of(run) if self.label is not None else run.typical(n, seed).guided(self.guidance)
 
@@ -472,7 +471,7 @@ def conditioning(labels: bool = False, first: bool = True) -> Decorator:
     """Add the options for conditioning, and pass their values to the command as ``condition``.
 
     Args:
-        labels: Whether to add ``--labels`` and ``--given``, for a command that reads what is known about the data.
+        labels: Whether to add ``--labels`` and ``--given``, for a command that reads data with their conditions.
         first: Whether the short help shows ``--label``.
     """
     options = [
@@ -485,8 +484,8 @@ def conditioning(labels: bool = False, first: bool = True) -> Decorator:
         options += [
             option("--labels", under="Conditioning", is_flag=True, help="Condition each sample on its own class."),
             option("--given", under="Conditioning", is_flag=True,
-                   help="Condition each sample on what is known about it, as in training (for a run trained with "
-                        "--cond), and compare with the likelihood without a condition."),
+                   help="Use the whole condition of each sample, as in training (for a run trained with --cond), and "
+                        "compare with the likelihood without a condition."),
         ]  # fmt: skip
     return together("condition", Conditioning, *options)
 

@@ -112,8 +112,8 @@ def _advised(info: DataInfo, sources: Sources) -> list[str]:
     for name, (what, unused) in known.items():
         if unused:
             advice.append(
-                f"scoresde train uses {what} only with --cond {name}; scoresde sample can then draw samples that go "
-                "with them"
+                f"scoresde train uses {what} only with --cond {name}; scoresde sample --given can then "
+                "condition samples on such data"
             )
     if info.classes and not sources.label:
         advice.append(

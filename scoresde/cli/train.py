@@ -46,9 +46,10 @@ PARTS = (
         help="Training data: digits, tinted, captions, a 2-D toy set, or the path of images, csv, npy or IDX "
              "files.")  # fmt: skip
 @option("--augment", under="Data", default="none", metavar="KINDS",
-        help="Augment images, and tell the network how: none, all, or any of flip, vflip, scale, shift.")  # fmt: skip
+        help="Augmentation of images, with its parameters as input to the network: none, all, or any of flip, vflip, "
+             "scale, shift.")  # fmt: skip
 @option("--cond", under="Data", first=True, default="none", metavar="TEXT",
-        help="Condition of each sample, joined by +: class, vector (numbers; vector:age,dose for columns of a "
+        help="What the model is conditioned on, joined by +: class, vector (numbers; vector:age,dose for columns of a "
              "table), image (another image), text, or the measurement of the sample by an operator: cells (random "
              "values are missing), hole, half, mask:FILE, pool:K (low resolution), grey, crop, blur, noise:S, jpeg:Q "
              "or module:Class; hole/pool:4 trains one model for both operators.")  # fmt: skip

@@ -101,8 +101,8 @@ def roles(path: Path | str, arrays: Mapping[str, Array]) -> dict[str, str]:
         if len(keys) > 1:
             what = "labels" if "y" in role else "conditions" if role in told else "data"
             raise DataError(
-                f"{path}: it is unclear which of {' and '.join(keys)} holds the {what}; save only one of them, or let "
-                "their names end in _train and _test"
+                f"{path}: it is unclear which of {' and '.join(keys)} holds the {what}; save only one of them, or "
+                "rename them to end in _train and _test"
             )
     chosen = {role: keys[0] for role, keys in found.items() if keys}
     if "x_test" in chosen and chosen["x"].lower() not in TRAIN:
@@ -183,7 +183,7 @@ def _known(
     channels_last: bool,
     reading: Reading,
 ) -> tuple[tuple[Known, Known], tuple[str, ...]]:
-    """Return what the arrays say about each training and each test sample, and notes on arrays that are left out."""
+    """Return the conditions of the training and of the test samples, and notes on arrays that are left out."""
     parts = {"": train} if test is None else {"": train, "_test": test}
     values: list[dict[str, Array]] = [{}, {}]
     notes = []
@@ -209,7 +209,7 @@ def _known(
             if made[1:] and (made[0][0] != made[1][0] or made[0][1].shape[several:] != made[1][1].shape[several:]):
                 raise DataError(
                     f"{path}: array {keys[0]!r} has shape {arrays[keys[0]].shape}, but {keys[1]!r} has shape "
-                    f"{arrays[keys[1]].shape}; both must describe the samples in the same way"
+                    f"{arrays[keys[1]].shape}; the two must agree in everything but the number of samples"
                 )
         except DataError as error:
             if role in reading.needs:
@@ -239,14 +239,14 @@ def _picture(where: str, x: Array, event: tuple[int, ...], channels_last: bool, 
     """Return the pictures that are the conditions of samples of shape ``event``, channels first."""
     ndim = len(event) + 1
     if x.dtype.kind not in "biuf":
-        raise DataError(f"{where} has dtype {x.dtype}, not numbers")
+        raise DataError(f"{where} has dtype {x.dtype}, but must hold numbers")
     if x.dtype.kind == "f":
         if np.isinf(x).any():
             raise DataError(f"{where} has infinite values; replace them, or use NaN for values that are unknown")
         if x.size and np.isnan(x).all():
-            raise DataError(f"{where} has no values other than NaN")
+            raise DataError(f"{where} has only NaN; fill in values, or leave the array out")
     if not x.size:
-        raise DataError(f"{where} is empty (shape {x.shape})")
+        raise DataError(f"{where} is empty (shape {x.shape}); leave it out")
     if x.ndim == ndim - 1 and ndim > 2:
         x = x[:, None]  # pictures without a channel axis
     elif x.ndim == ndim > 2:
@@ -257,14 +257,12 @@ def _picture(where: str, x: Array, event: tuple[int, ...], channels_last: bool, 
             last = alike[1] if alike[0] != alike[1] else last
         x = np.moveaxis(x, -1, 1) if last else x
     if x.ndim != ndim:
-        raise DataError(
-            f"{where} has shape {x.shape}, but each sample has {ndim - 1} axes; the two need the same number of axes"
-        )
+        raise DataError(f"{where} has shape {x.shape}, but must have {ndim} axes, as many as the array of the samples")
     return "image", x
 
 
 def _proportional(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
-    """Whether all sides of a picture are the same multiple of the sides of another."""
+    """Whether two pictures have the same proportions."""
     return all(m * b[0] == n * a[0] for m, n in zip(a, b, strict=True))
 
 
@@ -280,7 +278,7 @@ def _texts(where: str, text: Array, *_: object) -> tuple[str, Array]:
             "words, shape (N, L, E)"
         )
     if not any(map(str.strip, text.tolist())):
-        raise DataError(f"{where} has only empty texts")
+        raise DataError(f"{where} has only empty texts; add texts, or leave the array out")
     return "text", text
 
 

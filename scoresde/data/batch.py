@@ -87,10 +87,10 @@ class Rows:
         codec: The map from data units to model units.
         labels: Class of each row, int64 ``(n,)``, or ``None`` for batches without class labels.
         classes: Number of classes.
-        given: What else is known about each row, in data units.
-        told: The description that maps ``given`` to model units.
+        given: The rest of the condition of each row, in data units, or ``None``.
+        told: The description of the conditions, by which ``given`` is converted to model units.
         complete: Which values are known, bool ``(n, *event)``, or ``None`` if all are.
-        operator: An operator whose measurement of each row is its condition (:func:`degraded`), or ``None``.
+        operator: An operator whose measurement of each row is part of its condition (:func:`degraded`), or ``None``.
     """
 
     x: Tensor
@@ -119,7 +119,7 @@ class Rows:
 
 
 def degraded(batch: Batch, operator: Operator, codec: Codec, noise: Noise, step: int) -> Batch:
-    """Return a batch whose condition includes the measurement of each row by an operator, as a network is shown it.
+    """Return the batch with the measurement of each row by an operator added to its condition.
 
     Args:
         batch: The batch, with ``clean`` set.
@@ -167,7 +167,7 @@ class Batches:
         if batch.x0.ndim != 4 or batch.eps is not None or batch.weight is not None:
             raise UsageError(
                 f"augmentation needs images (B, C, H, W) without paired noise or per-pixel weights, got a batch of "
-                f"shape {tuple(batch.x0.shape)}"
+                f"shape {tuple(batch.x0.shape)}; pass augmentation=None"
             )
         numbers = self.augmentation.drawn(len(batch), batch.x0.shape[1:], seed=self.seed, step=step)
         x0, clean = (None if x is None else self.augmentation.applied(x, numbers) for x in (batch.x0, batch.clean))

@@ -66,12 +66,12 @@ class DataInfo:
         names: Column names of a table, or empty.
         wide: Whether the values need float64, in which case samples are also written in float64.
         n_validation: Number of training samples that are used only to choose between checkpoints.
-        trained: Number of samples of each class that are trained on. Empty if there are no labels, and for runs that
+        trained: Number of samples of each class used for training. Empty if there are no labels, and for runs that
             predate this field.
         spread: Root mean square of the training samples in model units, or ``None`` before training.
         furthest: Largest distance between two training samples in model units, or ``None`` before training and for a
             probability path that does not depend on this distance (:mod:`scoresde.sde.reach`).
-        known: Description of what is known about each sample besides its class (:mod:`scoresde.data.given`).
+        known: Description of the conditions of the samples, except their classes (:mod:`scoresde.data.given`).
     """
 
     name: str
@@ -167,7 +167,7 @@ class DataInfo:
             more = ", ..." if len(self.classes) > 10 else ""
             lines.append(f"{len(self.classes)} classes: {', '.join(map(one_line, self.classes[:10]))}{more}")
         if told := self.known.describe():
-            lines.append(f"known about each sample: {told}")
+            lines.append(f"conditions besides the class: {told}")
         return "\n".join(lines)
 
 
@@ -219,8 +219,8 @@ class Dataset:
         test_labels: Indexes into ``info.classes``, ``(n_test,)`` int64, or None.
         log_density: The true log density where it is known: a function from ``(N, *event)`` in data units to ``(N,)``
             in nats.
-        validates: Indexes of the validation rows, which are the training rows that are used only to choose between
-            checkpoints, int64 ``(n_validation,)``.
+        validates: Indexes of the validation rows, int64 ``(n_validation,)``. These are training rows that are used only
+            to choose between checkpoints.
         identity: Identity of the data by content, or ``None`` for toys, for the digits and for a split by rows.
         known_again: Number of test rows that equal a training row.
         notes: Messages from the reader about what it did.
@@ -229,7 +229,7 @@ class Dataset:
             ``(n_train + n_test,)``. If the source has a test part, the positions in each part start from 0. ``None`` if
             each sample has its own file.
         files: The file of each sample, training samples first. Empty if samples do not have their own files.
-        train_given, test_given: What is known about each sample besides its class, in data units.
+        train_given, test_given: The condition of each sample, except its class, in data units.
         complete: Which values of the training samples are known, bool ``(n_train, *event)``, or ``None`` if all values
             are known. An unknown value is stored as the mean of its column, and has no weight in training. Test
             samples are always complete.
@@ -285,9 +285,9 @@ class Dataset:
         return self.complete.flatten(1).all(1)
 
     def every(self) -> tuple[Tensor, Tensor | None, Condition]:
-        """Return all samples, their labels, and what else is known about them: first the training part, then the test.
+        """Return all samples with their labels and other conditions, the training samples before the test samples.
 
-        What is known about the samples of only one part is left out.
+        Labels and conditions that only one of the two parts has are left out.
         """
         theirs, ours = (
             (x, y, *(getattr(given, name) for name in SLOTS))
@@ -312,7 +312,7 @@ class Dataset:
         return index if self.rows is None else int(self.rows[index])
 
     def told_as(self, known: CondInfo) -> Dataset:
-        """Return the data with their conditions as a model knows them: in its vocabulary, with its standardisation.
+        """Return the data with the vocabulary and the standardisation of a model for their conditions.
 
         Args:
             known: The description of the conditions that is stored with the model.
@@ -375,8 +375,8 @@ class Dataset:
                 images or ``(N, C, D, H, W)`` volumes.
             test: Samples to hold out (default: a fraction of ``train``).
             classes, test_classes: The class of each sample, as integers or strings, shape ``(N,)``.
-            given, test_given: What else is known about each sample, in data units: a ``vector``, an ``image``, or
-                features of words as ``tokens``.
+            given, test_given: The condition of each sample, except its class, in data units: a ``vector``, an
+                ``image``, or features of words as ``tokens``.
             text, test_text: A text about each sample.
             name: Name used in titles and folder names.
             seed, test_fraction, split: Options for the split (see :func:`load_data`).
@@ -412,7 +412,7 @@ def _joined(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _parts_of(part: str, given: Condition | None, text: Sequence[str] | None) -> dict[str, Any]:
-    """Return what is known about the rows of a part as named arrays, as they would be stored in an ``.npz`` file."""
+    """Return the conditions of one part of the data as named arrays, as they would be stored in an ``.npz`` file."""
     known = given or Condition()
     if known.label is not None:
         raise UsageError("given contains labels; pass the class of each sample as classes instead")
@@ -536,7 +536,7 @@ def _build(raw: Raw, name: str, source: str, how: How) -> Dataset:
             what = f"{int((~whole).sum()):,} of the {len(x):,} samples have missing values"
             raise DataError(
                 f"{source}: {what}, and no complete sample is left to hold out; add complete samples, or "
-                + ("hold out more of them" if some else "leave out columns that are rarely known"),
+                + ("hold out more of them" if some else "leave out columns that are mostly empty"),
                 parameter="test_fraction" if some else None,
                 value=0.3 if some else None,
             )

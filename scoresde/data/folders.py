@@ -4,7 +4,7 @@ Images may be at any depth. The classes are the top-level folders or, if there a
 the folders inside these. Everything in or below a class folder belongs to that class. Files that are not images are
 reported as left out, except for hidden files and files that operating systems create.
 
-Two kinds of file are not samples, but hold what is known about an image: an image of the same name in a folder
+Two kinds of file are not samples, but hold the condition of an image: an image of the same name in a folder
 ``given`` at the top level (``given/cat/7.png`` for ``cat/7.png``), and a text file of the same name beside the image
 (``cat/7.txt``).
 """
@@ -43,8 +43,8 @@ class Found:
         test: File and class of each test image.
         problems: Problems that prevent the folder from being read.
         notes: Notes on what was left out, one sentence each.
-        given: The image in the folder ``given`` that belongs to an image, for each image that has one.
-        texts: The text file that belongs to an image, for each image that has one.
+        given: For each image with a counterpart in the folder ``given``, the path of the counterpart.
+        texts: For each image with a text file beside it, the path of the text file.
     """
 
     train: Classed

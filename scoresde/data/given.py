@@ -1,4 +1,4 @@
-"""What is known about each sample besides the sample itself, and how it becomes the condition of a model.
+"""The conditions of the samples: their sources, their statistics, and their conversion to the input of a model.
 
 The option ``cond`` lists the sources of a model's condition, joined by ``+``:
 
@@ -13,8 +13,8 @@ The option ``cond`` lists the sources of a model's condition, joined by ``+``:
     =================  ====================================================================================
 
 Numbers are standardised, and pictures are mapped to [-1, 1]. Words are numbered by the vocabulary of the training
-texts. :class:`CondInfo` holds the statistics and the vocabulary that this requires, and is stored with a run. A value
-that is not given is NaN, or -1 for a word.
+texts. :class:`CondInfo` holds the statistics and the vocabulary that this requires, and is stored with a run. A missing
+value is stored as NaN, or as -1 for a word.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class Sources:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What must be known about each sample besides its class, as for :class:`~scoresde.data.Reading`."""
+        """The kinds of condition, besides the class, that must be readable: ``needs`` of a ``Reading``."""
         return tuple(name for name in ("vector", "image", "text") if getattr(self, name))
 
     @property
@@ -134,12 +134,12 @@ class Sources:
 
 @dataclass(frozen=True)
 class CondInfo:
-    """Description of what is known about each sample of a data set.
+    """Description of the conditions of the samples in a data set.
 
     Attributes:
         vector: Names of the numbers.
-        shift, scale: Mean and standard deviation of each number over the training rows. Numbers are standardised by
-            them.
+        shift, scale: Mean and standard deviation of each number over the training rows, by which the numbers
+            are standardised.
         image: Shape of the picture, ``(C, *space)``; empty without pictures.
         low, high: Lowest and highest value of the pictures. Pictures are mapped from this range to [-1, 1].
         words: The vocabulary. Word i has the index i + 1, and the index 0 means a word that is not in the vocabulary.
@@ -157,7 +157,7 @@ class CondInfo:
 
     @classmethod
     def of(cls, known: Known) -> CondInfo:
-        """Describe what is known about the training rows."""
+        """Describe the conditions of the training rows, and compute their statistics and their vocabulary."""
         found = cls()
         if known.vector is not None:
             v = known.vector.astype(np.float64)
@@ -168,7 +168,7 @@ class CondInfo:
                 std = np.sqrt(np.where(there, (v - mean) ** 2, 0).sum(0) / count)
             if not (np.isfinite(mean) & np.isfinite(std)).all():
                 raise DataError(
-                    "the squares of the numbers known about the samples overflow; divide these numbers by a constant"
+                    "the squares of the numbers in the condition overflow; divide these numbers by a constant"
                 )
             varied = np.where(there, v, np.inf).min(0) < np.where(there, v, -np.inf).max(0)
             std = np.where(varied & (std > 0), std, 1.0)
@@ -192,7 +192,7 @@ class CondInfo:
         return found
 
     def describe(self) -> str:
-        """Describe what is known in a few words, or return "" if nothing is."""
+        """Describe the conditions in a few words, or return "" if there are none."""
         parts = []
         if self.vector:
             more = ", ..." if len(self.vector) > 10 else ""
@@ -221,7 +221,7 @@ class CondInfo:
         return replace(known, tokens=table[known.tokens])
 
     def condition(self, known: Known) -> Condition:
-        """Convert what is known about some rows to tensors, in data units."""
+        """Convert the conditions of some rows to tensors, in data units."""
         return Condition(
             vector=None if known.vector is None else torch.from_numpy(np.ascontiguousarray(known.vector, np.float64)),
             image=None if known.image is None else _plain(known.image),
@@ -233,7 +233,7 @@ class CondInfo:
         """Convert a condition to model units, in float32: standardise numbers, and map pictures to [-1, 1].
 
         Raises:
-            UsageError: If the condition does not have the shapes of the training data.
+            UsageError: If a shape differs from that of the conditions in training, or if tokens are invalid.
         """
         vector, image = known.vector, known.image
         if vector is not None and self.vector:
@@ -249,7 +249,7 @@ class CondInfo:
             if tuple(image.shape[1:2]) != self.image[:1] or image.ndim != len(self.image) + 1:
                 raise UsageError(
                     f"the condition has pictures of shape {tuple(image.shape[1:])}, but the model was trained on "
-                    f"pictures of shape {self.image}"
+                    f"pictures of shape {self.image}; pass pictures with the same number of axes and channels"
                 )
             image = ((image.double() - self.low) * (2 / (self.high - self.low)) - 1).float()
         if known.tokens is not None and (self.words or self.features):

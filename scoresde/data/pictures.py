@@ -123,10 +123,10 @@ def read_image_folder(folder: Path, reading: Reading = AS_IS) -> Raw:
 def _known(
     found: Found, paths: Sequence[Path], folder: Path, reading: Reading
 ) -> tuple[Known, list[Problem], tuple[str, ...]]:
-    """Read what is known about the images: other images and texts.
+    """Read the conditions of the images: other images and texts.
 
     Returns:
-        What is known, the problems, and notes on images and texts that are left out because of their problems.
+        The conditions, the problems, and notes on conditions that are left out because of their problems.
     """
     if not paths:
         return Known(), [], ()
@@ -138,7 +138,7 @@ def _known(
             faults["image"].append(
                 Problem(
                     f"{_number(len(without))} {'has' if len(without) == 1 else 'have'} no image in {GIVEN}/ "
-                    f"({some(without)}); add the missing images, or remove those without one"
+                    f"({some(without)}); add the missing images to {GIVEN}/, or remove the images that have none"
                 )
             )
         else:
@@ -160,7 +160,7 @@ def _known(
                 file = found.texts[path].relative_to(folder).as_posix()
                 faults["text"].append(Problem(f"{file} cannot be read: {reason(error)}"))
         if not any(texts) and not faults["text"]:
-            faults["text"].append(Problem("the .txt files beside the images are empty"))
+            faults["text"].append(Problem("the .txt files beside the images are empty; add texts, or remove the files"))
         text = None if faults["text"] else np.array(texts, dtype=str)
     problems = []
     for name, several in faults.items():
@@ -168,7 +168,7 @@ def _known(
             problems += several
         elif several:
             what = f"the images in {GIVEN}/" if name == "image" else "the texts beside the images"
-            more = f" (and {len(several) - 1} more problems)" if several[1:] else ""
+            more = f" (and {len(several) - 1} more problem{'s' * (len(several) > 2)})" if several[1:] else ""
             notes.append(f"{what} are not used as a condition: {several[0].message}{more}")
     return Known(image=image, text=text), problems, tuple(notes)
 
@@ -201,7 +201,7 @@ def mask_from_file(path: str) -> Tensor:
     A value is missing where the image is white, or where the array is not zero.
 
     Returns:
-        Where values are known, bool: ``(1, H, W)`` for an image, and the shape of the array otherwise.
+        A mask of the known values, bool: ``(1, H, W)`` for an image, and in the shape of the array otherwise.
 
     Raises:
         DataError: If the file cannot be read.
@@ -563,7 +563,7 @@ class _Pile:
             found.append(f"{grey:,} grey and {colour:,} colour images, which are all read as colour")
         holes = self.main.channels[2] + self.main.channels[4]
         if holes:
-            others = " and opaque in the other images" if holes < len(self.kept) else ""
+            others = ", which is opaque in the other images" if holes < len(self.kept) else ""
             found.append(f"{_number(holes)} with transparent parts, so the last channel is alpha{others}")
         elif self.opaque:
             found.append(f"{_number(self.opaque)} with a fully opaque alpha channel, which is dropped")

@@ -33,11 +33,11 @@ class Reading(Checked):
         on_bad: What to do with a file that cannot be read: ``stop`` or ``skip``.
         older: Whether to read a folder of images as earlier versions did, for runs without stored row hashes. Those
             versions read only files directly in a class folder, rounded colours to 8 bits, and kept alpha channels.
-        columns: Names of the columns of a table that hold what is known about each sample, and are not part of it.
+        columns: Names of the columns of a table that hold the condition of each sample, not the sample itself.
         empty: What to do with an empty cell of a table, or NaN in an array of samples: ``stop``, or ``keep`` it as
             unknown.
-        needs: Which conditions must be readable, of ``vector``, ``image`` and ``text``. Any other array or file that
-            could be a condition, but cannot be used as one, is left out with a note.
+        needs: The conditions that must be readable, from ``vector``, ``image`` and ``text``. Any other condition that
+            cannot be read is left out with a note.
     """
 
     limits = ranges(size=SIZE)
@@ -74,10 +74,10 @@ AS_IS = Reading()
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """What a source says about each sample besides the sample itself.
+    """The conditions of the samples in a source, except their classes.
 
     Attributes:
-        vector: Numbers, shape ``(N, K)``, with NaN where a number is not given.
+        vector: Numbers, shape ``(N, K)``, with NaN where a number is missing.
         names: Names of these numbers, or empty.
         image: Other pictures or signals, shape ``(N, C, *space)``, with NaN for unknown values.
         text: Texts, shape ``(N,)``, "" where there is none.
@@ -91,7 +91,7 @@ class Known:
     features: Array | None = None
 
     def rows(self, index: Array) -> Known:
-        """Return what is known about the samples ``index``, int64 ``(n,)``."""
+        """Return the conditions of the samples ``index``, int64 ``(n,)``."""
         parts = (self.vector, self.image, self.text, self.features)
         vector, image, text, features = (None if part is None else part[index] for part in parts)
         return Known(vector, self.names, image, text, features)
@@ -118,8 +118,8 @@ class Raw:
         notes: Messages from the reader about what it did, one sentence each.
         complete: Which values of ``train`` are known, bool, with the same shape, or None if all are. An unknown value
             is stored as the mean of its column.
-        train_known: What is known about each sample in ``train``.
-        test_known: What is known about each sample in ``test``.
+        train_known: The condition of each sample in ``train``, except its class.
+        test_known: The condition of each sample in ``test``, except its class.
     """
 
     kind: str

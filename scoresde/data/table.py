@@ -76,8 +76,8 @@ class _Column:
         cells: The cells as text.
         numbers: The values of the cells if all of them are numbers, else ``None``.
         whole: Whether all cells were written as integers.
-        known: Which cells are not empty, bool ``(N,)``, if empty cells are kept; an empty cell has the mean as its
-            number. ``None`` if there are no empty cells.
+        known: Which cells are not empty, bool ``(N,)``, or ``None`` if no cell is empty or empty cells are not kept.
+            The mean of the other cells is stored as the number of an empty cell.
     """
 
     name: str
@@ -106,7 +106,7 @@ def read_table(path: Path, reading: Reading = AS_IS, keep: Collection[str] = ())
     Args:
         path: The file, in UTF-8, with cells separated by commas, semicolons or tabs. The first line may name the
             columns.
-        reading: The columns that are known about each sample, and whether to keep empty cells.
+        reading: The columns that hold the condition of each sample, and whether to keep empty cells.
         keep: Names of columns to keep as data, even if they look like an index or the class.
 
     Returns:
@@ -134,8 +134,8 @@ def read_table(path: Path, reading: Reading = AS_IS, keep: Collection[str] = ())
     columns = [c for c in columns if c.name not in told]
     if not columns:
         raise DataError(
-            f"{path}: every column is listed as known about the samples, so none is left for the model to draw; leave "
-            "out at least one of these columns"
+            f"{path}: every column is part of the condition, so none is left for the model to draw; leave out at least "
+            "one of these columns"
         )
     _check(path, given, None, lines)
     classes = _classes(path, columns, keep, notes)
@@ -214,7 +214,9 @@ class Sheet:
                 values = [float("nan") if gap else _number(cell) for cell, gap in zip(column.cells, gaps, strict=True)]
                 found.append(np.array(values))
             except ValueError:
-                faults.append(_fault(column, self.lines, False) or f"{column} has a number that is not finite")
+                faults.append(
+                    _fault(column, self.lines, False) or f"{column} has an infinite number (write a finite one)"
+                )
         if faults:
             raise DataError(f"{self.path}: " + "; ".join(faults))
         return np.stack(found, 1) if found else np.empty((len(self.rows), 0))
@@ -380,7 +382,7 @@ def _told(path: Path, names: Sequence[str], asked: Sequence[str]) -> tuple[str, 
     """Check that the table has the columns ``asked``, and return their names."""
     for name in asked:
         if name not in names:
-            hint = closest(name, filter(None, names)) if any(names) else "its columns have no names"
+            hint = closest(name, filter(None, names)) if any(names) else "name the columns in the first line"
             raise DataError(f"{path} has no column {name!r}; {hint}", parameter="cond")
     return tuple(asked)
 
@@ -478,7 +480,7 @@ def _classes(path: Path, columns: Sequence[_Column], keep: Collection[str], note
             "class must occur in several lines; leave the column out"
         )
     if len(columns) == 1:
-        raise DataError(f"{path}: {found} holds classes, but there are no columns of numbers")
+        raise DataError(f"{path}: {found} holds classes, but there are no columns of numbers; add at least one")
     notes.append(f"{found} holds the class of each line")
     return found
 

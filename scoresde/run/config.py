@@ -317,7 +317,7 @@ class TrainConfig:
                 )
         if sources.columns and known.vector != sources.columns:
             raise UsageError(
-                f"cond={self.cond!r} names columns, but the numbers known about each sample of {info.name} are "
+                f"cond={self.cond!r} names columns, but the numbers in the condition of {info.name} are "
                 f"{', '.join(known.vector[:10])}; only the columns of a table can be named, so use cond='vector' for "
                 "other data",
                 parameter="cond",
@@ -388,11 +388,11 @@ class TrainConfig:
             if typed and not titles.startswith("mask:") and "/mask:" not in titles:  # the file may be gone
                 made = self.operator_for(info)
                 titles = titles if made is None else " or ".join(choice.title for choice in choices(made))
-            parts.append(f"what is left of the sample ({titles})")
+            parts.append(f"the measurement of the sample ({titles})")
         if not parts:
             return ""
         return (
-            f"{', '.join(parts)}; nothing for {self.cond_drop:.3g} of the samples"
+            f"{', '.join(parts)}; dropped for {self.cond_drop:.3g} of the samples"
             if self.cond_drop
             else ", ".join(parts)
         )
@@ -465,8 +465,8 @@ class TrainConfig:
     def nothing(self, info: DataInfo) -> Condition | None:
         """Return a condition whose values are all missing, or ``None`` if ``cond`` lists nothing besides the class.
 
-        A network sees this condition if its whole condition is dropped in training. There is a single row, which
-        applies to all samples.
+        In training, a network is shown this condition for each row whose whole condition is dropped. The condition has
+        a single row, which applies to all samples.
         """
         sources, known = self.sources, info.known
         if not sources.rich:

@@ -1,4 +1,4 @@
-"""Questions: files that say what is known about samples to be drawn, read in the units of a run.
+"""Questions: conditions for samples to be drawn, read from files in the units of a run.
 
 A file or folder holds one or more questions, and a run answers each of them with one or more samples:
 
@@ -44,10 +44,10 @@ __all__ = ["Asked", "Questions", "ask", "read_questions", "understanding", "writ
 
 @dataclass(frozen=True, eq=False)
 class Questions:
-    """What is known about the samples to be drawn.
+    """The conditions on the samples to be drawn.
 
     Attributes:
-        condition: What is known, in data units, with one row for each question.
+        condition: The conditions, in data units, with one row for each question.
         names: The name of each question: the path of its image without the suffix, or the name of the file and a row.
         what: What was read, as a noun phrase, such as "3 images of 14 x 14 from low".
         labels: A short text for each question, for figures, or an empty tuple.
@@ -77,7 +77,7 @@ def ask(
     run: Run, questions: Questions | None, *, text: Sequence[str] = (), label: str | None = None,
     operator: str | None = None, each: int = 1, seed: int = 0,
 ) -> Run:  # fmt: skip
-    """Return the run conditioned on what is known about its samples.
+    """Return the run conditioned on questions, texts and a class, as far as they are given.
 
     Args:
         run: The run.
@@ -115,14 +115,16 @@ def ask(
 
 
 def understanding(run: Run, questions: Questions) -> str:
-    """Say in a sentence how the questions were understood, once they are bound to a run."""
+    """Describe in a sentence how ``run``, which is conditioned on the questions, interpreted them."""
     seen, what = run.seen, questions.what
     if seen is None:
         return what
     several = len(questions) > 1
     they = "they are" if several else "it is"
     if seen.operator is None:
-        trained = "" if run.operator is None else f", because the run was trained on several operators ({run.operator})"
+        trained = (
+            "" if run.operator is None else f", because the run was trained with several operators ({run.operator})"
+        )
         return f"{what}, shown to the model as {they}{trained}"
     title = seen.operator.title
     if seen.truth is not None:
@@ -140,7 +142,7 @@ def understanding(run: Run, questions: Questions) -> str:
 
 
 def read_questions(run: Run, path: Path, *, mask: Path | None = None, operator: str | None = None) -> Questions:
-    """Read what is known about samples from a file or folder.
+    """Read questions from a file or folder.
 
     Args:
         run: The run that is to answer the questions.
@@ -165,7 +167,7 @@ def read_questions(run: Run, path: Path, *, mask: Path | None = None, operator: 
         found = _arrays(run, sources, path, shapes)
     else:
         raise DataError(
-            f"{path} is not a file that a condition can be read from; use an image ({', '.join(IMAGE_SUFFIXES)}), a "
+            f"a condition cannot be read from {path}; use an image ({', '.join(IMAGE_SUFFIXES)}), a "
             "folder of images, a .npy or .npz file, or a .csv or .tsv table",
             parameter="given",
         )
@@ -202,8 +204,8 @@ def _no_picture(run: Run, path: Path, sources: Sources) -> UsageError:
     told = [name for name in ("vector", "text") if getattr(sources, name)]
     where = {"vector": "numbers (a table, or an array c)", "text": "a text"}
     return UsageError(
-        f"{path} holds images, but {run.folder or 'this model'} was trained with another condition: "
-        f"{' and '.join(where[name] for name in told)}",
+        f"{path} holds images, but {run.folder or 'this model'} was trained with another condition; pass "
+        f"{' and '.join(where[name] for name in told)} instead",
         parameter="given",
     )
 
@@ -236,7 +238,7 @@ def _pictures(run: Run, sources: Sources, path: Path, shapes: Sequence[tuple[int
         found = read_pictures(folder, paths)[0].shape[1:]
         raise DataError(
             f"{path}: the image{'s have' if len(paths) > 1 else ' has'} {_size(found)}, but the run expects "
-            f"{' or '.join(dict.fromkeys(map(_size, shapes)))}",
+            f"{' or '.join(dict.fromkeys(map(_size, shapes)))}; resize or convert {'them' if len(paths) > 1 else 'it'}",
             parameter="given",
         )
     top = 65535.0 if pixels.dtype == np.uint16 else 255.0
@@ -298,7 +300,7 @@ def _arrays(run: Run, sources: Sources, path: Path, shapes: Sequence[tuple[int, 
     if shapes:
         image = _first(_arranged(a, s) for a in (lower.get("given"), lower.get("x"), only) for s in shapes)
         if image is None:
-            raise _misses(run, path, arrays, f"an array given or x of samples of shape {' or '.join(map(str, shapes))}")
+            raise _misses(run, path, arrays, f"an array given or x with rows of shape {' or '.join(map(str, shapes))}")
         condition = replace(condition, image=_finite(path, image))
         told.append(f"shape {_side(image.shape[1:])}")
     if sources.vector:
@@ -368,10 +370,10 @@ def _arranged(x: Array | None, shape: tuple[int, ...]) -> Array | None:
 
 
 def _finite(path: Path, values: Array) -> Tensor:
-    """Return numbers as float64. NaN means that a value is not known."""
+    """Return numbers as float64, with NaN for unknown values. Reject infinite values."""
     found = torch.from_numpy(np.ascontiguousarray(values, np.float64))
     if bool(found.isinf().any()):
-        raise DataError(f"{path} has infinite values; write NaN where nothing is known", parameter="given")
+        raise DataError(f"{path} has infinite values; write NaN for unknown values", parameter="given")
     return found
 
 
@@ -391,7 +393,7 @@ def _table(run: Run, sources: Sources, path: Path) -> Questions:
         if missing:
             raise DataError(
                 f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(map(one_line, missing[:10]))}; add "
-                f"{'them' if missing[1:] else 'it'} with empty cells, which are then filled",
+                f"{'them' if missing[1:] else 'it'} with empty cells, which will be filled",
                 parameter="given",
             )
         condition = replace(condition, image=torch.from_numpy(sheet.numbers(p for p in places if p is not None)))
@@ -434,7 +436,8 @@ def _columns_of(sheet: Sheet, sources: Sources, run: Run) -> list[int]:
     lacking = [name for name in wanted if name not in sheet.names]
     raise DataError(
         f"{sheet.path} lacks the column{'s' * (len(lacking) > 1)} {', '.join(map(one_line, lacking[:10]))}, which the "
-        f"run needs; the columns of the table are {', '.join(map(one_line, sheet.names[:20])) or 'without names'}",
+        f"run needs; add {'them' if lacking[1:] else 'it'}, or rename columns of the table: "
+        f"{', '.join(filter(None, map(one_line, sheet.names[:20]))) or 'they have no names'}",
         parameter="given",
     )
 
@@ -537,7 +540,7 @@ class Asked:
 
     @property
     def title(self) -> str:
-        """What the questions are, for figures."""
+        """The kind of measurement, as a title for figures, or "" if it is unknown."""
         if self.seen is None or self.seen.operator is None:
             return ""
         cells = isinstance(self.seen.operator, Mask) and self.info.kind == "vector"

@@ -208,7 +208,8 @@ class Run:
             return replace(self, condition=None, seen=None)
         if isinstance(known, Condition) and known.image is None and operator is not None:
             raise UsageError(
-                f"the operator {operator} measures samples, but the condition has no image", parameter="operator"
+                f"the operator {operator} measures samples, but the condition has no image; pass samples as its image",
+                parameter="operator",
             )
         condition = self._labelled(known)
         if text is not None:
@@ -216,7 +217,8 @@ class Run:
         seen = None
         if operator is not None and condition.image is None:
             raise UsageError(
-                f"the operator {operator} has nothing to measure, because the condition has no image",
+                f"the operator {operator} has nothing to measure, because the condition has no image; add one, or "
+                "leave out the operator",
                 parameter="operator",
             )
         if condition.image is not None and (operator is not None or self.operator is not None):
@@ -233,7 +235,7 @@ class Run:
         each: int = 1,
         seed: int = 0,
     ) -> Run:
-        """Return the run conditioned on rows of a data set, with every kind of condition that its model was trained on.
+        """Return the run conditioned on rows of a data set, with every kind of condition that its model uses.
 
         Args:
             data: The data set. Its classes and the words of its texts are recognised by their names.
@@ -269,7 +271,7 @@ class Run:
             if y is None:
                 raise UsageError(
                     f"{self.folder or 'this model'} was trained with cond={config.cond!r}, but {data.info.name} has no "
-                    "labels",
+                    "labels; use data with labels",
                     parameter="given",
                 )
             condition = replace(condition, label=self._as_ours(data.info.classes)[y[index]])
@@ -299,8 +301,8 @@ class Run:
         strange = [name for name in classes if name not in ours]
         if strange:
             raise UsageError(
-                f"the data have classes that {self.folder or 'this model'} was not trained on: {_listed(strange)}; its "
-                f"classes are {_listed(self.info.classes)}",
+                f"the data have classes that {self.folder or 'this model'} was not trained on: {_listed(strange)}; "
+                f"leave out their samples, or rename them to classes of the run: {_listed(self.info.classes)}",
                 parameter="label",
             )
         return torch.tensor([ours[name] for name in classes], dtype=torch.int64)
@@ -359,7 +361,7 @@ class Run:
             if self.config is not None and self.config.sources.rich and not isinstance(known, Condition):
                 raise UsageError(
                     f"{self.folder or 'this model'} was trained with cond={self.config.cond!r}, without labels; "
-                    "name what is known, as in given(Condition(image=x)) or given(text=...)",
+                    "pass its condition by name, as in given(Condition(image=x)) or given(text=...)",
                     parameter="given",
                 )
             raise UsageError(
@@ -396,7 +398,7 @@ class Run:
             named = ", ".join(f"{word!r} ({hint})" if hint.startswith("did") else repr(word)
                               for word, hint in list(unknown.items())[:5])  # fmt: skip
             warnings.warn(
-                f"the model knows nothing about {len(unknown)} word{'s' * (len(unknown) > 1)} that did not occur in "
+                f"the model cannot interpret {len(unknown)} word{'s' * (len(unknown) > 1)} that did not occur in "
                 f"the training texts: {named}",
                 stacklevel=3,
             )
@@ -561,7 +563,7 @@ class Run:
 
     @property
     def _without(self) -> Denoiser:
-        """The model without a condition, as it was trained where the condition of a row was dropped."""
+        """The model without a condition, with the inputs that it had in training for rows with a dropped condition."""
         nothing = None if self.config is None else self.config.nothing(self.info)
         if nothing is None or not isinstance(self.base, ScoreModel):
             return self.base

@@ -200,7 +200,7 @@ def understood(image: Tensor, operator: Operator, noise: Noise) -> Seen:
         if not masks or shape != event:
             raise UsageError(
                 f"the given values include {int(image.isnan().sum()):,} NaN, but "
-                + (f"only samples, of shape {event}, may have missing values, not values of shape {shape}" if masks else
+                + (f"only samples may have missing values, and their shape is {event}, not {shape}" if masks else
                    f"this model was trained with the operator {operator}, which leaves no values out")
                 + "; fill them in",
                 parameter="given",

@@ -408,7 +408,9 @@ def _check_incomplete(config: TrainConfig, data: Dataset) -> None:
             value="cells",
         )
     if config.augmentation is not None:
-        raise UsageError(f"{missing}, so they cannot be augmented", parameter="augment", value="none")
+        raise UsageError(
+            f"{missing}, so they cannot be augmented; leave out the augmentation", parameter="augment", value="none"
+        )
 
 
 def _continued(config: TrainConfig, start: Run, network: nn.Module | None, data: Dataset) -> TrainConfig:
@@ -417,7 +419,8 @@ def _continued(config: TrainConfig, start: Run, network: nn.Module | None, data:
         raise UsageError("training that continues from a run uses the network of that run; leave out network")
     if data.info.shape != start.info.shape:
         raise DataError(
-            f"the run was trained on samples of shape {start.info.shape}, but the data have shape {data.info.shape}"
+            f"the run was trained on samples of shape {start.info.shape}, but the data have shape "
+            f"{data.info.shape}; use data of the same shape"
         )
     if start.config is None or not isinstance(start.base, ScoreModel):
         raise UsageError("training can continue only from a run with a training configuration and a score model")
@@ -560,9 +563,9 @@ def _split_as(config: TrainConfig, data: Dataset) -> TrainConfig:
             value=how.seed,
         )
     if how.reading.columns != config.sources.columns and data.info.source != ARRAY:
-        told = f"the columns {', '.join(how.reading.columns)}" if how.reading.columns else "no column"
+        told = f"the columns {', '.join(how.reading.columns)}" if how.reading.columns else "no columns"
         raise UsageError(
-            f"{data.info.source} was read with {told} as known about each sample, but the run has "
+            f"{data.info.source} was read with {told} as the condition of each sample, but the run has "
             f"cond={config.cond!r}; name the same columns in both, as in columns=('age',) and cond='vector:age'",
             parameter="cond",
         )
@@ -578,7 +581,7 @@ def _same_units(folder: Path, data: Dataset, sources: Sources) -> None:
         kept = ModelSpec.read(folder / "model.json").codec.levels
         found.append(("levels", kept, data.codec.levels))
     told = info.known.told(sources)
-    for name, what in (("vector", "numbers"), ("image", "a known image of shape"), ("features", "features of size")):
+    for name, what in (("vector", "numbers"), ("image", "condition image"), ("features", "feature size")):
         found.append((what, getattr(known.known, name), getattr(told, name)))
     for name, theirs, ours in found:
         if theirs != ours:

@@ -242,7 +242,7 @@ def test_what_a_mask_leaves_comes_back_to_the_bit(shell: Shell, of: Callable[[st
     again: Any = shell.json(f"sample {run} --given p --mask hole.npy --label 3 --each 3 {ASK}")
     assert (samples(again)["x"] == found).all(), "what is not 0 is missing, as what is white"
 
-    shell.refuses(f"sample {run} --mask hole.png", 2, "--mask hole.png", "name the file with --given")
+    shell.refuses(f"sample {run} --mask hole.png", 2, "--mask hole.png", "requires --given")
     Image.fromarray(np.zeros((8, 8), np.uint8)).save("none.png")
     shell.refuses(f"sample {run} --given p --mask none.png --label 3", 2, "hides nothing", "white", "--mask")
     Image.fromarray(hole[:4]).save("half.png")
@@ -359,7 +359,7 @@ def test_tables_that_do_not_fit_are_refused(shell: Shell, of: Callable[[str], st
         "temp,hum,wind\n1,,3\n": ["lacks the column age", "temp, hum, wind"],
         "temp,wind,age\n1,,3\n": ["lacks the column hum", "empty cells"],
         "temp,hum,wind,age\n1,,warm,3\n": ["'warm' in line 2", "not a number"],
-        "temp,hum,wind,age\n1,,1e999,3\n": ["column 'wind'", "not finite"],
+        "temp,hum,wind,age\n1,,1e999,3\n": ["column 'wind'", "an infinite number"],
     }.items():
         Path("q.csv").write_text(text)
         shell.refuses(f"sample {run} --given q.csv", 3, *words)
@@ -393,7 +393,7 @@ def test_named_columns_are_the_numbers(
     alike = load(run).given(torch_condition(c[:1]), each=40).sample(40, solver(), seed=0).x.numpy()
     assert np.abs(samples(one)["x"] - alike).max() < 1e-6
     save(digits(1)[0], "p.png")
-    shell.refuses(f"sample {run} --given p.png", 2, "holds images", "condition: numbers (a table, or an array c)")
+    shell.refuses(f"sample {run} --given p.png", 2, "holds images", "pass numbers (a table, or an array c)")
     np.save("short.npy", c[:, :2])
     shell.refuses(f"sample {run} --given short.npy", 3, "x (3, 2)", "an array c of shape (n, 3) (c0, c1, c2)")
 
@@ -427,7 +427,7 @@ def test_texts(shell: Shell, of: Callable[[str], str], drawn: list[dict[str, Any
     facts = shell.json(f"sample {run} --given q.npz --each 3 {ASK}")
     assert facts["n"] == 6 and drawn[1]["labels"] == ("a red thing", "a green thing")
     save(digits(1)[0], "p.png")
-    shell.refuses(f"sample {run} --given p.png", 2, "holds images", "condition: a text")
+    shell.refuses(f"sample {run} --given p.png", 2, "holds images", "pass a text")
     shell.refuses(f"sample {of('low')} --text red", 2, "was trained without texts", "--cond text")
     shell(f"sample {run} --n 2 {ASK}")
     assert "no condition is given, so these are samples of the unconditional model; see --text and --given" in shell.err
@@ -462,7 +462,7 @@ def test_everything_that_a_run_was_told_must_be_given(shell: Shell, of: Callable
     assert (samples(facts)["x"] == samples(again)["x"]).all(), "an array y holds the classes"
     shell.refuses(f"sample {digits_run} --given p.png", 2, "was trained without a condition", "scoresde train --cond")
     shell.refuses(f"sample {run} --given lost.png", 3, "there is no file or folder lost.png")
-    shell.refuses(f"sample {run} --operator hole", 2, "name the file with --given")
+    shell.refuses(f"sample {run} --operator hole", 2, "requires --given")
     Path("empty").mkdir()
     shell.refuses(f"sample {run} --given empty", 3, "empty has no images")
     Path("a.txt").write_text("red")

@@ -254,10 +254,10 @@ UNFIT = [
     ("c", np.zeros((60, 0)), "must hold numbers, shape (N, K)"),
     ("c", np.full((60, 2), np.inf), "infinite values"),
     ("c", np.full(60, "a"), "must hold numbers"),
-    ("given", np.zeros((60, 2, 2)), "each sample has 1 axes"),
+    ("given", np.zeros((60, 2, 2)), "must have 2 axes"),
     ("given", np.full((60, 2), np.inf), "infinite values"),
     ("given", np.full((60, 2), np.nan), "has only NaN; fill in values"),
-    ("given", np.full((60, 2), "a"), "not numbers"),
+    ("given", np.full((60, 2), "a"), "must hold numbers"),
     ("given", np.zeros((60, 0)), "is empty"),
     ("text", np.array("a description of the file"), "has shape ()"),
     ("text", np.zeros((60, 2)), "must hold strings"),
@@ -378,7 +378,7 @@ def test_columns_of_a_table_are_conditions(tmp_path: Path) -> None:
     ("cond", "message"),
     [
         ("vector:heigth", "has no column 'heigth'; did you mean 'height'"),
-        ("vector:age,height,dose,weight", "every column is listed"),
+        ("vector:age,height,dose,weight", "every column is part of the condition"),
     ],
 )
 def test_columns_that_cannot_be_conditions(tmp_path: Path, cond: str, message: str) -> None:
@@ -477,7 +477,9 @@ def test_rows_with_empty_cells_are_known_again(tmp_path: Path) -> None:
 def test_data_that_are_never_complete(tmp_path: Path) -> None:
     x = vectors()
     x[:30, 0] = x[30:, 1] = np.nan
-    with pytest.raises(DataError, match=r"60 of the 60 samples have missing values.*leave out columns that are rarely"):
+    with pytest.raises(
+        DataError, match=r"60 of the 60 samples have missing values.*leave out columns that are mostly empty"
+    ):
         Dataset.of(x)
     x = vectors()
     x[:, 2] = np.nan

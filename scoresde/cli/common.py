@@ -78,7 +78,7 @@ def builds(*fields: Fields) -> Callable[[F], F]:
 
 
 def own_class(operator: str | None) -> str | None:
-    """Return ``operator`` if it names a class of the user, which may be the operator of the run, or ``None``."""
+    """Return ``operator`` if it names a user-defined class, which may be the one in the run's ``cond``, else ``None``."""
     typed = operator or ""
     return operator if ":" in typed and typed.partition(":")[0] not in OPERATORS else None
 
@@ -453,8 +453,8 @@ class Conditioning:
     def all_of(self, run: Run, n: int, seed: int = 0) -> Run:
         """Return the run conditioned on the class for ``n`` samples.
 
-        If no class was given but the run needs classes, each sample gets its own class. If the run was
-        trained with more than the class, each sample gets the condition of a held-out row.
+        If no class was given, the condition depends on the run. If the run needs a class and nothing else, each sample
+        gets its own class. If it was trained with any other condition, each sample gets that of a held-out row.
         """
         return self.of(run) if self.label is not None else run.typical(n, seed).guided(self.guidance)
 

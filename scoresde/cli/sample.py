@@ -68,7 +68,7 @@ class Asking:
 
     @property
     def own(self) -> str | None:
-        """The operator if it is a class of the user's own, which may be that of the run, or ``None``."""
+        """The operator if it is a user-defined class, which may be the one in the run's ``cond``, else ``None``."""
         return own_class(self.operator)
 
     def questions(self, run: Run) -> Questions | None:

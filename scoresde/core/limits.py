@@ -296,7 +296,7 @@ def checked(**limits: Range) -> Callable[[Callable[P, R]], Callable[P, R]]:
 def memory() -> int:
     """Return the amount of memory that this process may use, in bytes.
 
-    This is the smallest of the machine's memory (assumed to be 16 GiB if unknown), the limit of the control group, and
+    This is the smallest of the machine's memory (assumed to be 16 GiB if unknown), the limit of the cgroup, and
     the limit of the process (``ulimit -v``).
     """
     found = [2**34]

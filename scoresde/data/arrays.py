@@ -308,7 +308,8 @@ def _layout(path: Path | str, key: str, x: Array, reading: Reading) -> tuple[str
         )
     if x.ndim == 0 or x.size == 0:
         raise DataError(
-            f"{where} is {'a single number' if x.ndim == 0 else f'empty (shape {x.shape})'}; the shape must be (N, ...)"
+            f"{where} is {'a single number' if x.ndim == 0 else f'empty (shape {x.shape})'}; it must hold at least one "
+            "sample, with shape (N, ...)"
         )
     if x.ndim > 5:
         raise DataError(

@@ -174,7 +174,7 @@ def _known(
 
 
 def read_pictures(folder: Path, paths: Sequence[Path], reading: Reading = AS_IS) -> tuple[Array, tuple[int, int]]:
-    """Read some images, in their order.
+    """Read the images at ``paths``, in the given order.
 
     Args:
         folder: The folder that file names in messages are relative to.

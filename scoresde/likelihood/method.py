@@ -154,7 +154,7 @@ class Likelihood(Checked):
         return "dopri5" if self.steps is None else "rk4"
 
     def resolved(self, model: Denoiser, dims: int, codec: Codec | None = None) -> Likelihood:
-        """Return a copy with the actual choices in place of every ``auto``, and of ``None`` for ``atol`` and ``t_min``.
+        """Return a copy in which ``auto``, and ``None`` for ``atol`` and ``t_min``, are replaced by the actual choices.
 
         Args:
             model: The model.

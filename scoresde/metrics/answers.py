@@ -137,7 +137,7 @@ class Ranks:
 
     @property
     def measured(self) -> Measurement:
-        """The :attr:`deviation`, with the standard error of the count of that bin."""
+        """The :attr:`deviation`, with the standard error of the relative count in the bin that deviates most."""
         worst = np.abs(self.relative - 1)
         if np.isnan(worst).any():
             return Measurement(math.nan)

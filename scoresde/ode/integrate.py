@@ -361,8 +361,8 @@ class _Rows:
     def judge(self, errors: list[Floats]) -> Bools:
         """Return which of the attempted steps are accepted, and choose the sizes of the next steps.
 
-        The argument ``errors`` holds the norms of the error estimates divided by h. The second norm is multiplied by
-        rtol^(1/3).
+        The argument ``errors`` holds the norm of each error estimate, already divided by h. If there is a second
+        estimate, its norm has also been multiplied by rtol^(1/3).
         """
         error = np.maximum(self.h * errors[0], 1e-10)
         if len(errors) > 1:

@@ -113,7 +113,7 @@ def data_of(folder: Path, config: TrainConfig, data: str | None = None, *, chang
 def read_again(folder: Path, config: TrainConfig, data: str | None = None) -> Dataset:
     """Read the data of a run, or other data given by name or path, with the run's settings. Changes are not reported.
 
-    Conditions are described as they were in training: the words of a text are numbered by the vocabulary of the run.
+    Conditions are encoded as in training: the words of a text are numbered according to the run's vocabulary.
 
     A run without hashes may predate the current rules for detecting axes and finding pictures. If the current rules do
     not reproduce the shape and the number of rows that such a run recorded, its data are read by the older rules.
@@ -190,7 +190,7 @@ def became(folder: Path, data: Dataset, *, changed: bool = False, named: bool = 
     elif state == "shrunk" or (state == "other" and missing < len(known.hashes) / 2):
         more = f", and contain {new:,} new row{'s' * (new != 1)}" if new else ""
         warnings.warn(
-            f"these data lack {missing:,} row{'s' * (missing != 1)} of the data of {folder}{more}; {split}",
+            f"these data are missing {missing:,} row{'s' * (missing != 1)} of the data of {folder}{more}; {split}",
             stacklevel=3,
         )
     return state

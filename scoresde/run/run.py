@@ -997,10 +997,10 @@ def load(
 def _operator(
     folder: Path, config: TrainConfig, info: DataInfo, own: Operator | type[Operator] | str | None
 ) -> Operator | None:
-    """Return the operator of a run, in which ``own`` takes the place of the part that is not built in.
+    """Return the operator of a run, with ``own`` in place of its part that is not built in.
 
     Raises:
-        UsageError: If the run has no such operator.
+        UsageError: If ``own`` is not a part of the run's operator, or is built in.
         CheckpointError: If the run has an operator that is not built in, and ``own`` is ``None``.
     """
     asked, kept = config.sources.operator, partial(kept_mask, folder, config.sources.operator)

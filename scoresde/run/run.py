@@ -215,7 +215,7 @@ class Run:
         """Return the run with everything that it was trained to be told about rows of a data set.
 
         Args:
-            data: The data set.
+            data: The data set, with the classes of the run if the run is told the class.
             index: The rows, int64 ``(n,)``.
             split: The part that the rows belong to: ``test``, ``train``, or ``all`` for rows that are counted through
                 the training samples and then through the test samples.
@@ -229,7 +229,13 @@ class Run:
         }.get(split) or data.every()  # fmt: skip
         config = self._trained_here("a condition")
         condition = config.told(known.rows(index)) or Condition()
-        if config.sources.label and y is not None:
+        if config.sources.label:
+            if y is None or data.info.classes != self.info.classes:
+                theirs, ours = (_listed(info.classes) or "none" for info in (data.info, self.info))
+                raise DataError(
+                    f"the classes of {data.info.name} ({theirs}) differ from the classes of the run ({ours}), so its "
+                    "samples cannot be conditioned on their classes"
+                )
             condition = replace(condition, label=y[index])
         seen = None if self.operator is None else measured(x[index], self.operator, Noise.of(len(index), seed))
         return self._given(condition, seen, each)

@@ -85,12 +85,8 @@ def small(line: str) -> list[str]:
             words[words.index(option) + 1] = str(4 if resumed else most)
     for option, value in ADDED.get(words[0], {}).items():
         asks = option == "--n" and words[0] == "sample" and {"--given", "--text"} & set(words)
-        if (
-            option not in words
-            and not resumed
-            and not asks
-            and not (option == "--features" and "--save-reference" in words)
-        ):
+        known = option == "--features" and "--save-reference" in words
+        if option not in words and not (resumed or asks or known):
             words += [option, str(value)]
     return words
 
@@ -132,7 +128,33 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
         np.savez("three.npz", x=rng.normal(size=(300, 2)), y=np.arange(300) % 3)
         np.save("traces.npy", rng.normal(size=(60, 2, 16)))
         np.save("six.npy", rng.normal(size=(6, 2)).repeat(50, 0))
+        _asked(rng, tiny)
     return folder
+
+
+def _asked(rng: np.random.Generator, tiny: dict) -> None:
+    """Runs that are told something about their samples, and files to ask them with."""
+    sides = {"small/a.png": 2, "small/b.png": 2, "photo.png": 8} | {f"captions/{i}.png": 8 for i in range(40)}
+    for name, side in sides.items():
+        Path(name).parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(name)
+        if name.startswith("captions"):
+            Path(name).with_suffix(".txt").write_text("a red three left of a green seven")
+    hole = np.zeros((8, 8), np.uint8)
+    hole[2:6, 2:6] = 255
+    Image.fromarray(hole).save("hole.png")
+    theta = rng.normal(size=(60, 2))
+    np.savez("simulations.npz", x=theta, c=theta @ rng.normal(size=(2, 3)))
+    Path("observed.csv").write_text("c0,c1,c2\n0.1,0.2,0.3\n")
+    lines = [",".join(f"{v:.2f}" for v in row) for row in rng.normal(size=(60, 4))]
+    Path("sensors.csv").write_text("\n".join(["a,b,c,age", *lines, ",1.5,0.3,2"]) + "\n")
+    Path("gaps.csv").write_text("a,b,c,age\n1,,2,3\n,,0.5,1\n")
+    unet, mlp = {"channels": 4}, {"width": 8, "blocks": 1}
+    for name, data, cond, network in (
+        ("restore", "photos", "grey/hole/pool:4", unet), ("captions", "captions", "text", unet),
+        ("inference", "simulations.npz", "vector", mlp), ("sensors", "sensors.csv", "vector:age+cells", mlp),
+    ):  # fmt: skip
+        fit(TrainConfig(data=data, cond=cond, network_options=network, **tiny), out=Path("runs") / name)
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=lambda p: p.stem)

@@ -13,7 +13,7 @@ from scoresde.core.errors import DataError, UsageError
 from scoresde.core.noise import Noise
 from scoresde.data.table import read_sheet
 from scoresde.operators import Cells, Half, Hole, Mask, OneOf, Operator, Pool
-from scoresde.run.questions import Questions, ask, write_filled
+from scoresde.run.questions import Questions, ask, read_questions, write_filled
 from scoresde.run.run import Run
 from scoresde.run.seen import covers
 
@@ -148,6 +148,22 @@ def test_a_filled_table_without_all_answers_is_numbered(tmp_path: Path) -> None:
     assert out.read_text() == "question,b\n1,7.5\n9.25,3\n5,6\n"
     write_filled(out, questions, lines[:2], np.array([0, 2]), 1, known, ("a", "b"))
     assert out.read_text() == "question_,answer,question,b\n0,0,1,7.5\n2,0,5,6\n", "an answer failed"
+
+
+def test_texts_beside_images_are_read(told: Run, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for name in "ba":
+        Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(f"a  red {name}\n")
+    config = TrainConfig(data=told.config.data, cond="text+pool:2", steps=1, batch=8, network_options={"channels": 4})  # type: ignore[union-attr]
+    run = fit(config, save=False, quiet=True)
+    found = read_questions(run, tmp_path)
+    assert found.text == ("a red a", "a red b") and found.names == ("a", "b")
+    (tmp_path / "a.txt").unlink()
+    assert read_questions(run, tmp_path).text == ()
+    with pytest.raises(UsageError, match="lacks tokens"):
+        ask(run, read_questions(run, tmp_path))
 
 
 def test_texts_must_be_one_or_as_many_as_the_questions(told: Run) -> None:

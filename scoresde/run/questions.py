@@ -3,7 +3,7 @@
 A file or folder holds one or more questions, and a run answers each of them with one or more samples:
 
     =======================  ==========================================================================================
-    an image                 one question; a folder of images holds one for each image
+    an image                 one question; a folder of images holds one for each image, with its text in a .txt file
     an .npy or .npz file     one for each row of its arrays: `given` (or `x`), `c`, `y` and `text`, as in training data
     a table                  one for each line: the numbers and the class in their columns, and cells to be filled
     =======================  ==========================================================================================
@@ -27,12 +27,13 @@ from torch import Tensor
 from ..core.condition import Condition
 from ..core.errors import DataError, Problems, UsageError
 from ..core.files import write_csv
+from ..core.opened import read_bytes, reason
 from ..core.text import one_line
 from ..data import DataInfo
 from ..data.arrays import load_arrays
 from ..data.folders import IMAGE_SUFFIXES, pictures_in
 from ..data.given import Sources
-from ..data.pictures import mask_from_file, read_pictures
+from ..data.pictures import TEXT, mask_from_file, read_pictures
 from ..data.raw import AS_IS, Array, Reading
 from ..data.table import LABELS, Sheet, is_table, read_sheet
 from ..operators import Crop, Mask, Masking, Operator, choices, parse
@@ -179,8 +180,9 @@ def _sources(run: Run) -> Sources:
     sources = Sources() if run.config is None else run.config.sources
     if not sources.rich:
         only = "only with the class of each sample" if sources.label else "without a condition"
+        instead = "give the class as the label, or train" if sources.label else "train"
         raise UsageError(
-            f"{run.folder or 'this model'} was trained {only}, so it cannot be conditioned on a file; train with a "
+            f"{run.folder or 'this model'} was trained {only}, so it cannot be conditioned on a file; {instead} with a "
             "cond such as pool:2, hole, cells, image or vector",
             parameter="cond",
         )
@@ -257,7 +259,21 @@ def _pictures(run: Run, sources: Sources, path: Path, shapes: Sequence[tuple[int
     what = f"{count} {where}{how} of {_side(image.shape[1:])}" if len(paths) == 1 else (
         f"{count} of {_side(image.shape[1:])} {where}{how}"
     )  # fmt: skip
-    return Questions(Condition(image=image), tuple(names), one_line(what), labels=tuple(names), files=tuple(paths))
+    text = _texts(paths) if sources.text else ()
+    return Questions(
+        Condition(image=image), tuple(names), one_line(what), labels=tuple(names), text=text, files=tuple(paths)
+    )
+
+
+def _texts(paths: Sequence[Path]) -> tuple[str, ...]:
+    """Read the text in the file beside each image, or return an empty tuple if one of them has none."""
+    files = [path.with_suffix(".txt") for path in paths]
+    if not all(file.is_file() for file in files):
+        return ()
+    try:
+        return tuple(" ".join(read_bytes(file, TEXT).decode("utf-8-sig").split()) for file in files)
+    except (OSError, ValueError) as error:
+        raise DataError(f"the texts beside the images cannot be read: {reason(error)}", parameter="given") from None
 
 
 def _size(shape: Sequence[int]) -> str:

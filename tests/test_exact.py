@@ -82,3 +82,43 @@ def test_shapes_that_do_not_fit_are_refused():
         GaussianMixture(VPSDE(), torch.zeros(2, 3))
     with pytest.raises(UsageError, match="eigenvalue"):
         GaussianMixture(VPSDE(), torch.zeros(1, 2), covariances=torch.tensor([[[1.0, 2.0], [2.0, 1.0]]]))
+
+
+@pytest.mark.parametrize("known", [(False, True, False), (True, False, True), (False, False, False)])
+def test_the_rest_of_an_event_given_some_of_it(known):
+    # By brute force: p(h | y) = p(h, y) / p(y), with p(y) from a sum over a grid of h.
+    model, mask = skewed(VPSDE()), torch.tensor(known)
+    values = torch.where(mask, torch.tensor([0.4, -0.2, 0.1], dtype=F64), torch.nan)
+    rest = model.given(mask, values)
+    side = torch.linspace(-6, 6, {1: 4001, 2: 401, 3: 61}[int((~mask).sum())], dtype=F64)
+    h = torch.cartesian_prod(*[side] * int((~mask).sum())).reshape(-1, int((~mask).sum()))
+    joint = values.expand(len(h), 3).clone()
+    joint[:, ~mask] = h
+    log_joint = model.log_prob(joint)
+    total = torch.logsumexp(log_joint, 0) + h.shape[1] * torch.log(side[1] - side[0])
+    assert torch.allclose(rest.log_prob(h), log_joint - total, rtol=0, atol=1e-6)
+    assert float(rest.weights.sum()) == pytest.approx(1, abs=1e-12)
+
+
+def test_isotropic_components_given_some_of_an_event():
+    means = normals(4, 2, 3)
+    stds, weights = torch.tensor([0.2, 0.3, 0.5, 0.4], dtype=F64), torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=F64)
+    narrow = GaussianMixture(VPSDE(), means, stds, weights)
+    wide = GaussianMixture(
+        VPSDE(), means, None, weights, stds.square()[:, None, None] * torch.eye(6, dtype=F64).expand(4, 6, 6)
+    )
+    known, values = torch.tensor([[True, False, True], [False, False, True]]), normals(2, 3, seed=1)
+    h = normals(8, 3, seed=2)
+    one, other = narrow.given(known, values), wide.given(known, values)
+    assert one.covariances is None and torch.allclose(one.log_prob(h), other.log_prob(h), rtol=1e-12)
+
+
+def test_what_a_mixture_cannot_be_given_is_refused():
+    model, values = skewed(VPSDE()), torch.zeros(3)
+    with pytest.raises(UsageError, match=r"known has shape \(2,\), but the events of the mixture have shape \(3,\)"):
+        model.given(torch.ones(2).bool(), values)
+    with pytest.raises(UsageError, match="at least one must be unknown"):
+        model.given(torch.ones(3).bool(), values)
+    points = GaussianMixture(VPSDE(), torch.zeros(2, 3), torch.tensor([1.0, 0.0]))
+    with pytest.raises(UsageError, match="singular covariance in component 1"):
+        points.given(torch.tensor([True, False, False]), values)

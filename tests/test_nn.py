@@ -170,6 +170,22 @@ def test_a_small_image_is_enlarged_and_a_wrong_one_refused() -> None:
         network(x, torch.zeros(1), Condition(vector=torch.zeros(1, 3)))
 
 
+@pytest.mark.parametrize("closed", ["enter", "embedding.vector"])
+def test_numbers_enter_an_mlp_beside_x_and_in_the_embedding(closed: str) -> None:
+    network = randomised(MLP(dims=2, width=16, blocks=2, given=3, vector=4), std=0.2)
+    x, c = torch.zeros(2, 2), torch.zeros(2)
+    vector = torch.tensor([[1.0, NAN, 2.0, -1.0]] * 2)
+    with torch.no_grad():
+        network.get_submodule(closed).weight[:, -8:] = 0  # the other way in remains
+    for column in range(4):
+        other = vector.clone()
+        other[1, column] = 3.0
+        out = network(x, c, Condition(vector=other))
+        assert not torch.allclose(out[0], out[1], atol=1e-4), column
+    with pytest.raises(UsageError, match="has 3 numbers for each row, but the network was built for 4"):
+        network(x, c, Condition(vector=vector[:, :3]))
+
+
 def test_slots_say_what_a_network_uses() -> None:
     assert UNet(1, channels=8, multipliers=(1,), given=1).slots == ("image",)
     assert MLP(dims=2, classes=3, vector=2).slots == ("label", "vector") and MLP(dims=2).slots == ()

@@ -78,7 +78,7 @@ def builds(*fields: Fields) -> Callable[[F], F]:
 
 
 def own_class(operator: str | None) -> str | None:
-    """Return ``operator`` if it names a user-defined class, which may be the one in the run's ``cond``, else ``None``."""
+    """Return ``operator`` if it names a user-defined class, which may be the run's own, and ``None`` otherwise."""
     typed = operator or ""
     return operator if ":" in typed and typed.partition(":")[0] not in OPERATORS else None
 

@@ -138,6 +138,69 @@ class GaussianMixture:
             return torch.logsumexp(self._components(x, as_time(t, x))[3], dim=1)
         return replace(self, sde=_Data()).log_prob(x, 0.0)
 
+    def given(self, known: Tensor, values: Tensor) -> GaussianMixture:
+        """Return the distribution of the unknown elements of an event, given the others.
+
+        The event is split into known elements y and unknown elements h. For each component, with the mean
+        ``(mu_y, mu_h)`` and the covariance blocks ``C_yy``, ``C_hy`` and ``C_hh``,
+
+            K = C_hy C_yy^-1,    weight ~ w N(y; mu_y, C_yy),    mean = mu_h + K (y - mu_y),    C = C_hh - K C_hy^T.
+
+        The same formula gives ``p(x | c)`` for a mixture over vectors (x, c), and fills the holes of an event.
+
+        Args:
+            known: Which elements are known, bool, with the shape of an event.
+            values: Their values, with the shape of an event. Other elements are ignored and may be NaN.
+
+        Returns:
+            The mixture of the unknown elements, in their order in the flattened event: its events have the shape
+            ``(U,)``. Its means have the dtype of ``means``.
+
+        Raises:
+            UsageError: If a shape differs from that of an event, all elements are known, or the known elements have a
+                singular covariance in one of the components.
+
+        >>> joint = GaussianMixture(VPSDE(), torch.zeros(1, 2), covariances=torch.tensor([[[1.0, 0.5], [0.5, 1.0]]]))
+        >>> rest = joint.given(torch.tensor([False, True]), torch.tensor([torch.nan, 2.0]))
+        >>> rest.means, rest.covariances
+        (tensor([[1.]]), tensor([[[0.7500]]]))
+        """
+        event = tuple(self.means.shape[1:])
+        for name, value in (("known", known), ("values", values)):
+            if tuple(value.shape) != event:
+                raise UsageError(
+                    f"{name} has shape {tuple(value.shape)}, but the events of the mixture have shape {event}"
+                )
+        seen, count = known.to(self.means.device).bool().flatten(), len(self.means)
+        if bool(seen.all()):
+            raise UsageError("all elements of the event are known; at least one must be unknown")
+        means, wide = flat(self.means).double(), torch.float64
+        r = values.to(means.device, wide).flatten()[seen] - means[:, seen]
+        weights = torch.full((count,), 1 / count, dtype=wide) if self.weights is None else self.weights.double()
+        log_weights = weights.to(means.device).log()
+        if self.covariances is None:
+            assert self.stds is not None
+            block = self.stds.double().square()[:, None, None] * torch.eye(int(seen.sum()), dtype=wide, device=r.device)
+        else:
+            block = self.covariances.double()[:, seen][:, :, seen]
+        factor, failed = torch.linalg.cholesky_ex(block)
+        if bool(failed.any()):
+            raise UsageError(
+                f"the known elements have a singular covariance in component {int(failed.nonzero()[0])}, so their "
+                "density is not defined; add a small variance to the components"
+            )
+        white = torch.linalg.solve_triangular(factor, r[..., None], upper=False)[..., 0]
+        log_density = -white.square().sum(1) / 2 - factor.diagonal(dim1=1, dim2=2).log().sum(1)
+        new = torch.softmax(log_weights + log_density, 0)
+        mean, stds, covariances = means[:, ~seen], self.stds, None
+        if self.covariances is not None:
+            across = self.covariances.double()[:, ~seen][:, :, seen]
+            gain = torch.cholesky_solve(across.mT, factor).mT
+            mean = mean + (gain @ r[..., None])[..., 0]
+            rest = self.covariances.double()[:, ~seen][:, :, ~seen] - gain @ across.mT
+            covariances = ((rest + rest.mT) / 2).to(self.means)
+        return GaussianMixture(self.sde, mean.to(self.means), stds, new, covariances)
+
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw samples from the data distribution, shape ``(count, *event)``, in the dtype of ``means``."""
         # Samples are drawn on the generator's device, so that a CPU generator gives the same draws on any device.

@@ -1,7 +1,7 @@
 """The three ways in which a condition enters a network, depending on the kind of information:
 
 - *Embedding*: the class and the vector become part of the embedding of the noise level
-  (:class:`~scoresde.nn.NoiseEmbedding`).
+  (:class:`~scoresde.nn.NoiseEmbedding`). The vector also becomes part of the input of an MLP (:func:`numbers`).
 - *Concatenation*: the image is appended to the channels of the input (:func:`beside`).
 - *Attention*: the words of the text provide additional keys and values (:class:`TextEncoder`,
   :class:`CrossAttention`).
@@ -25,10 +25,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..core.condition import SLOTS
+from ..core.condition import SLOTS, Condition
 from ..core.errors import UsageError
 
-__all__ = ["CrossAttention", "TextEncoder", "Words", "beside", "masked", "slots"]
+__all__ = ["CrossAttention", "TextEncoder", "Words", "beside", "masked", "numbers", "slots"]
 
 Words = tuple[Tensor, Tensor]  # encoded words (B, L, E), and a mask that is true where there is a word, bool (B, L)
 
@@ -46,6 +46,27 @@ def masked(value: Tensor) -> Tensor:
     """
     known = ~value.isnan()
     return torch.cat([torch.where(known, value, 0), known.to(value.dtype)], dim=1)
+
+
+def numbers(cond: Condition | None, x: Tensor, count: int) -> Tensor:
+    """Return the numbers of a condition and their mask, ``(B, 2 count)``, for samples ``x: (B, ...)``.
+
+    Args:
+        cond: The condition of each row. Without numbers, all of them are missing.
+        x: A tensor with the rows and the dtype of the result.
+        count: The number of numbers for which the network was built.
+
+    Raises:
+        UsageError: If the condition has another number of numbers.
+    """
+    if cond is None or cond.vector is None:
+        return x.new_zeros(len(x), 2 * count)
+    if cond.vector.shape[1] != count:
+        raise UsageError(
+            f"the vector of the condition has {cond.vector.shape[1]} numbers for each row, but the network was built "
+            f"for {count}"
+        )
+    return masked(cond.vector.to(x.dtype))
 
 
 def beside(x: Tensor, image: Tensor | None, channels: int) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..core.condition import Condition
 from ..core.errors import UsageError
-from .doors import masked
+from .doors import numbers
 
 __all__ = ["NoiseEmbedding", "zero"]
 
@@ -67,15 +67,8 @@ class NoiseEmbedding(nn.Module):
             out: Tensor = self.mlp(features)
             return out
         # The vector and its mask are additional inputs of the first layer.
-        numbers = torch.full_like(features[:, :1], torch.nan).expand(-1, self.vector.in_features // 2)
-        if cond is not None and cond.vector is not None:
-            if cond.vector.shape[1] != numbers.shape[1]:
-                raise UsageError(
-                    f"the vector of the condition has {cond.vector.shape[1]} numbers for each row, but the network was "
-                    f"built for {numbers.shape[1]}"
-                )
-            numbers = cond.vector.to(features.dtype)
-        out = self.mlp[1:](self.mlp[0](features) + self.vector(masked(numbers)))
+        known = self.vector(numbers(cond, features, self.vector.in_features // 2))
+        out = self.mlp[1:](self.mlp[0](features) + known)
         return out
 
 

@@ -5,7 +5,8 @@ Each block updates the hidden state h,
     h <- h + W2 silu( (W1 norm(h)) (1 + scale(c)) + shift(c) ),
 
 where W1 and W2 are linear layers, norm is layer normalisation, and scale and shift are linear in the embedding c of the
-noise level and the class.
+noise level, the class and the numbers of the condition. The numbers are also inputs of the first layer, beside x: their
+relation to x is then as easy to learn as that of two elements of x.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from ..core.condition import Condition
 from ..core.limits import CLASSES, COUNT, DEPTH, FRACTION, TOLD, WIDTH, Range, checked, enough_for_network
-from .doors import CrossAttention, TextEncoder, beside, slots
+from .doors import CrossAttention, TextEncoder, beside, numbers, slots
 from .dropout import Dropout
 from .embedding import NoiseEmbedding, zero
 
@@ -49,7 +50,8 @@ class MLP(nn.Module):
         outputs: Number of output channels as a multiple of the event's channels (its first axis): 1, or 2 to learn the
             variance.
         augments: Number of augmentation parameters per row in training, or 0 if there are none.
-        vector: Length of the vector in the condition, or 0 if there is none.
+        vector: Length of the vector in the condition, or 0 if there is none. It enters the first layer and the
+            embedding.
         given: Number of elements of the image in the condition, or 0 if there is none.
         words: Size of the vocabulary of the texts in the condition, or 0 if there are none.
         features: Number of features of a word, if texts are given as features from another encoder, or 0 otherwise.
@@ -78,12 +80,12 @@ class MLP(nn.Module):
         features: int = 0,
     ) -> None:
         super().__init__()
-        size = 4 * blocks * width**2 + ((1 + outputs) * dims + 2 * given) * width
+        size = 4 * blocks * width**2 + ((1 + outputs) * dims + 2 * given + 2 * vector) * width
         enough_for_network(size, f"an MLP with {width=}, {blocks=}", "width")
-        self.outputs, self.augments, self.given = outputs, augments, given
+        self.outputs, self.augments, self.given, self.vector = outputs, augments, given, vector
         self.slots = slots(classes, vector, given, words or features)
         self.embedding = NoiseEmbedding(width, classes, augments=augments, vector=vector)
-        self.enter = nn.Linear(dims + 2 * given, width)
+        self.enter = nn.Linear(dims + 2 * given + 2 * vector, width)
         self.blocks = nn.ModuleList(_Block(width, dropout) for _ in range(blocks))
         self.leave = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), zero(nn.Linear(width, outputs * dims)))
         texts = bool(words or features)
@@ -98,7 +100,10 @@ class MLP(nn.Module):
         """
         embedded = self.embedding(c, cond, augment)
         image = None if cond is None or cond.image is None else cond.image.flatten(1)
-        h = self.enter(beside(x.flatten(1), image, self.given))
+        known = beside(x.flatten(1), image, self.given)
+        if self.vector:
+            known = torch.cat([known, numbers(cond, x, self.vector)], dim=1)
+        h = self.enter(known)
         words = None if self.text is None or cond is None or cond.tokens is None else self.text(cond.tokens)
         for i, block in enumerate(self.blocks):
             if self.text is not None:

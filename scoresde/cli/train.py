@@ -42,7 +42,8 @@ PARTS = (
     epilog="Examples:\n  scoresde train --data photos/ --out runs/photos\n  scoresde train --sde mymodule:MySDE",
 )
 @option("--data", under="Data", first=True, default="digits",
-        help="Training data: digits, captions, a 2-D toy set, or the path of images, csv, npy or IDX files.")  # fmt: skip
+        help="Training data: digits, captions, a 2-D toy data set, or the path of images, csv, npy or IDX "
+             "files.")  # fmt: skip
 @option("--augment", under="Data", default="none", metavar="KINDS",
         help="Augment images, and condition the network on the augmentation: none, all, or any of flip, vflip, scale, "
              "shift.")  # fmt: skip

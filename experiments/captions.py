@@ -36,7 +36,6 @@ from scoresde import Dataset, Run, TrainConfig, fit, load, load_data
 from scoresde.data.captions import COLOURS, DIGITS
 from scoresde.study.classifier import TrainedClassifier, train_classifier
 
-CONFIG = TrainConfig(data="captions", cond="text", preset="tiny", steps=3000)
 PALETTE = torch.tensor(list(COLOURS.values()), dtype=torch.float64)
 
 
@@ -135,8 +134,7 @@ def figure(run: Run, texts: Sequence[str], scale: float, path: Path, columns: in
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", help="a trained run (default: train a new run)")
-    parser.add_argument("--steps", type=int, default=CONFIG.steps)
-    parser.add_argument("--preset", default=CONFIG.preset)
+    parser.add_argument("--steps", type=int, default=0, help="training steps (default: those of the preset, 2,000)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the training")
     parser.add_argument("--control", action="store_true", help="sort the words of every caption")
     parser.add_argument("--scales", nargs="+", type=float, default=[1.0, 2.0, 3.0])
@@ -157,7 +155,7 @@ def main() -> None:
     if args.run:
         run = load(args.run)
     else:
-        config = TrainConfig(data="captions", cond="text", preset=args.preset, steps=args.steps, seed=args.seed)
+        config = TrainConfig(data="captions", cond="text", steps=args.steps, seed=args.seed)
         told: Dataset | None = None
         if args.control:
             both = [captions(data, known.tokens) for known in (data.train_given, data.test_given)]
@@ -166,7 +164,7 @@ def main() -> None:
         began = time.process_time()
         run = fit(config, data=told, save=args.out is not None, out=args.out, quiet=True)
         seconds, size = time.process_time() - began, sum(p.numel() for p in run.base.parameters())
-        print(f"{size:,} parameters, {args.steps:,} steps in {seconds:.0f} CPU seconds\n", flush=True)
+        print(f"{size:,} parameters, {run.step:,} steps in {seconds:.0f} CPU seconds\n", flush=True)
 
     print("| guidance | digits | colours | order | binding | all | all, for each seed |\n|---|---|---|---|---|---|---|")
     shown = [ordered(text) for text in texts] if args.control else texts

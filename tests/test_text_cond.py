@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from scoresde.core.errors import UsageError
 from scoresde.data.captions import COLOURS, DIGITS, captioned
 from scoresde.data.dataset import split
 from scoresde.data.readers import read_digits
-from scoresde.nn.doors import TextEncoder
+from scoresde.nn.doors import TextEncoder, places
+from scoresde.nn.unet import _Attention
 
 SMALL = {"width": 64, "blocks": 2}
 
@@ -91,6 +93,47 @@ def test_captions_are_the_same_whatever_the_seed(captions: Dataset) -> None:
 
 
 SUM = 141_874_961
+
+
+@pytest.mark.parametrize(
+    ("shape", "preset"),
+    [((3, 8, 16), "tiny"), ((1, 12, 12), "tiny"), ((1, 13, 13), "small"), ((1, 40, 40), "small"),
+     ((1, 41, 41), "base"), ((1, 20, 80), "small"), ((1, 12, 12, 12), "tiny"), ((1, 13, 13, 13), "small"),
+     ((1, 64), "tiny"), ((1, 65), "small")],
+)  # fmt: skip
+def test_the_network_suits_the_number_of_pixels(captions: Dataset, shape: tuple[int, ...], preset: str) -> None:
+    kind = {1: "signal", 2: "image", 3: "volume"}[len(shape) - 1]
+    info = replace(captions.info, shape=shape, kind=kind)
+    assert TrainConfig(data="captions").resolved(info).preset == preset
+
+
+@pytest.mark.parametrize("shape", [(64, 4, 8), (9, 5, 3), (64, 7), (24, 3, 4, 5), (3, 2, 2)])
+def test_every_pixel_knows_its_place(shape: tuple[int, ...]) -> None:
+    found = places(torch.zeros(2, *shape, dtype=torch.float64))
+    assert found.shape == (1, *shape) and found.dtype == torch.float64
+    used = 2 * (len(shape) - 1) * (shape[0] // (2 * (len(shape) - 1)))
+    assert float((found.square().sum(1) - used).abs().max()) < 1e-4
+    if used:
+        flat = found[0].flatten(1).T
+        assert float((torch.cdist(flat, flat) + 10 * torch.eye(len(flat))).min()) > 0.1
+    # A place is a fraction of the side: the middle of an odd side is that of another one.
+    if len(shape) == 2:
+        middle = places(torch.zeros(1, shape[0], 3))[..., 1].double()
+        assert float((found[..., shape[1] // 2] - middle).abs().max()) < 1e-5
+
+
+def test_a_text_reaches_each_pixel_in_its_own_way() -> None:
+    """Even a picture that is the same everywhere gets different values from a text, also far from its sides."""
+    attention = _Attention(2, 16, text=8).double().requires_grad_(False)
+    randomised(attention)
+    encoded = torch.randn(1, 3, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    flat = torch.ones(1, 16, 4, 6, dtype=torch.float64)
+    out = attention(flat, (encoded, torch.ones(1, 3).bool())).flatten(2)[0].T
+    assert float((torch.cdist(out, out) + torch.eye(len(out))).min()) > 1e-3
+    bare = _Attention(2, 16).double()  # without texts, as it always was
+    randomised(bare)
+    same = bare(flat).flatten(2)
+    torch.testing.assert_close(same, same[..., :1].expand_as(same))
 
 
 def points(count: int, seed: int) -> tuple[Tensor, list[str]]:

@@ -21,7 +21,7 @@ from torch.nn import functional
 from ..core.condition import Condition
 from ..core.errors import UsageError
 from ..core.limits import CLASSES, COUNT, FRACTION, TOLD, WHOLE, WIDTH, Range, checked, enough_for_network
-from .doors import TextEncoder, Words, beside, slots
+from .doors import TextEncoder, Words, beside, places, slots
 from .dropout import Dropout
 from .embedding import NoiseEmbedding, zero
 
@@ -59,7 +59,10 @@ class _ResBlock(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Self-attention among the pixels. If there are texts, their words provide additional keys and values."""
+    """Self-attention among the pixels. If there are texts, their words provide additional keys and values.
+
+    A text says where things are, so with texts, an encoding of the position of each pixel is added to its features.
+    """
 
     def __init__(self, dims: int, channels: int, text: int = 0) -> None:
         super().__init__()
@@ -69,8 +72,9 @@ class _Attention(nn.Module):
         self.words = nn.Linear(text, 2 * channels) if text else None
 
     def forward(self, x: Tensor, words: Words | None = None) -> Tensor:
+        h = self.norm(x) if self.words is None else self.norm(x) + places(x)
         # Treat the positions as a sequence, (B, C, *space) to (B, positions, C). There is a single head.
-        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=2)
+        q, k, v = self.qkv(h).flatten(2).transpose(1, 2).chunk(3, dim=2)
         mask = None
         if self.words is not None and words is not None:
             encoded, known = words

@@ -665,10 +665,10 @@ def _strings(value: Any) -> Iterator[str]:
 def _preset_for(info: DataInfo) -> str:
     if info.kind == "vector":
         return "mlp"
-    longest = max(info.shape[1:])
     if info.kind == "signal":
-        return "tiny" if longest <= 64 else "small"
-    return "tiny" if longest <= 12 else "small" if longest <= 40 else "base"
+        return "tiny" if info.shape[1] <= 64 else "small"
+    side = math.prod(info.shape[1:]) ** (1 / (len(info.shape) - 1))  # of a square or a cube of as many pixels
+    return "tiny" if side < 12.5 else "small" if side < 40.5 else "base"
 
 
 def build_sde(config: TrainConfig) -> SDE:

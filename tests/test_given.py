@@ -256,7 +256,7 @@ UNFIT = [
     ("c", np.full(60, "a"), "must hold numbers"),
     ("given", np.zeros((60, 2, 2)), "must have 2 axes"),
     ("given", np.full((60, 2), np.inf), "infinite values"),
-    ("given", np.full((60, 2), np.nan), "has only NaN; fill in values"),
+    ("given", np.full((60, 2), np.nan), "contains only NaN; fill in values"),
     ("given", np.full((60, 2), "a"), "must hold numbers"),
     ("given", np.zeros((60, 0)), "is empty"),
     ("text", np.array("a description of the file"), "has shape ()"),

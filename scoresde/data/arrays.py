@@ -244,7 +244,7 @@ def _picture(where: str, x: Array, event: tuple[int, ...], channels_last: bool, 
         if np.isinf(x).any():
             raise DataError(f"{where} has infinite values; replace them, or use NaN for values that are unknown")
         if x.size and np.isnan(x).all():
-            raise DataError(f"{where} has only NaN; fill in values, or leave the array out")
+            raise DataError(f"{where} contains only NaN; fill in values, or leave the array out")
     if not x.size:
         raise DataError(f"{where} is empty (shape {x.shape}); leave it out")
     if x.ndim == ndim - 1 and ndim > 2:

@@ -223,7 +223,7 @@ class Sheet:
 
 
 def read_sheet(path: Path) -> Sheet:
-    """Read the cells of a table as they were typed, gzipped or not, in the formats that :func:`read_table` reads.
+    """Read a table, gzipped or not, and keep its cells as they were typed. The formats are those of :func:`read_table`.
 
     Raises:
         DataError: If the file is not a table.

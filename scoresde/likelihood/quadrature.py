@@ -206,7 +206,10 @@ class _Nodes:
         return fine, rule(slopes), rule(slopes) - rule(slopes, 2), doubt
 
     def _evaluate(self, rows: Tensor, u: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-        """Evaluate slopes with power, ``(m, b, D + 1)``, and traces ``(m, b, K)`` of ``rows: (b,)`` at ``u: (m,)``."""
+        """Evaluate the slopes and the traces of ``rows: (b,)`` at ``u: (m,)``.
+
+        The slopes have shape ``(m, b, D + 1)``, with the power as the last column, and the traces ``(m, b, K)``.
+        """
         pairs = torch.cartesian_prod(torch.arange(len(u), device=u.device), torch.arange(len(rows), device=u.device))
         found = []
         for pair in torch.split(pairs, self.rows_at_once):

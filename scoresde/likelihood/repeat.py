@@ -33,7 +33,7 @@ Step = Callable[[Tensor, bool], Tensor]  # (state: (B, N), whether to keep the g
 
 
 def leaves(value: Tensor) -> list[Tensor]:
-    """Return the leaf tensors that accumulate gradients and on which ``value``, of any shape, depends."""
+    """Return the leaf tensors that ``value``, of any shape, depends on and that accumulate gradients."""
     found: list[Tensor] = []
     todo, seen = [value.grad_fn], set()
     while todo:

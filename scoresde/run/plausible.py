@@ -292,7 +292,7 @@ def _every(x: Tensor) -> slice:
 
 
 def _where(info: DataInfo, axes: tuple[int, ...], k: int) -> str:
-    """Return the words for group ``k`` in a message, or an empty string if there is only one group."""
+    """Return the phrase that names group ``k`` in a message, or an empty string if there is only one group."""
     if not axes:
         return ""
     if info.kind == "vector":

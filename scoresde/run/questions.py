@@ -529,7 +529,7 @@ class Asked:
 
     @property
     def cells(self) -> Tensor | None:
-        """Which values of a sample each question gives, bool ``(Q, *event)``, or ``None`` if it gives none."""
+        """Which values of a sample each question gives, bool ``(Q, *event)``, or ``None`` if they give no values."""
         seen = self._first
         if seen is None or (hidden := seen.hidden) is None:
             return None
@@ -578,7 +578,7 @@ def write_filled(
         lines: The values of each answer as text.
         index: The position of each answer among all answers, those that failed included, int64 ``(m,)``.
         each: Number of answers for each question.
-        known: Which values each question gives, bool ``(Q, D)``, or ``None`` if it gives none.
+        known: Which values each question gives, bool ``(Q, D)``, or ``None`` if they give no values.
         names: Names of the values, for those that the table does not have.
     """
     sheet, n = questions.table, len(questions)

@@ -463,7 +463,7 @@ class Run:
 
     @property
     def _dropped(self) -> float | None:
-        """The fraction of conditions dropped in training, or ``None`` if it is unknown or the model has none."""
+        """The fraction of conditions dropped in training, or ``None`` if it is unknown or there are no conditions."""
         if self.config is None or not isinstance(self.base, ScoreModel):
             return None
         return self.config.cond_drop if self.base.classes > 0 or self.config.sources.rich else None

@@ -199,10 +199,10 @@ def understood(image: Tensor, operator: Operator, noise: Noise) -> Seen:
         masks = any(isinstance(choice, Masking) for choice in choices(operator))
         if not masks or shape != event:
             raise UsageError(
-                f"the given values include {int(image.isnan().sum()):,} NaN, but "
-                + (f"only samples may have missing values, and their shape is {event}, not {shape}" if masks else
+                f"{int(image.isnan().sum()):,} of the {image.numel():,} given values are NaN, but "
+                + (f"only samples, of shape {event}, may have missing values; these have shape {shape}" if masks else
                    f"this model was trained with the operator {operator}, which leaves no values out")
-                + "; fill them in",
+                + ", so replace NaN with numbers",
                 parameter="given",
             )  # fmt: skip
         known = ~image.isnan()

@@ -123,7 +123,7 @@ def _pull(sde: SDE, t: Tensor, a: Tensor, b: Tensor) -> Tensor:
 def _check_growth(
     solver: EulerMaruyama | StochasticHeun, sde: SDE, times: Tensor, gain: Tensor, kick: Tensor, leap: tuple[bool, ...]
 ) -> None:
-    """Raise an error if the steps overshoot on Gaussian data with mean 0 and the standard deviation ``_DATA``.
+    """Raise an error if the steps overshoot on Gaussian data with mean 0 and standard deviation ``_DATA``.
 
     For such data, a step is exact where ``leap`` is true, and x <- ``gain`` x + ``kick`` z elsewhere. ``gain`` and
     ``kick`` are float64 ``(n,)``.

@@ -140,7 +140,9 @@ def trajectories(solver: SolverChoice, n: int | None, lines: int, out: Path | No
 
     axis, what = projection(loaded, data.train)
     n = n or (1000 if loaded.info.kind == "vector" else 200)
-    session.say(f"drawing {n} samples from {session.whence} with each of the two solvers")
+    session.say(
+        f"drawing {n} samples from {session.whence}, once with the probability flow and once with {solver.name}"
+    )
     asked = loaded.typical(n, session.seed)
     found = paths(asked, n, build("heun", SOLVERS, "solver"), noisy, axis, seed=session.seed)
     real = loaded.codec.continuous.to_model(data.test.double()).flatten(1) @ axis

@@ -48,7 +48,7 @@ class Objective(ABC):
         """
 
     def ends(self, model: nn.Module, batch: Batch) -> Tensor | None:
-        """Return the part of the loss of each row that does not depend on the draws, if there is one, shape ``(B,)``."""
+        """Return the part of each row's loss that does not depend on the draws, ``(B,)``, or ``None`` for no part."""
         return None
 
 

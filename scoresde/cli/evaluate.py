@@ -118,7 +118,7 @@ def evaluate(
     if asks is None:
         for flag, value in (("--each", each), ("--operator", operator)):
             if value is not None:
-                raise UsageError(f"{flag} {value} is only for the answers of a conditional run; use --given test too")
+                raise UsageError(f"{flag} {value} is only for the answers of a conditional run; add --given test")
     else:
         asks.check(names, n, samples, features)
         for flag, file in (("--reference", reference), ("--save-reference", save_reference)):

@@ -197,7 +197,8 @@ def independent() -> LowDiscrepancy:
 class Sqrt(TimeSampler):
     """Times uniform in sqrt(t), so that the low noise levels of VP and sub-VP are drawn more often.
 
-    Times below 0.01 cover a third of the log-SNR range of these paths, but only 1 % of times uniform in t.
+    Times below 0.01 cover about a third of the log-SNR range of the variance-preserving path, but a sampler that is
+    uniform in t draws only 1 % of its times there.
     """
 
     def quantile(self, u: Tensor, setting: Setting) -> Tensor:

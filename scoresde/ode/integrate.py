@@ -231,7 +231,7 @@ def _check(y: Tensor, rtol: float, atol: float, method: str) -> None:
 
 @lru_cache
 def _columns(method: str, ndim: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
-    """Return the weights of each stage in those n sums of :class:`_Attempt` that use it, each ``(n, 1, ..., 1)``."""
+    """Return, for each stage, its weights in the n sums of :class:`_Attempt` that use it, ``(n, 1, ..., 1)``."""
     tableau = TABLEAUS[method]
     count = len(tableau.c)
     sums = [*tableau.a[1:], tableau.e, *([tableau.g] if tableau.g else [])]

@@ -117,7 +117,7 @@ def answers_figure(
 def _moments(x: Floats) -> tuple[Floats, Floats]:
     """Return the mean and the standard deviation of the answers ``(Q, K, *event)``, each ``(Q, *event)``.
 
-    They are NaN where all answers are missing, and the deviation also where there is only one.
+    Both are NaN where all answers are missing. The standard deviation is also NaN where there is only one answer.
     """
     there = np.isfinite(x)
     count = there.sum(1)

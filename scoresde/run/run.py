@@ -383,8 +383,9 @@ class Run:
         told = self.info.known
         if told.features:
             raise UsageError(
-                f"{self.folder or 'this model'} was trained on features of texts, shape (L, {told.features}), made by "
-                "another encoder; pass the features of the text as tokens",
+                f"{self.folder or 'this model'} was trained on text features of shape (L, {told.features}) from an "
+                "external encoder, so it cannot encode texts; encode them with the same encoder, and pass the features "
+                "as the field 'tokens' of the condition",
                 parameter="given",
             )
         if not told.words:

@@ -242,8 +242,8 @@ def measured(image: Tensor, operator: Operator, noise: Noise, complete: Tensor |
         image: The samples, ``(n, *event)`` in data units.
         operator: The operator of the model, for samples of this shape.
         noise: The random numbers of the rows.
-        complete: Which values of the samples are known, bool ``(n, *event)``, or ``None`` if all are. An unknown value
-            is never measured by a mask, and never shown.
+        complete: Which values of the samples are known, bool ``(n, *event)``, or ``None`` if all are. Masks
+            hide unknown values. If the operator is a choice of several, they are NaN in the degraded samples.
     """
     drawn, image = operator.drawn(noise), image.double()
     if isinstance(drawn, OneOf):

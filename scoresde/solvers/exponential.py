@@ -403,7 +403,7 @@ class MultistepSDE(_Exponential):
         check_level(self.level, self.eta)
 
     def taus(self, sde: SDE, times: Tensor) -> tuple[float, ...]:
-        """Return ``eta(t)/g(t)`` at the midpoint of each of the n steps of the grid ``times``, shape ``(n + 1,)``."""
+        """Return ``eta(t)/g(t)`` at the midpoint, in log-SNR, of each of the n steps of a grid ``times: (n + 1,)``."""
         return ratios(sde, self.level, self.eta, times)
 
 

@@ -462,7 +462,7 @@ def _told_of_ranks(found: Ranks) -> str:
 
 
 def _aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:
-    """Format rows of a table, with its columns aligned on the left."""
+    """Format rows of a table, with its left-aligned columns."""
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     return ["  ".join(f"{cell:<{n}}" for cell, n in zip(line, widths, strict=True)).rstrip() for line in lines]
 

@@ -109,11 +109,8 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "captioned" / f"{i}.txt").write_text(("a black cat", "a white dog")[i % 2])
     for name, size in (("sketch", (8, 8, 3)), ("photo", (8, 8, 3)), ("low", (4, 4, 3)), ("hole", (8, 8))):
         Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)).save(folder / f"{name}.png")
-    np.savez(folder / "simulations.npz", x=rng.normal(size=(300, 2)), c=rng.normal(size=(300, 2)))
-    np.savez(folder / "measured.npz", c=np.array([[0.5, -1.0]]))
-    rows = [f"{a:.3f},{b:.3f},{a + b:.3f}" for a, b in rng.normal(size=(200, 2))]
-    (folder / "sensors.csv").write_text("\n".join(["inlet,outlet,total", *rows]))
-    (folder / "sensors_holes.csv").write_text("inlet,outlet,total\n0.5,,1.5\n,-1.0,\n")
+    np.savez(folder / "measured.npz", c=np.array([[0.5, -1.0, 0.0]]))
+    (folder / "sensors_holes.csv").write_text("a,b,c,age\n0.5,,1.5,2\n,-1.0,,3\n")
     (folder / "mymodule.py").write_text(mymodule())
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

@@ -160,6 +160,7 @@ class GaussianMixture:
             UsageError: If a shape differs from that of an event, all elements are known, or the known elements have a
                 singular covariance in one of the components.
 
+        >>> from scoresde import GaussianMixture, VPSDE
         >>> joint = GaussianMixture(VPSDE(), torch.zeros(1, 2), covariances=torch.tensor([[[1.0, 0.5], [0.5, 1.0]]]))
         >>> rest = joint.given(torch.tensor([False, True]), torch.tensor([torch.nan, 2.0]))
         >>> rest.means, rest.covariances

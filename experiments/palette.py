@@ -6,13 +6,15 @@
 The first part trains one network on the 8 x 8 digits with `--cond half/pool:2/noise:4`, which draws one of the three
 tasks for each training picture, and a specialist for each task with as many steps. The networks answer questions about
 the held-out digits. The PSNR is that of the mean of the answers, which are not rounded to levels, over the values that
-are not given. If answers are exact draws from the posterior, the mean of K answers has 10 log10(2/(1 + 1/K)) dB more than
-one answer. The error of a difference is that of a jackknife over the questions, which are the same for both networks.
+are not given. If answers are exact draws from the posterior, the mean of K answers has 10 log10(2/(1 + 1/K)) dB more
+than one answer. The error of a difference is that of a jackknife over the questions, which are the same for both
+networks.
 
 The second part trains a network to colour tinted digits (`--data tinted --cond grey`; scoresde/data/tinted.py). The hue
-of a tinted digit is uniform on the circle whatever its grey picture is, so the hues of the answers must be, too, and the
-answers to one question must not share a hue. It prints p-values of Kuiper's test, for one hue per question and for all
-hues; and K |mean of exp(i hue)|^2, averaged over the questions, which is 1 if the K hues of each question are uniform.
+of a tinted digit is uniform on the circle whatever its grey picture is, so the hues of the answers must be, too, and
+the answers to one question must not share a hue. The script prints p-values of Kuiper's test, for one hue per question
+and for all hues; and K |mean of exp(i hue)|^2, averaged over the questions, which is 1 if the K hues of each question
+are uniform.
 
 Expected: see docs/results.md. Goals: no specialist is better by more than 0.3 dB plus two standard errors; answers have
 the given grey picture to 1e-6 of the range; p > 0.01.
@@ -81,8 +83,10 @@ def restore(args: argparse.Namespace) -> list[tuple[str, list[Tensor]]]:
         hidden = torch.ones(1, *data.info.shape, dtype=torch.bool)
         if isinstance(operator, Masking):
             hidden = ~operator.known(data.info.shape)
-        best = linear(seen.nan_to_num(), data.train, hidden, y.nan_to_num())
-        by = {name: drawn(run, y, task, args.each, args.solver_steps) for name, run in (("own", own[task]), ("one", one))}
+        best = linear(seen.nan_to_num(), data.train, hidden)(y.nan_to_num())
+        by = {
+            name: drawn(run, y, task, args.each, args.solver_steps) for name, run in (("own", own[task]), ("one", one))
+        }
         means = {name: x.mean(1) for name, x in by.items()}
         gaps = {name: gap(truth, x, span, hidden) for name, x in by.items()}
         figures = [psnr(truth, x, span, hidden) for x in (best, means["own"], means["one"])]
@@ -114,7 +118,6 @@ def colour(args: argparse.Namespace) -> list[tuple[str, list[Tensor]]]:
     print(f"Kuiper's test of one hue per question: V = {first[0]:.3f}, p = {first[1]:.3f}; of all: p = {every[1]:.3f}")
     shared = each * torch.polar(torch.ones_like(hues), hues).mean(1).abs().square()
     print(f"K |mean of exp(i hue)|^2: {jackknife(lambda s: float(s.mean()), shared)} (exact: 1)")
-    # An answer is a tinted digit if its colour is the same in all pixels: what remains after its own hue is removed.
     rows = []
     for i in args.rows:
         given = data.test[i].new_tensor([0.299, 0.587, 0.114])[:, None, None].mul(data.test[i]).sum(0, keepdim=True)

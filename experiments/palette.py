@@ -10,13 +10,13 @@ are not given. If answers are exact draws from the posterior, the mean of K answ
 than one answer. The error of a difference is that of a jackknife over the questions, which are the same for both
 networks.
 
-The second part trains a network to colour tinted digits (`--data tinted --cond grey`; scoresde/data/tinted.py). The
-hue of a tinted digit is uniform on the circle whatever its grey picture is, so the hues of the answers must be, too,
-and the answers to one question must not share a hue. It prints p-values of Kuiper's test, for one hue per question and
-for all hues; and K |mean of exp(i hue)|^2, averaged over the questions, which is 1 if the K hues of each question are
-uniform.
+The second part trains a network to colour tinted digits (`--data tinted --cond grey`; scoresde/data/tinted.py). The hue
+of a tinted digit is uniform on the circle whatever its grey picture is, so the hues of the answers must be, too, and
+the answers to one question must not share a hue. The script prints p-values of Kuiper's test, for one hue per question
+and for all hues; and K |mean of exp(i hue)|^2, averaged over the questions, which is 1 if the K hues of each question
+are uniform.
 
-Expected: see docs/results.md. Goals: no specialist is better by more than 0.3 dB plus two standard errors; answers have
+Goals: no specialist is better by more than 0.3 dB plus two standard errors; answers have
 the given grey picture to 1e-6 of the range; p > 0.01.
 """
 
@@ -83,7 +83,7 @@ def restore(args: argparse.Namespace) -> list[tuple[str, list[Tensor]]]:
         hidden = torch.ones(1, *data.info.shape, dtype=torch.bool)
         if isinstance(operator, Masking):
             hidden = ~operator.known(data.info.shape)
-        best = linear(seen.nan_to_num(), data.train, hidden, y.nan_to_num())
+        best = linear(seen.nan_to_num(), data.train, hidden)(y.nan_to_num())
         by = {
             name: drawn(run, y, task, args.each, args.solver_steps) for name, run in (("own", own[task]), ("one", one))
         }
@@ -118,7 +118,6 @@ def colour(args: argparse.Namespace) -> list[tuple[str, list[Tensor]]]:
     print(f"Kuiper's test of one hue per question: V = {first[0]:.3f}, p = {first[1]:.3f}; of all: p = {every[1]:.3f}")
     shared = each * torch.polar(torch.ones_like(hues), hues).mean(1).abs().square()
     print(f"K |mean of exp(i hue)|^2: {jackknife(lambda s: float(s.mean()), shared)} (exact: 1)")
-    # An answer is a tinted digit if its colour is the same in all pixels: what remains after its own hue is removed.
     rows = []
     for i in args.rows:
         given = data.test[i].new_tensor([0.299, 0.587, 0.114])[:, None, None].mul(data.test[i]).sum(0, keepdim=True)

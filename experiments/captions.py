@@ -18,7 +18,7 @@ For the control, the words of every caption are sorted, in training and in sampl
 words. Guessing then gives 50 % for the order and for the binding. The last row of the other table shows what sorting
 does to the trained model alone. Errors are standard errors over captions, of the mean of three seeds.
 
-Expected: see docs/results.md (goal: 85 % or more in the last column, and at most about 50 % order for the control).
+Goals: 85 % or more in the last column, and at most about 50 % order for the control.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ usual, answers outside of the square are rejected. The table has the means over 
     p          the p-values of a chi-square test that the rank of theta_1 and of theta_2 among 19 answers is uniform,
                with ten bins, for 1,000 held-out simulations
 
-Seconds are CPU time. """
+Seconds are CPU time."""
 
 from __future__ import annotations
 

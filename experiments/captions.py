@@ -2,6 +2,7 @@
 
     python experiments/captions.py                     # about eight minutes of one CPU core
     python experiments/captions.py --control           # the same with all words in alphabetical order
+    python experiments/captions.py --encoder minilm    # the features of a pretrained language model (minilm.py)
     python experiments/captions.py --run runs/captions --figure captions.png
 
 The script trains (or loads) a model of `--data captions` with `--cond text`, and draws pictures for held-out captions.
@@ -30,9 +31,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from minilm import MiniLM
 from torch import Tensor
 
-from scoresde import Dataset, Run, TrainConfig, fit, load, load_data
+from scoresde import Condition, Dataset, Run, TrainConfig, fit, load, load_data
 from scoresde.data.captions import COLOURS, DIGITS
 from scoresde.study.classifier import TrainedClassifier, train_classifier
 
@@ -113,7 +115,11 @@ def row(name: str, seeds: Sequence[dict[str, Tensor]]) -> str:
 
 def draw(run: Run, texts: Sequence[str], scale: float, seed: int) -> Tensor:
     """Draw a picture for each text."""
-    return run.given(text=list(texts)).guided(scale).sample(len(texts), "multistep", seed=seed).x
+    if run.info.known.features:  # the run was trained with the features of an encoder
+        bound = run.given(Condition(tokens=MiniLM()(texts)))
+    else:
+        bound = run.given(text=list(texts))
+    return bound.guided(scale).sample(len(texts), "multistep", seed=seed).x
 
 
 def figure(run: Run, texts: Sequence[str], scale: float, path: Path, columns: int = 4) -> None:
@@ -137,6 +143,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=0, help="training steps (default: those of the preset, 2,000)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the training")
     parser.add_argument("--control", action="store_true", help="sort the words of every caption")
+    parser.add_argument("--encoder", choices=["own", "minilm"], default="own", help="what turns captions into features")
     parser.add_argument("--scales", nargs="+", type=float, default=[1.0, 2.0, 3.0])
     parser.add_argument("--captions", type=int, default=400, help="number of held-out captions")
     parser.add_argument("--seeds", type=int, default=3, help="number of pictures for each caption")
@@ -157,10 +164,13 @@ def main() -> None:
     else:
         config = TrainConfig(data="captions", cond="text", steps=args.steps, seed=args.seed)
         told: Dataset | None = None
+        text, test_text = (captions(data, known.tokens) for known in (data.train_given, data.test_given))
         if args.control:
-            both = [captions(data, known.tokens) for known in (data.train_given, data.test_given)]
-            text, test_text = ([ordered(one) for one in part] for part in both)
+            text, test_text = ([*map(ordered, part)] for part in (text, test_text))
             told = Dataset.of(data.train, data.test, text=text, test_text=test_text, name="sorted captions")
+        if args.encoder == "minilm":
+            known, test_known = (Condition(tokens=MiniLM()(part)) for part in (text, test_text))
+            told = Dataset.of(data.train, data.test, given=known, test_given=test_known, name="encoded captions")
         began = time.process_time()
         run = fit(config, data=told, save=args.out is not None, out=args.out, quiet=True)
         seconds, size = time.process_time() - began, sum(p.numel() for p in run.base.parameters())

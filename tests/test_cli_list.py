@@ -27,7 +27,10 @@ def test_list_says_what_a_name_stands_for_and_its_options(shell: Shell) -> None:
     assert all(entry["what"] for entry in entries.values())
     networks = {entry["name"]: entry for entry in shell.json("list networks")["entries"]}  # type: ignore[attr-defined]
     assert networks["mlp"]["needs"] == ["dims"] and networks["mlp"]["options"]["width"] == 128
-    assert "20,000 vectors of shape 2; its density is known" in shell("list data")
+    data = shell("list data")
+    assert "20,000 vectors of shape 2; its density is known" in data
+    assert "10,000 images of shape 3 x 8 x 16, each with a text (18 different words)" in data
+    assert "1,797 images of shape 1 x 8 x 8\n" in data
 
 
 def test_an_unknown_kind_lists_the_kinds(shell: Shell) -> None:

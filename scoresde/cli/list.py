@@ -90,8 +90,10 @@ def _data() -> dict[str, dict[str, Any]]:
         data = load_data(name)
         shape = " x ".join(map(str, data.info.shape))
         known = "; its density is known" if data.log_density is not None else ""
+        words = data.info.known.words
+        texts = f", each with a text ({len(words)} different words)" if words else ""
         count = data.info.n_train + data.info.n_test
-        found[name] = {"what": f"{count:,} {data.info.kind}s of shape {shape}{known}"}
+        found[name] = {"what": f"{count:,} {data.info.kind}s of shape {shape}{texts}{known}"}
     return found
 
 

@@ -48,7 +48,7 @@ __all__ = ["ANSWERS", "QUESTIONS", "TINT", "answers_figure"]
 QUESTIONS = {"image": 8, "volume": 8, "signal": 6, "vector": 60}  # the largest number of questions to show
 ANSWERS = 8  # the largest number of answers to show for a question
 COLUMNS = 12  # the largest number of columns of a table to show
-MANY = 30  # smallest number of answers, vectors for a single question, that are shown as a distribution
+MANY = 30  # smallest number of answers (vectors for a single question) to show as a distribution
 TINT = (196, 216, 236)  # colour of pixels that were not given
 HEAT = "magma"  # colour map of the deviation
 
@@ -97,8 +97,8 @@ def answers_figure(
             )
     if told is not None and (told.ndim != x.ndim - 1 or (kind == "vector" and told.shape[1:] != x.shape[2:])):
         raise UsageError(
-            f"given has shape {told.shape}, but answers has shape {x.shape}; for answers of shape (Q, K, *event), pass "
-            "given of shape (Q, *event) if the samples are vectors, or else with as many axes as (Q, *event)"
+            f"given has shape {told.shape}, but answers has shape {x.shape}; for answers of shape (Q, K, *event), "
+            "given must have shape (Q, *event) if the samples are vectors, and as many axes as (Q, *event) otherwise"
         )
     texts = [literal(label, 32) for label in labels] if len(labels) == len(x) else [str(i) for i in range(len(x))]
     bad = np.isnan(np.where(np.isfinite(x), 0.0, np.nan).reshape(*x.shape[:2], -1).sum(axis=2))

@@ -11,8 +11,8 @@ channels with different units are divided by their standard deviations, so that 
 as the standard deviation.
 
 The PSNR of the answers is reported next to that of *training rows*, which are drawn at random for each question and so
-serve as answers that ignore it. Since they are draws from the prior, they pass every test of calibration, although they
-are useless as answers.
+serve as answers that ignore the question. Since they are draws from the prior, they pass every test of calibration,
+although they are useless as answers.
 """
 
 from __future__ import annotations

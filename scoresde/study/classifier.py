@@ -126,7 +126,10 @@ class TrainedClassifier:
         return self.codec.continuous.to_model(x.double()).to(device=scale.device, dtype=scale.dtype)
 
     def save(self, folder: Path) -> list[Path]:
-        """Write the two files to ``folder``, which is created if needed, and return their paths."""
+        """Write the weights and all other data to two files in ``folder``, and return the paths of the files.
+
+        The folder is created if needed.
+        """
         facts = {
             "format": FORMAT, "data": self.info.to_dict(), "codec": to_dict(self.codec), "config": asdict(self.config),
             "accuracy": self.accuracy, "held_out": self.held_out, "sha256": self.digest,
@@ -203,7 +206,7 @@ def load_classifier(folder: Path, device: torch.device | str = "cpu", *, edited:
         edited: Whether to accept ``classifier.json`` even if it was edited after it was written.
 
     Raises:
-        CheckpointError: If the folder does not contain a classifier, or the classifier is damaged.
+        CheckpointError: If the folder does not contain a classifier, or the classifier was edited or is damaged.
     """
     path = folder / FACTS
     if not os.path.lexists(path):

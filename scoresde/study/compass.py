@@ -77,7 +77,7 @@ def exact_score(info: DataInfo, codec: Codec, sde: SDE, train: Tensor) -> tuple[
 class Compass:
     """The distance of a model's score from the exact score.
 
-    Each tensor of shape ``(L, 3)`` contains the 10 % quantile, the mean and the 90 % quantile over the rows.
+    Each tensor of shape ``(L, 3)`` contains the 10 % quantile, the mean and the 90 % quantile over the samples.
 
     Attributes:
         log_snr: Noise levels as log-SNR, float64 ``(L,)``, decreasing.
@@ -86,7 +86,7 @@ class Compass:
             root of the mean of ``|model - exact|^2`` divided by the mean of ``|exact|^2``.
         against: Description of the exact score.
         note: A note on how to interpret the comparison, or ``None``.
-        n: Number of held-out samples.
+        n: Number of held-out samples on which the scores were compared.
     """
 
     log_snr: Tensor

@@ -215,7 +215,7 @@ def read_features(path: Path) -> dict[str, Tensor]:
     lacking = sorted({"samples", "reference"} - set(found))
     if lacking:
         raise DataError(
-            f"{path} must contain the arrays 'samples' and 'reference', and optionally 'train' for the check for "
+            f"{path} must contain the arrays 'samples' and 'reference', and may contain 'train' for the check for "
             f"copies, got {', '.join(map(repr, sorted(found))) or 'no arrays'}"
         )
     for name, array in found.items():

@@ -135,8 +135,8 @@ class Dissolved:
             model units.
         chain: The states ``x_t = A x_s + S z``, computed from one time s to the next time t with new noise z at each
             step, ``(T, N, *event)`` in model units.
-        spread: Standard deviation of ``(x_t - alpha x_0) / sigma`` over the N rows and all elements, for the jump and
-            for the chain, ``(2, T)``. It is 1 up to sampling error.
+        spread: Root mean square of ``(x_t - alpha x_0) / sigma`` over the N rows and all elements, for the jump and for
+            the chain, ``(2, T)``. It is 1 up to sampling error.
     """
 
     t: Tensor

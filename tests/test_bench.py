@@ -209,7 +209,7 @@ def test_what_cannot_be_right(gaussian: Run, moons: Dataset) -> None:
         bench(gaussian, {"ddim": DDIM()}, (5,), n=1)
     with pytest.raises(DataError, match=r"digits has shape \(1, 8, 8\) and 17 levels.*\(2,\) and no levels"):
         bench(gaussian, {"ddim": DDIM()}, (5,), data=load_data("digits"))
-    with pytest.raises(DataError, match="requires at least 2 samples to compare with, but moons has 1"):
+    with pytest.raises(DataError, match=r"at least 2 training samples and 2 held-out samples .* but moons has 1 in"):
         bench(gaussian, {"ddim": DDIM()}, (5,), data=replace(moons, test=moons.test[:1]))
 
 

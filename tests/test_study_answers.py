@@ -377,7 +377,7 @@ def test_questions_with_a_failed_answer_are_left_out(table: Dataset, monkeypatch
 
     monkeypatch.setattr(Run, "sample", failing)
     bad = torch.tensor([5])
-    with pytest.warns(UserWarning, match="1 of 4 questions were left out"):
+    with pytest.warns(UserWarning, match="at least one answer failed: 1 of 4"):
         found = ask(run, table, torch.arange(4), each=3, solver=QUICK)
     assert found.failed == 1 and found.rows.tolist() == [0, 2, 3] and found.x.isfinite().all()
     assert torch.equal(found.truth, table.test[[0, 2, 3]])
@@ -447,7 +447,7 @@ def test_the_table_and_the_json(simulations: Dataset, tmp_path: Path) -> None:
     assert lines[11].startswith("x0") and lines[12].startswith("x1") and lines[11].count("±") == 4
     text = "\n".join(lines)
     assert "9 answers to each of 200 questions" in text and "no p-value, because up to 2 values" in text
-    assert "not computed: ssim, because it compares pictures, but simulations holds vectors" in text
+    assert "not computed: ssim, because it compares pictures, but simulations contains vectors" in text
     facts = json.loads(json.dumps(described_answers(found), allow_nan=False))
     assert facts["psnr_one"]["value"] == found.psnr_one.value and facts["ssim_one"] is None
     assert facts["columns"]["x1"]["p_value"] == found.columns[1].ranks.p_value and facts["ranks"]["p_value"] is None
@@ -568,7 +568,7 @@ def test_without_questions_a_run_is_told_the_conditions_of_held_out_rows(
         ("pool", "--given test --each 1 --metrics psnr,spread", ("'spread' requires at least two answers",)),
         ("pool", "--given test --each 50", ("--n 48 is less than --each 50; use --n 5000",)),
         ("jpeg", "--given test --metrics seen", ("it requires a linear operator, but jpeg:20 is not linear",)),
-        ("sims", "--given test --metrics ssim", ("it compares pictures, but sims holds vectors",)),
+        ("sims", "--given test --metrics ssim", ("it compares pictures, but sims contains vectors",)),
         ("sims", "--given test --operator half", ("trained without an operator",)),
         ("pool", "--given test --metrics pnsr", ("unknown metric 'pnsr'",)),
         ("pool", "--given test --metrics ,", ("--metrics is empty; choose from: psnr",)),

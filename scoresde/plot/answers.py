@@ -1,11 +1,12 @@
-"""Figures of answers: the condition of each question, the samples drawn for it, and how they differ.
+"""Plots of the answers of a conditional model to several questions.
 
-Images form a sheet of pixels with a row for each question: what was given, the first answers, the mean and the standard
-deviation of all answers, and the truth if it is known. Values that were not given are tinted. What was given is
-enlarged to the size of the answers without interpolation, so that its pixels remain visible.
+A question is a condition, such as a low-resolution image, and its answers are samples drawn under this condition.
+Images form a sheet of pixels with a row for each question. The row shows the given image, the first answers, the mean
+and the standard deviation of all answers, and the truth if it is known. Pixels that were not given are tinted. The
+given image is enlarged to the size of the answers without interpolation, so that its pixels remain visible.
 
-Signals have a panel for each question, and tables have a panel for each column. A single question about a vector with
-many answers is shown as their distribution.
+Signals have a row of panels for each question, with a panel for each channel. Tables have a panel for each column. If
+there is a single question with many answers that are vectors, the distribution of the answers is shown.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ __all__ = ["ANSWERS", "QUESTIONS", "TINT", "answers_figure"]
 QUESTIONS = {"image": 8, "volume": 8, "signal": 6, "vector": 60}  # the largest number of questions to show
 ANSWERS = 8  # the largest number of answers to show for a question
 COLUMNS = 12  # the largest number of columns of a table to show
-MANY = 30  # with this many answers, a single question about a vector is shown as their distribution
+MANY = 30  # smallest number of answers (vectors for a single question) to show as a distribution
 TINT = (196, 216, 236)  # colour of pixels that were not given
 HEAT = "magma"  # colour map of the deviation
 
@@ -64,16 +65,16 @@ def answers_figure(
     title: str = "",
     names: Sequence[str] = (),
 ) -> Figure:
-    """Draw what was given, the answers, their mean and their standard deviation, and the truth if it is known.
+    """Draw the condition of each question, the answers, their mean and standard deviation, and the truth if known.
 
     Args:
-        answers: Samples ``(Q, K, *event)`` in data units: K answers to each of Q questions. An answer with a value that
-            is not finite is missing, and is left out of the mean and the deviation.
+        answers: Samples ``(Q, K, *event)`` in data units: K answers to each of Q questions. An answer that contains a
+            non-finite value counts as missing and is left out of the mean and the standard deviation.
         kind: ``"image"``, ``"volume"``, ``"signal"`` or ``"vector"``.
         low, high: The image values to draw as black and as white.
         given: The condition of each question, ``(Q, *shape)`` in data units, with NaN for values that were not given.
-            It has as many axes as ``truth``. Given images and signals may differ in size from the samples, and given
-            images may also have another number of channels.
+            For vectors, ``*shape`` must equal ``*event``. For other kinds, ``*shape`` must have as many axes as
+            ``*event``, but the sizes may differ.
         truth: The true samples, ``(Q, *event)``, with NaN in the rows where they are unknown.
         labels: A short text for each question.
         title: A description of the questions, such as "pooled by 2".
@@ -96,8 +97,8 @@ def answers_figure(
             )
     if told is not None and (told.ndim != x.ndim - 1 or (kind == "vector" and told.shape[1:] != x.shape[2:])):
         raise UsageError(
-            f"given has shape {told.shape}, but answers has shape {x.shape}; for answers of shape (Q, K, *event), pass "
-            "given with the axes of (Q, *event) and, for vectors, also its sizes"
+            f"given has shape {told.shape}, but answers has shape {x.shape}; for answers of shape (Q, K, *event), "
+            "given must have shape (Q, *event) if the samples are vectors, and as many axes as (Q, *event) otherwise"
         )
     texts = [literal(label, 32) for label in labels] if len(labels) == len(x) else [str(i) for i in range(len(x))]
     bad = np.isnan(np.where(np.isfinite(x), 0.0, np.nan).reshape(*x.shape[:2], -1).sum(axis=2))
@@ -180,12 +181,12 @@ def _pictures(
 
 
 def _slice(picture: Floats) -> Floats:
-    """Return the middle slice of a volume ``(C, D, H, W)``, or an image ``(C, H, W)`` itself."""
+    """Return the middle slice of a volume ``(C, D, H, W)``, or an image ``(C, H, W)`` unchanged."""
     return picture[:, picture.shape[1] // 2] if picture.ndim == 4 else picture
 
 
 def _enlarged(picture: Floats, size: tuple[int, ...]) -> Floats:
-    """Resize an image ``(C, h, w)`` by taking the nearest pixel, without interpolation."""
+    """Resize an image ``(C, h, w)`` to the given size by repeating or dropping pixels, without interpolation."""
     for axis, side in zip((1, 2), size, strict=True):
         index = ((np.arange(side) + 0.5) * picture.shape[axis] / side).astype(int)
         picture = np.take(picture, index, axis)
@@ -193,7 +194,7 @@ def _enlarged(picture: Floats, size: tuple[int, ...]) -> Floats:
 
 
 def _pixels(picture: Floats, low: float, high: float) -> Pixels:
-    """Return an image ``(C, H, W)`` as bytes ``(H, W, 3)``, tinted where values were not given."""
+    """Convert an image ``(C, H, W)`` to RGB bytes ``(H, W, 3)``. Pixels with a value that is NaN are tinted."""
     colours = picture if len(picture) in (1, 3, 4) else picture[:1]
     unknown = np.isnan(colours).any(0)
     drawn = image_grid(np.where(np.isnan(colours), low, colours)[None], 1, low, high, pad=0)
@@ -202,9 +203,10 @@ def _pixels(picture: Floats, low: float, high: float) -> Pixels:
 
 
 def _heat(deviation: Floats) -> tuple[Pixels, float]:
-    """Return deviations ``(R, C, H, W)`` as bytes ``(R, H, W, 3)`` on one scale from 0, and the highest of them.
+    """Convert standard deviations ``(R, C, H, W)`` to colours ``(R, H, W, 3)``, and return their maximum as well.
 
-    For several channels, the root mean square over the channels is shown.
+    All images share one colour scale, which starts at 0. For several channels, the root mean square over the channels
+    is shown.
     """
     from matplotlib import colormaps
 
@@ -245,7 +247,7 @@ def _sheet(groups: Sequence[Pixels]) -> tuple[Pixels, list[float]]:
 def _signals(
     x: Floats, given: Floats | None, truth: Floats | None, labels: Sequence[str], title: str, names: Sequence[str]
 ) -> Figure:
-    """Draw a row of panels for each question, with a panel for each of the first three channels."""
+    """Draw a row of panels for each question, with one panel for each of the first three channels."""
     mean, _ = _moments(x)
     rows, channels = min(len(x), QUESTIONS["signal"]), min(x.shape[2], 3)
     figure = new_figure(max(6.0, 3.6 * channels), 1.35 * rows + 0.9)
@@ -346,7 +348,7 @@ def _table(
 
 
 def _distribution(x: Floats, truth: Floats | None, label: str, title: str, names: Sequence[str]) -> Figure:
-    """Draw the distribution of the answers ``(K, D)`` to one question, with the truth as lines."""
+    """Draw the distribution of the answers ``(K, D)`` to one question, and mark the truth with lines."""
     figure = scatter(x, names=names) if x.shape[1] == 2 else vectors(x, names=names)
     axes = figure.axes
     if truth is not None and bool(np.isfinite(truth).all()):

@@ -44,7 +44,7 @@ Pixels: TypeAlias = npt.NDArray[np.uint8]
 
 BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
 GREY, INK = "#999999", "#333333"
-UNLIKE = (20.0, 3.0)  # ratio of widths above which two coordinates get separate scales, without and with names
+UNLIKE = (20.0, 3.0)  # ratios of widths above which two coordinates without or with names get separate scales
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, INK)  # line colours, in order of use
 
 
@@ -81,7 +81,9 @@ def points_of(x: Array, name: str) -> Floats:
 
 
 def window(values: Floats) -> tuple[Floats, Floats]:
-    """Find the lowest and highest values to show in each column of ``(N, D)`` values, as two arrays ``(D,)``.
+    """Return the lowest and the highest value to show in each column of ``values``, as two arrays ``(D,)``.
+
+    The shape of ``values`` is ``(N, D)``.
 
     A value is left out as an outlier if its distance from the range of the middle 98 % of the values exceeds the width
     of that range.

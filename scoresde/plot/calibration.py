@@ -1,9 +1,9 @@
 """Plots of the calibration of a conditional model: the ranks of the truth among its answers, and the coverage.
 
 The left panel shows how many values have each rank, relative to uniform ranks. The right panel shows how often a
-central interval of the answers contains the truth, against the level of the interval. For exact answers, both
-follow the dashed lines to within the error bars of two standard errors. Ranks that pile up at both ends, and a coverage
-below the diagonal, are signs of answers that differ too little.
+central interval of the answers contains the truth, against the level of the interval. The error bars show two standard
+errors. For exact answers, both plots follow the dashed lines to within the error bars. Ranks that pile up at both ends,
+and a coverage below the diagonal, are signs of answers that differ too little.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ def calibration(
     """Plot the ranks of the truth and the coverage of central intervals, for one or several sets of values.
 
     Args:
-        ranks: The number of values in each bin of ranks, relative to uniform ranks, and its standard error, each
-            ``(bins,)``, keyed by the name of the set. There are at most seven sets. An unknown error is NaN.
-        coverage: The share of values inside the interval of each level, and its standard error, each ``(L,)``, keyed by
-            the same names.
+        ranks: The number of values in each bin of ranks, relative to the number for uniform ranks, and its standard
+            error, each ``(bins,)``, keyed by the name of the set. There are at most seven sets. An unknown standard
+            error is NaN.
+        coverage: The fraction of true values inside the interval of each level, and its standard error, each ``(L,)``,
+            keyed by the same names.
         levels: The levels of the intervals, ``(L,)``, between 0 and 1.
     """
     known = finite(levels, "levels", 1)

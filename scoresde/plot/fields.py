@@ -72,7 +72,7 @@ def score_fields(
     density: Array | None = None,
     points: Array | None = None,
 ) -> Figure:
-    """Draw scores at several times, with one row per score, over the density or over points drawn from it.
+    """Draw scores at several times, over the density or over points drawn from it, with one row of panels per score.
 
     Args:
         x_grid, y_grid: Evenly spaced x coordinates ``(X,)`` and y coordinates ``(Y,)``.

@@ -4,8 +4,8 @@ Images are in data units, with ``low`` drawn as black and ``high`` as white. A p
 
     round(255 clip((v - low) / (high - low), 0, 1)).
 
-An RGBA image with colour c and opacity a, both in [0, 1], is composited on white, which gives a c + (1 - a). Channels
-that are not colours are drawn as grey images side by side. Only the middle slice of a volume is drawn.
+An RGBA image with colour c and opacity a, both in [0, 1], is composited on white, which gives a c + (1 - a). If the
+channels are not colours, they are drawn as grey images side by side. Only the middle slice of a volume is drawn.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def save_images(
         folder: Folder to write to; created if missing.
         x: Images ``(N, C, H, W)`` in data units: grey, grey with alpha, RGB or RGBA.
         names: File names, one for each image.
-        low, high: The values to draw as black and as white. With 0 and 255, integers are written unchanged.
+        low, high: The values to draw as black and as white. With 0 and 255, bytes are written unchanged.
 
     Returns:
         The folder.

@@ -18,7 +18,7 @@ __all__ = ["likelihood_histogram"]
 
 
 def likelihood_histogram(sets: Mapping[str, Array], unit: str, ax: Axes | None = None) -> Figure:
-    """Draw a histogram for each data set, with a dashed line at its mean. The legend also states the mean.
+    """Draw a histogram for each data set, with a dashed line at the mean, which the legend also states.
 
     All histograms have area 1 and the same bin width, which is the smallest width that the rule of Freedman and
     Diaconis (1981) gives for any of the data sets, subject to limits on the number of bins.

@@ -68,7 +68,7 @@ def neighbour_sheet(
         flagged: Indices of the pairs to mark as flagged.
         data: The training rows, shape ``(T, *event)``. They are drawn behind points in the plane, and their mean
             and standard deviation are used to normalise other vectors.
-        names: Names of the two coordinates of points in the plane.
+        names: Names of the two coordinates of points in the plane, for the axis labels.
 
     Raises:
         UsageError: If the shapes differ, or there is nothing to draw.

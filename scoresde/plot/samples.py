@@ -55,7 +55,7 @@ def scatter(
     """Draw points in the plane, over reference data in grey.
 
     Both axes have the same scale unless the range of one coordinate is much larger than that of the other. Extreme
-    outliers lie outside the axes, and the figure states how many samples are not shown.
+    outliers lie outside the axes. Unless ``like`` is given, the figure states how many samples lie outside.
 
     Args:
         x: Points ``(N, 2)``.
@@ -110,7 +110,7 @@ def signals(
 ) -> Figure:
     """Draw the first eight signals one below another, with a panel for each of the first six channels.
 
-    All signals of a channel are drawn on the same scale. The ticks beside each signal are in data units.
+    All signals of a channel are drawn on the same scale. The tick labels next to each signal are in data units.
 
     Args:
         x: Signals ``(N, C, L)``.
@@ -146,7 +146,10 @@ def _traces_of(x: Array, name: str) -> Floats:
 def _panels(
     panels: Sequence[Axes], values: Floats, span: Floats, names: Sequence[str], colour: str | None = None, rows: int = 0
 ) -> None:
-    """Draw signals ``(N, C, L)`` on the scale of ``span``, in one panel per channel with space for ``rows`` signals."""
+    """Draw signals ``(N, C, L)`` on the scale of ``span``, in one panel per channel.
+
+    Each panel has space for N or ``rows`` signals, whichever is larger.
+    """
     colours = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
     several = values.shape[1] > 1 or len(names) == span.shape[1]
     titles = column_names(names, span.shape[1], 32) if len(names) == span.shape[1] else [
@@ -262,14 +265,14 @@ def _edges(values: Floats, least: float, most: float, count: int) -> tuple[list[
 def samples_figure(
     x: Array, kind: str, low: float, high: float, reference: Array | None = None, names: Sequence[str] = ()
 ) -> Figure:
-    """Draw the standard figure for samples of a given kind, with any reference data beside or behind them.
+    """Draw the standard figure for samples of a given kind, with reference data, if any, next to or behind them.
 
     Args:
         x: Samples: images ``(N, C, H, W)``, volumes ``(N, C, D, H, W)``, signals ``(N, C, L)`` or vectors ``(N, D)``.
         kind: ``"image"``, ``"volume"``, ``"signal"`` or ``"vector"``; vectors with two coordinates are drawn as points.
         low: The image value to draw as black.
         high: The image value to draw as white.
-        reference: Data to compare with, of the same shape as ``x`` except for N.
+        reference: Data to compare with. The shape must be that of ``x`` except for N.
         names: Names of the coordinates of vectors, or of the channels of signals.
     """
     if kind == "vector":
@@ -312,7 +315,7 @@ def _signal_pair(x: Array, reference: Array, names: Sequence[str]) -> Figure:
 
 
 def dots(ax: Axes, points: Floats, colour: str, label: str) -> None:
-    """Draw dots whose size and opacity decrease with their number.
+    """Draw points as dots, which are smaller and more transparent if there are many points.
 
     The dots are rasterised to keep vector files small.
     """

@@ -24,7 +24,7 @@ __all__ = ["Schedule", "schedules"]
 
 LOG_SNR = "log-SNR  2 log(α/σ)"
 WIDEST = (-14.0, 18.0)  # limits of the log-SNR axis, because the log-SNR is infinite where alpha or sigma is 0
-RATES = (1e-2, 1e3)  # limits of the axis of beta and g^2, which may be infinite at t = 1
+RATES = (1e-2, 1e3)  # limits for drawing beta and g^2, which may be infinite at t = 1
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def _ends(curve: Schedule) -> Floats:
 
 
 def _within(rate: Floats) -> Floats:
-    """Return the rate where it lies within the limits of its axis, and NaN elsewhere."""
+    """Return the rate where it lies within the limits :data:`RATES`, and NaN elsewhere."""
     return np.where((rate >= RATES[0]) & (rate <= RATES[1]), rate, np.nan)
 
 

@@ -2,8 +2,8 @@
 
 A strip plot has one or more blocks, one below another. A block shows states of shape ``(T, N, *event)``, with a column
 for each of the T times. Images form a sheet of pixels with a row for each of the N images. Points and signals have a
-panel for each time. The colour of a point is the same at all times and shows the direction from the centre to the
-point's first or last state, so that mixing is visible.
+panel for each time. Each point has the same colour at all times, so that mixing is visible. The colour shows the
+direction from the centre to the point's state at a chosen time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TITLE = 0.55  # inches above a block, for its title and the labels of its column
 
 
 def sectors(points: Array) -> list[str]:
-    """Choose a colour for each of the points ``(N, 2)`` by its direction from the mean of all points."""
+    """Choose a colour for each of the points ``(N, 2)``, given by its direction from the mean of all points."""
     x = np.asarray(plain(points), dtype=np.float64)
     x = x - x.mean(axis=0)
     eighth = np.rint(np.arctan2(x[:, 1], x[:, 0]) / (np.pi / 4)).astype(int) % 8
@@ -81,7 +81,10 @@ def strips(
 def _blocks(
     width: float, titles: Sequence[str], heights: Sequence[float], note: str | None
 ) -> tuple[Figure, list[SubFigure]]:
-    """Create a figure with a titled part for each block, of the given height in inches, and a note at the bottom."""
+    """Create a figure with a titled subfigure for each block, and with a note at the bottom.
+
+    The heights of the blocks are in inches, without titles and labels.
+    """
     below = 0.0 if note is None else 0.25
     tall = [height + TITLE + (below if i == len(heights) - 1 else 0.0) for i, height in enumerate(heights)]
     figure = new_figure(width, sum(tall))

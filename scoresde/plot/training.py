@@ -66,7 +66,10 @@ def _curve(steps: Array, losses: Array) -> tuple[Floats, Floats]:
 
 
 def _running_mean(y: Floats, window: int) -> Floats:
-    """Compute the centred running mean over ``window`` values, or fewer at the ends, ignoring NaN."""
+    """Compute the centred running mean over ``window`` values (rounded up to an odd number), ignoring NaN.
+
+    At the ends, the mean is over fewer values.
+    """
     kernel = np.ones(window | 1)
     there = ~np.isnan(y)
     if len(y) == 0:

@@ -1,16 +1,18 @@
 """Comparison of the answers of a conditional model with the truth.
 
-A question is the condition of a row of the data, such as its class, a vector, a low-resolution picture, or those of
-its cells that are not empty. The row itself is the truth. For each question, K answers are drawn and compared with the
-truth by the metrics of :mod:`scoresde.metrics.answers`. The values expected for exact answers follow from equation 1 of
-that module. If a mask marks the missing values, only these are compared.
+A question is the condition of a row of the data, such as its class, a vector, a low-resolution picture, or its
+non-empty cells. The row itself is the truth, and the answers are samples that the model draws under this condition. For
+each question, K answers are compared with the truth by the metrics of :mod:`scoresde.metrics.answers`. The values
+expected for exact answers follow from equation 1 of that module. If a mask marks the missing values, only the missing
+values are compared.
 
-Pictures are compared in their own range. Columns of a table and channels of a signal, which have units of their own,
-are divided by their standard deviations, so that a PSNR of 0 dB means an error as large as the standard deviation.
+Errors of pictures are measured relative to the range of the data. Columns of a table, channels of a signal and picture
+channels with different units are divided by their standard deviations, so that a PSNR of 0 dB means an error as large
+as the standard deviation.
 
 The PSNR of the answers is reported next to that of *training rows*, which are drawn at random for each question and so
-serve as answers that ignore it. Since they are draws from the prior, they pass every test of calibration, although they
-are useless as answers.
+serve as answers that ignore the question. Since they are draws from the prior, they pass every test of calibration,
+although they are useless as answers.
 """
 
 from __future__ import annotations
@@ -70,7 +72,7 @@ PAIRED = ("ranks", "spread")  # metrics that need two answers to each question
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """Several answers to each question of a set, together with the truth.
+    """Several answers to each of a set of questions, together with the truth.
 
     Attributes:
         truth: The truth, ``(N, *event)`` in data units.
@@ -78,10 +80,11 @@ class Answers:
         info: Description of the data.
         codec: The map from data units to model units. Its scales are used to compare values with different units.
         seen: The measurements of the truth that the answers are conditioned on, or ``None`` if there are none.
-        rows: The index of the row of each question in the split, int64 ``(N,)``.
+        rows: The index in the split of the row behind each question, int64 ``(N,)``.
         split: The split that the rows belong to.
         failed: Number of questions that were left out because at least one of their answers failed.
-        solution: The result of the solver for all answers, including those that were left out, or ``None``.
+        solution: The result of the solver for all answers, including those to the questions that were left out, or
+            ``None``.
     """
 
     truth: Tensor
@@ -101,18 +104,21 @@ class Answers:
 
     @property
     def scale(self) -> Tensor | None:
-        """The scale by which each value is divided, or ``None`` if all columns or channels share one range."""
+        """The scale by which values are divided for comparison, or ``None`` if all values share one range."""
         affine = self.codec.continuous
         own = self.info.kind in ("vector", "signal")
         return affine.scale if isinstance(affine, Affine) and (own or affine.scale.numel() > 1) else None
 
     def reason_against(self, metric: str) -> str:
-        """Return why a metric of :data:`scoresde.core.tables.ANSWERS` cannot be computed, or an empty string."""
+        """Return the reason why a metric of :data:`scoresde.core.tables.ANSWERS` cannot be computed.
+
+        The result is an empty string if the metric can be computed.
+        """
         if metric in PAIRED and self.each < 2:
             return "it requires at least two answers to each question"
         if metric == "ssim":
             if self.info.kind not in ("image", "volume"):
-                return f"it compares pictures, but {self.info.name} holds {self.info.kind}s"
+                return f"it compares pictures, but {self.info.name} contains {self.info.kind}s"
             if self.scale is not None:
                 return f"the channels of {self.info.name} have different units"
         if metric == "seen":
@@ -127,12 +133,12 @@ class Answers:
 
 @dataclass(frozen=True, eq=False)
 class Column:
-    """The calibration of one column of a table, or of one parameter.
+    """The calibration of one column of a table.
 
     Attributes:
         name: The name of the column.
         ranks: The ranks of the truth among its answers.
-        coverage: How often a central interval contains the truth, keyed by the level of the interval.
+        coverage: The fraction of true values inside the central interval of the answers, keyed by the interval's level.
     """
 
     name: str
@@ -148,17 +154,17 @@ class Judgement:
         questions: Number of questions.
         each: Number of answers to each question, K.
         hidden: Whether a mask selects the values that are compared.
-        unit: The unit in which values are compared, as text.
+        unit: A description of the unit in which values are compared.
         psnr_one, psnr_mean: The PSNR of a single answer, and that of the mean of all answers. The mean is not rounded
             to levels.
         gap: ``psnr_mean - psnr_one``. The expected value for exact answers is :attr:`exact_gap`.
         ssim_one, ssim_mean: The structural similarity of a single answer, and that of the mean of all answers.
         seen: The share of answers that agree with the given measurements.
-        largest: The largest difference between the measurements of an answer and those that were given.
+        largest: The largest difference between the measurements of an answer and the given measurements.
         ranks: The ranks of the truth among its answers, over all values.
-        coverage: How often a central interval contains the truth, keyed by the level of the interval.
+        coverage: The fraction of true values inside the central interval of the answers, keyed by the interval's level.
         columns: The calibration of each column of a table.
-        spread: The standard deviation of the answers relative to the error of their mean; 1 for exact answers.
+        spread: The standard deviation of the answers relative to the error of their mean. It is 1 for exact answers.
         ignorant: The PSNR and the structural similarity of training rows, which ignore the question, keyed by the names
             of the corresponding fields, such as ``psnr_one``.
         skipped: The metrics that could not be computed, each with the reason.
@@ -184,21 +190,21 @@ class Judgement:
 
     @property
     def exact_gap(self) -> float:
-        """The :attr:`gap` of exact answers, in decibels."""
+        """The expected :attr:`gap` for exact answers, in decibels."""
         return exact_gap(self.each)
 
 
 @checked(limit=WHOLE, seed=SEED)
 def questions(data: Dataset, split: str = "test", limit: int = 0, seed: int = 0) -> Tensor:
-    """Choose rows of a data set as questions, int64 ``(n,)``.
+    """Choose rows of a data set as questions, and return their indices, int64 ``(n,)``.
 
-    In the training split, rows with empty cells and rows that serve only to choose between checkpoints are left out.
+    In the training split, rows with empty cells and rows that are used only to choose between checkpoints are left out.
 
     Args:
         data: The data set.
         split: ``test`` or ``train``.
-        limit: Maximum number of rows, drawn at random, or 0 for all rows. The rows for a smaller limit are the first of
-            those for a larger limit.
+        limit: Maximum number of rows, drawn at random, or 0 for all rows. With a smaller limit, the first of the rows
+            for a larger limit are chosen.
         seed: Seed for choosing the rows.
     """
     if split not in ("test", "train"):
@@ -237,20 +243,20 @@ def ask(
     """Condition a run on rows of a data set, and draw several answers for each row.
 
     Args:
-        run: A conditional run. Its own guidance and path are used.
+        run: A conditional run, with the guidance and the path to use.
         data: The data set.
         rows: Indices of the rows to use as questions, int64 ``(N,)``, as returned by :func:`questions`.
         split: The split that the rows belong to.
         each: Number of answers to each question, K.
         solver: The solver, or its name (default: ``multistep`` with 30 steps).
-        operator: The operator by which the rows are measured (default: the run's own).
-        seed: Seed of all random numbers.
+        operator: The operator by which the rows are measured (default: the run's operator).
+        seed: Seed for all random numbers.
         batch: Maximum number of answers per batch.
         watch: Called after each step of each batch.
 
     Raises:
         UsageError: If the run was trained without a condition, or the data lack part of its condition.
-        NumericalError: If at least one answer to every question failed.
+        NumericalError: If no question is left, because each has at least one answer that failed.
     """
     if not len(rows):
         raise UsageError("there are no questions; choose at least one row")
@@ -263,8 +269,8 @@ def ask(
         raise NumericalError("; ".join(drawn.solution.failures()))
     if not bool(fine.all()):
         warnings.warn(
-            f"{int((~fine).sum())} of {len(rows):,} questions were left out because at least one of their answers "
-            f"failed: {drawn.solution.failures()[0]}",
+            f"questions left out because at least one answer failed: {int((~fine).sum())} of {len(rows):,} "
+            f"({drawn.solution.failures()[0]})",
             stacklevel=4,
         )
     kept = fine.nonzero().flatten()
@@ -289,7 +295,7 @@ def evaluate_answers(
     batch: int = 256,
     watch: Watch | None = None,
 ) -> Judgement:
-    """Condition a run on rows of a data set, draw several answers for each row, and compare them with the row.
+    """Condition a run on rows of a data set, draw several answers for each row, and compare the answers with the row.
 
     Args:
         run, data, rows, split, each, solver, operator, seed, batch, watch: As for :func:`ask`.
@@ -328,8 +334,8 @@ def judge(
     Args:
         answers: The answers and the truth.
         metrics: Names in :data:`scoresde.core.tables.ANSWERS`, or ``None`` for all that can be computed.
-        training: Training rows ``(T, *event)``, which are judged as answers that ignore the question, or ``None``.
-        seed: Seed for breaking ties of ranks, and for choosing training rows.
+        training: Training rows ``(T, *event)`` to judge as answers that ignore the question, or ``None``.
+        seed: Seed for breaking ties between ranks, and for choosing training rows.
 
     Raises:
         UsageError: If a metric is unknown, or cannot be computed for these answers.
@@ -386,7 +392,7 @@ def _ignorant(training: Tensor, count: int, each: int, seed: int) -> Tensor | No
 
 
 def _residual(answers: Answers) -> Tensor:
-    """Return the largest difference between the measurements of each answer and those that were given, ``(N, K)``."""
+    """Return the largest difference between each answer's measurements and the given measurements, ``(N, K)``."""
     assert answers.seen is not None and isinstance(answers.seen.operator, Linear)
     operator, y = answers.seen.operator, answers.seen.y.cpu().double()
     found = [flat(operator(x) - y).abs().amax(1) for x in answers.x.double().unbind(1)]
@@ -462,13 +468,13 @@ def _told_of_ranks(found: Ranks) -> str:
 
 
 def _aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:
-    """Format rows of a table, with its left-aligned columns."""
+    """Format the rows of a table as lines of text with left-aligned columns."""
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     return ["  ".join(f"{cell:<{n}}" for cell, n in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
 def described_answers(found: Judgement) -> dict[str, Any]:
-    """Return a judgement as JSON-serialisable values, with ``None`` for what was not computed."""
+    """Return a judgement as JSON-serialisable values, with ``None`` for values that were not computed."""
     singles = ("psnr_one", "psnr_mean", "gap", "ssim_one", "ssim_mean", "seen", "spread")
     return {
         "questions": found.questions, "each": found.each, "only_hidden": found.hidden, "unit": found.unit,
@@ -499,8 +505,8 @@ def _plain_coverage(found: Mapping[float, Measurement]) -> dict[str, Any]:
 def write_calibration(folder: Path, found: Judgement, facts: Mapping[str, Any]) -> list[Path]:
     """Write ``evaluation.json`` and, if there are ranks, ``calibration.png``.
 
-    The picture shows ranks and coverage. For a table with two to six columns, it shows those of each column; otherwise,
-    it shows those of all values together. If it cannot be drawn, a warning is issued.
+    The picture shows the ranks and the coverage. For a table with two to six columns, they are shown for each column;
+    otherwise, they are shown for all values together. If the picture cannot be drawn, a warning is issued.
 
     Args:
         folder: Folder to write to.
@@ -508,7 +514,7 @@ def write_calibration(folder: Path, found: Judgement, facts: Mapping[str, Any]) 
         facts: The contents of ``evaluation.json``, as JSON-serialisable values.
 
     Returns:
-        The paths of the files, starting with the picture.
+        The paths of the files, starting with the picture if there is one.
     """
     files = [write_json(folder / "evaluation.json", dict(facts))]
     if found.ranks is None or not found.ranks.counts.sum():

@@ -1,18 +1,18 @@
 """A comparison of solvers at several budgets of model evaluations, all starting from the same prior samples.
 
-Two distances are measured, both in model units. The first is the distance between a solver's result x and the exact
-solution,
+Two distances are measured, both in model units. The first is the distance between a solver's result x and the
+*converged* solution x*,
 
-    rms = sqrt( mean of (x - x*)^2 over samples and dimensions ),
+    rms = sqrt( mean of (x - x*)^2 over samples and dimensions ).
 
-where x* is the *converged* solution. It is the solution of the probability flow from the same start with a tolerance of
-1e-6 (1e-8 in float64), before the final noise-free step. Stochastic solvers do not approximate this solution, so this
-distance is not computed for them.
+The converged solution is the solution of the probability flow from the same prior samples with a tolerance of 1e-6
+(1e-8 in float64). Both x and x* are taken before the final noise-free step. Stochastic solvers do not approximate x*,
+so this distance is not computed for them.
 
 The second distance depends on both the solver and the model. It is the sliced 2-Wasserstein distance
 (:mod:`scoresde.metrics`) between the samples, after the noise-free step, and held-out data, which are dequantised if
 they are stored as levels. With few samples, this distance is biased upwards and does not fall to 0. The *floor* is the
-lowest value to expect, namely the distance between an equal number of training samples and the same held-out data. As
+lowest value to expect. It is the distance between an equal number of training samples and the same held-out data. As
 the steps of a deterministic solver shrink, its distance tends to that of the converged solution.
 
 A solver with a fixed grid takes as many steps as the number of evaluations allows. An adaptive solver is run at several
@@ -133,7 +133,9 @@ class Bench:
 
 
 def solvers_by_name(names: Iterable[str], grid: str | None = None) -> dict[str, Solver]:
-    """Build solvers with their default settings. If ``grid`` is given, solvers that use a time grid use this one.
+    """Build solvers with their default settings, keyed by name. If ``grid`` is given, it replaces their default grids.
+
+    Solvers without a time grid ignore ``grid``.
 
     Raises:
         UsageError: If a name is unknown.
@@ -186,10 +188,10 @@ def bench(
     batch: int = 256,
     on_row: Callable[[BenchRow], None] | None = None,
 ) -> Bench:
-    """Run solvers at several budgets and measure the distances of their results.
+    """Run solvers at several budgets, and measure the distances of the results to the converged solution and to data.
 
     Args:
-        run: A trained run, with any conditioning. A run conditioned on one class is compared with data of that class.
+        run: A trained run, conditioned or not. A run conditioned on one class is compared with data of that class.
         solvers: Solvers, keyed by the name shown in the results.
         nfe: Numbers of evaluations for the solvers with a fixed grid.
         n: Number of samples.
@@ -204,7 +206,7 @@ def bench(
         NumericalError: If the converged solution cannot be computed for any sample.
     """
     cases, model = plan(solvers, nfe), run.model
-    # There are three sets of samples: the starting points, the converged solution and the solution of a row.
+    # Three arrays are in memory at once: the starting points, the converged solution and the solution of one row.
     size = 3 * math.prod(run.info.shape) * torch.finfo(run.dtype).bits // 8
     enough_memory(n * size, f"{n:,} samples of {run.info.dims:,} numbers", "n")
     real, floor = (None, None) if data is None else _real(run, data, n, seed)
@@ -299,7 +301,8 @@ def _real(run: Run, data: Dataset, n: int, seed: int) -> tuple[Tensor, Floor]:
             x = x[y == only]
         if len(x) < 2:
             raise DataError(
-                f"the distance to data requires at least 2 samples to compare with, but {theirs.name} has {len(x)}"
+                f"the distance to data requires at least 2 training samples and 2 held-out samples (of the run's "
+                f"class, if it is conditioned on one), but {theirs.name} has {len(x)} in one of the two splits"
             )
         x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed + draw))[:n]]
         u = Noise.of(len(x), seed, start=draw * n).uniform(info.shape, stream="dequantise", dtype=torch.float64)
@@ -318,7 +321,7 @@ def _real(run: Run, data: Dataset, n: int, seed: int) -> tuple[Tensor, Floor]:
 
 
 def _short(value: float | None) -> str:
-    """Format a number with three significant digits, or ``None`` as a dash."""
+    """Format a number with about three significant digits, or ``None`` as a dash."""
     if value is None:
         return "-"
     if value == 0 or not 1e-4 <= abs(value) < 1e4:

@@ -1,14 +1,13 @@
 """A small classifier that is trained on the labels of a data set and provides features for comparing samples.
 
 The classifier can also be used to check the classes of samples. It is trained with cross-entropy on the training split
-in model units. A small amount of Gaussian noise is added to every image, so that the features do not depend on
+in model units. A small amount of Gaussian noise is added to every sample, so that the features do not depend on
 individual pixels. The seed determines all random draws. The features are the values of the last hidden layer, scaled to
-a mean square of 1 on the training split. A classifier is stored in two files,
+a mean square of 1 on the training split. The accuracy is measured on the held-out split, and its standard error is
+binomial.
 
-    classifier.safetensors   classifier.json
-
-which contain the weights and all other data, respectively. Loading these files does not execute code. The accuracy is
-measured on the held-out split, and its standard error is binomial.
+The weights are stored in ``classifier.safetensors``, and all other data in ``classifier.json``. Loading these files
+does not execute code.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ class ClassifierConfig(Checked):
         steps: Number of training steps.
         batch: Batch size, which is limited to the number of rows or to 128, whichever is larger.
         lr: Learning rate of Adam.
-        noise: Standard deviation of the noise added to every image, in model units.
+        noise: Standard deviation of the noise added to every sample, in model units.
         width: Number of features.
         seed: Seed for the weights, the batches and the noise.
     """
@@ -87,7 +86,7 @@ class TrainedClassifier:
         codec: The map from data units to the units of the network.
         config: The training settings.
         accuracy: Fraction of the held-out samples that are classified correctly, or NaN if they have no labels.
-        held_out: Number of held-out samples.
+        held_out: Number of held-out samples with labels.
     """
 
     network: Classifier
@@ -127,7 +126,10 @@ class TrainedClassifier:
         return self.codec.continuous.to_model(x.double()).to(device=scale.device, dtype=scale.dtype)
 
     def save(self, folder: Path) -> list[Path]:
-        """Write the two files to ``folder``, which is created if needed, and return their paths."""
+        """Write the weights and all other data to two files in ``folder``, and return the paths of the files.
+
+        The folder is created if needed.
+        """
         facts = {
             "format": FORMAT, "data": self.info.to_dict(), "codec": to_dict(self.codec), "config": asdict(self.config),
             "accuracy": self.accuracy, "held_out": self.held_out, "sha256": self.digest,
@@ -158,7 +160,7 @@ def train_classifier(
 
     Args:
         data: The data, with labels of shape ``(n,)``.
-        config: The training settings. With the defaults, training takes seconds on the digits.
+        config: The training settings. With the default settings, training on the digits takes a few seconds.
         device, dtype: Device and floating-point type of the network.
         on_step: Called after each step with the number of completed steps and the loss in nats.
 
@@ -204,7 +206,7 @@ def load_classifier(folder: Path, device: torch.device | str = "cpu", *, edited:
         edited: Whether to accept ``classifier.json`` even if it was edited after it was written.
 
     Raises:
-        CheckpointError: If the folder does not contain a classifier, or the classifier is damaged.
+        CheckpointError: If the folder does not contain a classifier, or the classifier was edited or is damaged.
     """
     path = folder / FACTS
     if not os.path.lexists(path):

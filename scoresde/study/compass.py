@@ -1,4 +1,4 @@
-"""A comparison of the learned score with an exact one at each noise level.
+"""A comparison of the learned score with an exact score at each noise level.
 
 The exact score is known for a mixture of Gaussians (:class:`scoresde.GaussianMixture`) and for any finite set of
 points, such as the *training set* (:mod:`scoresde.model.empirical`). A network that matched the score of the training
@@ -6,8 +6,8 @@ set exactly would reproduce the training data. A network that generalises follow
 noise and departs from it at low noise.
 
 In training, data stored as levels are dequantised, so that each point becomes a cell of width b. Under noise wider than
-b, a cell behaves like a Gaussian with the same variance, b^2/12. Each component of the exact score therefore has this
-variance instead of 0.
+b, a cell behaves like a Gaussian with the same variance, b^2/12. For the exact score, each training point is therefore
+replaced by a Gaussian with this variance.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def known_mixture(info: DataInfo, codec: Codec, sde: SDE) -> GaussianMixture | N
 
 
 def exact_score(info: DataInfo, codec: Codec, sde: SDE, train: Tensor) -> tuple[Denoiser, str, str | None]:
-    """Build the exact score of a data set.
+    """Build a model whose score is the exact score of a data set.
 
     Args:
         info: Description of the data.
@@ -54,7 +54,8 @@ def exact_score(info: DataInfo, codec: Codec, sde: SDE, train: Tensor) -> tuple[
         train: The training set in data units, ``(K, *event)``.
 
     Returns:
-        The exact score, its description, and a note on how to interpret a comparison with it, or ``None``.
+        The model, a description of its score, and a note on how to interpret a comparison with this score, or ``None``
+        if no note is needed.
     """
     mixture = known_mixture(info, codec, sde)
     if mixture is not None:
@@ -76,16 +77,16 @@ def exact_score(info: DataInfo, codec: Codec, sde: SDE, train: Tensor) -> tuple[
 class Compass:
     """The distance of a model's score from the exact score.
 
-    Each tensor of shape ``(L, 3)`` holds the 10 % quantile, the mean and the 90 % quantile over the rows.
+    Each tensor of shape ``(L, 3)`` contains the 10 % quantile, the mean and the 90 % quantile over the samples.
 
     Attributes:
         log_snr: Noise levels as log-SNR, float64 ``(L,)``, decreasing.
         cosine: Cosine of the angle between the two scores, ``(L, 3)``.
-        error: ``|model - exact| / |exact|``, ``(L, 3)``. In place of the mean, the second column holds the root of the
-            ratio of the mean squares.
+        error: ``|model - exact| / |exact|``, ``(L, 3)``. The second column does not contain the mean, but the square
+            root of the mean of ``|model - exact|^2`` divided by the mean of ``|exact|^2``.
         against: Description of the exact score.
         note: A note on how to interpret the comparison, or ``None``.
-        n: Number of held-out samples.
+        n: Number of held-out samples on which the scores were compared.
     """
 
     log_snr: Tensor
@@ -101,8 +102,8 @@ def measure(run: Run, data: Dataset, *, n: int = 256, levels: int = 25, seed: in
     """Compare the learned score with the exact score at noisy held-out samples, for each noise level.
 
     Args:
-        run: The trained run. If the run is conditioned on one class, the exact score is that of the training data of
-            this class.
+        run: The trained run. If the run is conditioned on one class, only the training data and held-out data of this
+            class are used.
         data: The data that the run was trained on.
         n: Maximum number of held-out samples.
         levels: Number of noise levels, evenly spaced in log-SNR over the model's time interval.
@@ -124,7 +125,7 @@ def measure(run: Run, data: Dataset, *, n: int = 256, levels: int = 25, seed: in
         if not len(train) or not len(rows):
             raise DataError(
                 f"the comparison requires training and held-out samples of the given class, but {info.name} has "
-                f"{len(train)} and {len(rows)}, respectively"
+                f"{len(train)} training samples and {len(rows)} held-out samples of this class"
             )
     exact, against, note = exact_score(info, run.codec, sde, train)
     rows = rows[:n]

@@ -3,16 +3,16 @@
 Samples are compared with *reference* data, which are either the held-out split or, as in published Fréchet distances,
 the training split. The metrics (:mod:`scoresde.metrics`) depend on the number of rows and on the features, so a value
 on its own means little. Each value is therefore shown next to the *floor*, which is the value of the same metric for an
-equal number of real rows from the other split against the same reference. A metric cannot distinguish samples that
-reach the floor from real data. A value below the floor suggests that some samples are copies. If the other split has
-fewer rows than there are samples, its values of biased metrics are not a floor, and a note below the table points this
-out.
+equal number of real rows from the other split against the same reference. If the value for the samples reaches the
+floor, the metric cannot distinguish the samples from real data. A value below the floor suggests that some samples are
+copies. If the other split has fewer rows than there are samples, its values of biased metrics are not a floor, and a
+note below the table points this out.
 
 The check for copies examines individual samples instead. It flags a sample that is closer to a training row than
 held-out data would be. It uses pixels by default, because features are meant to ignore the details that distinguish two
 similar images.
 
-Values are compared as they are stored in files, so neither samples nor data stored as levels are dequantised.
+Samples and data are compared as they are stored in files, without dequantisation.
 """
 
 from __future__ import annotations
@@ -82,17 +82,17 @@ class MetricRow:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The results of an evaluation, and the data and features behind them.
+    """The results of an evaluation, with a description of the data and features that were used.
 
     Attributes:
-        rows: The metrics.
+        rows: The values of the metrics.
         copies: The result of the check for copies, or ``None`` if there was no check.
         reference: The statistics with which the samples were compared, and the name, hash and resizing of the features.
         n: Number of samples.
         n_real: Number of real rows used for the floor.
-        copies_by: Name and hash of the features used in the check for copies, or ``None`` if there was no check.
-        origins: File or position in the source of the training row nearest to each sample
-            (:meth:`scoresde.data.Dataset.origin`), or empty if there was no check for copies.
+        copies_by: Name and hash of the features for the check for copies, or ``None``.
+        origins: For each sample, the origin of the nearest training row, which is the row's file or its position in the
+            source (:meth:`scoresde.data.Dataset.origin`). The tuple is empty if there was no check for copies.
     """
 
     rows: tuple[MetricRow, ...]
@@ -105,15 +105,15 @@ class Evaluation:
 
     @property
     def features(self) -> int:
-        """Number of features."""
+        """Number of features of each row."""
         return len(self.reference.moments.mean)
 
 
 def metrics_by_name(names: Sequence[str]) -> dict[str, Metric]:
     """Look up metrics by name.
 
-    A name ``module:function`` refers to a function that takes the features ``(N, d)`` of samples and ``(M, d)`` of a
-    reference, and returns a number or a :class:`~scoresde.metrics.Measurement`.
+    A name ``module:function`` refers to a function that takes the features of the samples, ``(N, d)``, and those of the
+    reference, ``(M, d)``. It returns a number or a :class:`~scoresde.metrics.Measurement`.
 
     Raises:
         UsageError: If a name is unknown.
@@ -136,15 +136,15 @@ def evaluate(
     check: bool = True,
     on_metric: Callable[[MetricRow], None] | None = None,
 ) -> Evaluation:
-    """Compare samples with data.
+    """Compare samples with data by metrics of their features, and check the samples for copies of training rows.
 
     Args:
         x: Samples in data units, ``(N, *event)``.
-        data: The data that the model was trained on, with the held-out split.
+        data: The data that the model was trained on, including the held-out split.
         extractor: The feature extractor for the metrics.
         metrics: Metrics, keyed by name (see :func:`metrics_by_name`).
         against: The split to compare with, ``"test"`` or ``"train"``. The floor comes from the other split.
-        reference: Statistics to compare with instead of the split.
+        reference: Statistics to compare with instead of those of the split ``against``.
         copies: The feature extractor for the check for copies, or ``None`` for no check. If there are too few held-out
             rows, the check is skipped with a warning.
         limit: Maximum number of reference rows, drawn at random, or 0 for all rows.
@@ -187,7 +187,7 @@ def evaluate(
 
 
 def evaluate_features(path: Path, metrics: Mapping[str, Metric], *, copies: bool = True) -> Evaluation:
-    """Compare samples with data, given features from a file (see :func:`~scoresde.study.features.read_features`).
+    """Compare samples with data, using features from a file (see :func:`~scoresde.study.features.read_features`).
 
     Args:
         path: An ``.npz`` file with the arrays ``samples`` and ``reference``, each ``(N, d)``, and optionally ``train``.
@@ -218,7 +218,7 @@ def compare(
     real: Tensor | None = None,
     on_metric: Callable[[MetricRow], None] | None = None,
 ) -> tuple[MetricRow, ...]:
-    """Compute metrics from features.
+    """Compute metrics from the features of samples and of a reference.
 
     Args:
         x: Features of the samples, ``(N, d)``.
@@ -261,7 +261,7 @@ def compare(
 def _enough(metric: Metric, *sets: Tensor | Moments) -> bool:
     """Return whether the sets have enough rows for a metric.
 
-    Metrics based on neighbourhoods require a minimum number of rows. The others accept any number.
+    Metrics based on neighbourhoods require a minimum number of rows. Other metrics accept any number.
     """
     return metric is not neighbourhoods or all(len(rows) > NEIGHBOURS for rows in sets if isinstance(rows, Tensor))
 
@@ -333,9 +333,9 @@ def evaluation_table(found: Evaluation) -> str:
 def _without_bias(measured: Measurement) -> Measurement:
     """Return the value extrapolated to infinite data, with the standard error of the original value.
 
-    The extrapolated value is the mean of the jackknife's pseudo-values, whose standard error is that of the original
-    value. The pseudo-values are B theta - (B - 1) theta_b, where theta is the original value, and theta_b is the value
-    without block b of the B blocks.
+    The jackknife's pseudo-values are B theta - (B - 1) theta_b, where theta is the original value, and theta_b is the
+    value without block b of the B blocks. The extrapolated value is the mean of the pseudo-values, and the standard
+    error of this mean equals the standard error of the original value.
     """
     return Measurement(measured.extrapolated, measured.stderr)
 
@@ -357,16 +357,16 @@ def _named(origin: int | Path) -> str:
 
 
 def _nearest(origin: int | Path) -> dict[str, Any]:
-    """Where the nearest training row comes from, as JSON: its position in the source, or its file."""
+    """Return the origin of a training row, its position in the source or its file, as JSON-serialisable values."""
     return {"training_row": origin} if isinstance(origin, int) else {"training_file": str(origin)}
 
 
 def write_evaluation(
     folder: Path, found: Evaluation, made: Mapping[str, Any], pictures: tuple[DataInfo, Tensor, Tensor] | None = None
 ) -> list[Path]:
-    """Write ``evaluation.json`` and, if ``pictures`` is given, ``neighbours.png``.
+    """Write ``evaluation.json`` and, if ``pictures`` is given and copies were checked for, ``neighbours.png``.
 
-    The picture shows the most suspicious samples next to their nearest training rows. If the picture cannot be drawn, a
+    The picture shows the most suspicious samples with their nearest training rows. If the picture cannot be drawn, a
     warning is issued.
 
     Args:
@@ -377,7 +377,7 @@ def write_evaluation(
             ``None`` for no picture.
 
     Returns:
-        The paths of the files, starting with the picture.
+        The paths of the files, starting with the picture if there is one.
     """
     files = [write_json(folder / "evaluation.json", {**made, **described(found)})]
     if pictures is None or found.copies is None:

@@ -12,8 +12,8 @@ name                 features
 ===================  ============================================================================
 
 Distances between samples and data depend on the features. Every extractor therefore has a *hash* of its weights, its
-options and the transform of the data. For a function, the hash covers the source file that defines it, but not any
-weights that it reads. An extractor also records how it *resizes* its input. A :class:`Reference` contains the
+options and the map from data units to model units. For a function, the hash covers the source file that defines it, but
+not any weights that it reads. An extractor also records how it *resizes* its input. A :class:`Reference` contains the
 statistics of real data together with the hash and the resizing, and rejects features from any other extractor.
 
 References:
@@ -100,7 +100,7 @@ class Extractor:
 
 
 def pixels(codec: Codec) -> Extractor:
-    """Build an extractor for the values of events ``(B, *event)`` in model units, flattened to ``(B, D)``, float32."""
+    """Build an extractor that converts events ``(B, *event)`` to model units and flattens them, float32 ``(B, D)``."""
     return Extractor(
         "pixels",
         _hash("pixels", _units(codec)),
@@ -111,7 +111,7 @@ def pixels(codec: Codec) -> Extractor:
 
 
 def classifier_features(classifier: TrainedClassifier, info: DataInfo) -> Extractor:
-    """Build an extractor for the last hidden layer of a trained classifier, from ``(B, *event)`` to ``(B, width)``.
+    """Build an extractor that returns the last hidden layer of a trained classifier, ``(B, width)``.
 
     Raises:
         UsageError: If the classifier was trained on data of another shape.
@@ -146,7 +146,7 @@ def function_features(name: str) -> Extractor:
 
 
 def inception(info: DataInfo, weights: Path | None = None, device: torch.device | str = "cpu") -> Extractor:
-    """Build an extractor for the pool features of Inception v3, from ``(B, C, H, W)`` to ``(B, 2048)``.
+    """Build an extractor that maps images ``(B, C, H, W)`` to the pool features of Inception v3, ``(B, 2048)``.
 
     These are the features that published Fréchet distances use.
 
@@ -215,7 +215,7 @@ def read_features(path: Path) -> dict[str, Tensor]:
     lacking = sorted({"samples", "reference"} - set(found))
     if lacking:
         raise DataError(
-            f"{path} must contain the arrays 'samples' and 'reference', and optionally 'train' for the check for "
+            f"{path} must contain the arrays 'samples' and 'reference', and may contain 'train' for the check for "
             f"copies, got {', '.join(map(repr, sorted(found))) or 'no arrays'}"
         )
     for name, array in found.items():
@@ -240,14 +240,14 @@ def extractor_by_name(
 
     Args:
         spec: ``pixels``, ``classifier``, ``classifier:FOLDER``, ``inception``, ``inception:FILE`` or
-            ``module:function``. The name ``auto`` selects ``classifier`` for labelled images and signals, if there are
-            enough samples per class and the classifier is better than chance, and ``pixels`` otherwise.
+            ``module:function``. The name ``auto`` selects ``classifier`` for labelled images, volumes and signals if
+            there are enough samples per class and the classifier is better than chance, and ``pixels`` otherwise.
         data: The data to compare with.
         folder: The folder of the classifier. If the folder does not contain a classifier, one is trained and saved
             there.
         device: Device to compute on.
-        told: Called with messages about the training of a classifier, which takes seconds.
-        edited: Whether to accept the classifier's files even if they were edited.
+        told: Called with each message about the training of a classifier.
+        edited: Whether to accept the file ``classifier.json`` of a classifier even if it was edited.
 
     Raises:
         UsageError: If the name is unknown.

@@ -5,9 +5,9 @@ States are divided by their typical size at time t and drawn in data units,
     shown = decode(x_t / sqrt(alpha^2 + sigma^2)).                                                              (1)
 
 The divisor is 1 if the SDE preserves the variance. For other SDEs, whose states may grow to a size of 50 or shrink to
-0.7, the division keeps all states on the same axes. The columns of a picture are equally spaced between data and noise
-in r = sigma/(alpha + sigma), the time variable of the straight frame (:mod:`scoresde.sde.base`). In this variable,
-states change about as fast near the data as near the noise.
+0.7, the division makes it possible to draw all states on the same axes. The columns of a picture are equally spaced
+between data and noise in r = sigma/(alpha + sigma), the time variable of the straight frame (:mod:`scoresde.sde.base`).
+In this variable, states change about as fast near the data as near the noise.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _finite(*states: Tensor) -> None:
 
 
 def schedule_of(name: str, sde: SDE, seed: int = 0) -> Schedule:
-    """Compute the curves of an SDE that :func:`scoresde.plot.schedules` draws."""
+    """Compute the curves that :func:`scoresde.plot.schedules` draws for an SDE."""
     low, high = sde.times("train")
     # The times grow quadratically, because the noise level changes fastest near the data.
     t = low + (high - low) * torch.linspace(0, 1, POINTS, dtype=torch.float64).square()
@@ -110,7 +110,7 @@ def schedule_of(name: str, sde: SDE, seed: int = 0) -> Schedule:
 
 @checked(count=COUNT, seed=SEED)
 def training_log_snr(sde: SDE, count: int, seed: int = 0) -> Tensor:
-    """Draw ``count`` times as in training with default settings on this SDE, and return their log-SNR, ``(count,)``."""
+    """Draw ``count`` times as in training on ``sde`` with default settings, and return their log-SNR, ``(count,)``."""
     info = DataInfo("points", "points", "vector", (2,), -1.0, 1.0, None, (), 2, 1)
     config = TrainConfig(sde=sde).resolved(info)
     parametrization = build(config.predict, PARAMETRIZATIONS, "prediction", typed=True, **config.predict_options)
@@ -135,8 +135,8 @@ class Dissolved:
             model units.
         chain: The states ``x_t = A x_s + S z``, computed from one time s to the next time t with new noise z at each
             step, ``(T, N, *event)`` in model units.
-        spread: Standard deviation of ``(x_t - alpha x_0) / sigma`` over the N rows and all elements, for the jump and
-            for the chain, ``(2, T)``. It is 1 up to sampling error.
+        spread: Root mean square of ``(x_t - alpha x_0) / sigma`` over the N rows and all elements, for the jump and for
+            the chain, ``(2, T)``. It is 1 up to sampling error.
     """
 
     t: Tensor
@@ -146,7 +146,7 @@ class Dissolved:
 
 
 def dissolve(sde: SDE, x0: Tensor, t: Sequence[float] | Tensor, noise: Noise) -> Dissolved:
-    """Turn data into noise in one jump, and step by step.
+    """Turn data into noise in two ways: directly for each time, and step by step from one time to the next.
 
     Args:
         sde: The SDE.
@@ -206,9 +206,9 @@ def undo(run: Run, n: int, solver: Solver, count: int, *, seed: int = 0) -> Undo
 
 
 def frames_between(columns: int, frames: int) -> int:
-    """Return the smallest number of time points that is at least ``frames`` and allows equally spaced columns.
+    """Return the smallest number of time points, at least ``frames``, that allows ``columns`` equally spaced columns.
 
-    The first and the last of the ``columns`` columns are the first and the last time point.
+    The first column is the first time point, and the last column is the last time point.
 
     >>> frames_between(9, 40), frames_between(9, 2)
     (41, 9)

@@ -6,20 +6,19 @@ detector of out-of-distribution data that uses only the likelihood p,
 
     auroc = P( p(this) < p(first) ) + P( p(this) = p(first) ) / 2,                                           (1)
 
-over all pairs of a sample of the further set and a sample of the first set. A value of 0.5 means that the likelihood
-does not distinguish the two sets, and a value of 1 means that it separates them completely. The likelihood alone is not
-a good detector. Images that are simpler than the training data often have a higher likelihood, and the AUROC is then
-below 0.5.
+over all pairs that consist of one sample from each set. A value of 0.5 means that the likelihood does not distinguish
+the two sets, and a value of 1 means that it separates them completely. The likelihood alone is not a good detector.
+Images that are simpler than the training data often have a higher likelihood, and the AUROC is then below 0.5.
 
-Two runs are compared on the same samples with the same noise. Most of the variation between the samples, and most of
-the error of the estimated likelihoods, is then common to both runs. It cancels in the differences d_i between the
-likelihoods of each of the n samples,
+Two runs are compared on the same n samples with the same noise. Most of the variation between the samples, and most of
+the error of the estimated likelihoods, is then common to both runs. This common part cancels in the difference d_i
+between the two likelihoods of sample i. The reported values are
 
     difference = mean d_i,      stderr = std(d_i) / sqrt(n).                                                  (2)
 
-The standard error of the difference is often far below that of either mean. It does not include the randomness of
-training, which can be measured only by training with other seeds. The comparison is fair only if neither run was
-trained on the samples, or both were.
+The standard error of the difference is often far below the standard error of the mean likelihood under either run. It
+does not include the randomness of training, which can be measured only by training again with other seeds. The
+comparison is fair only if both runs were trained on the samples, or neither was.
 
 References:
     Nalisnick et al. (2019), Do deep generative models know what they don't know?, arXiv:1810.09136.
@@ -80,9 +79,9 @@ class Chosen:
         row: Position of each sample in its source (see :class:`~scoresde.Dataset`), int64 ``(n,)``, or ``None`` if the
             positions are unknown.
         files: File of each sample, or an empty tuple if the samples do not have files of their own.
-        left: Number of samples of the data set that are not in the split.
-        source: The data set, and the index of each sample in it, counted through the training samples and then through
-            the test samples, int64 ``(n,)``.
+        left: Number of rows of the data set that are not in the split, including rows with empty cells.
+        source: The data set, and the index of each sample in it, int64 ``(n,)``. Test rows are counted after the
+            training rows. The method :meth:`given` requires this attribute.
     """
 
     name: str
@@ -97,7 +96,7 @@ class Chosen:
     source: tuple[Dataset, Tensor] | None = None
 
     def given(self, run: Run, seed: int = 0) -> Run:
-        """Return a run conditioned on these samples, with every kind of condition that it was trained with.
+        """Return ``run`` conditioned on these samples, using every kind of condition that it was trained with.
 
         Args:
             run: The run.
@@ -112,7 +111,7 @@ class Chosen:
         if not (sources.rich or sources.label):
             raise UsageError(
                 f"{run.folder} was trained without a condition, so it has no conditional likelihood; compute the "
-                "likelihood without conditions, or train a run with a cond such as class or vector",
+                "likelihood without conditions, or train a run with a condition such as a class or a vector",
                 parameter="cond",
             )
         linear = [] if run.operator is None else [c for c in choices(run.operator) if c.linear]
@@ -120,8 +119,8 @@ class Chosen:
         if linear and (codec is None or not bool((torch.as_tensor(getattr(codec, "count", 1)) > 0).all())):
             raise UsageError(
                 f"the samples of {self.name} have no density conditioned on measurements by {linear[0]}, because the "
-                "measurements confine these continuous samples to a subspace; use data with levels, or compute the "
-                "likelihood without conditions"
+                "measurements confine these continuous samples to a subspace; use data stored as levels, or compute "
+                "the likelihood without conditions"
             )
         return run.given_rows(*self.source, split="all", seed=seed)
 
@@ -151,15 +150,15 @@ class Chosen:
         """Compute the likelihoods of the samples.
 
         Args:
-            run: A run, with any conditioning.
+            run: The run, conditioned or not.
             likelihood: The settings of the likelihood computation.
             seed: Seed for the random draws.
             strata: Number of model evaluations per sample for the variational bound, or 0 for no bound.
             batch, memory, check, watch: See :meth:`scoresde.Likelihood.__call__`.
             keep: A folder in which each batch is saved as soon as it is finished. The bounds are saved in its subfolder
                 ``elbo``.
-            without: The run without conditions, if its likelihoods are to be computed too, or ``None``. They are not
-                checked for convergence.
+            without: The same run without conditions, to compute likelihoods without conditions as well, or ``None``.
+                These additional likelihoods are not checked for convergence.
         """
         bound, begins = None, likelihood.t_min
         domain = run.model.domain
@@ -193,7 +192,8 @@ def choose(
 ) -> Chosen:
     """Choose the samples whose likelihoods are to be computed.
 
-    The samples for a smaller ``limit`` are the first of the samples for a larger ``limit``, with the same random draws.
+    With a smaller ``limit``, the first of the samples for a larger ``limit`` are chosen, and each sample keeps its
+    random draws.
 
     Args:
         run: The run.
@@ -242,7 +242,7 @@ def choose(
 
 
 def _warn_of_trained(run: Run, name: str, x: Tensor) -> None:
-    """Warn if the run was trained on samples from a data set that the user named."""
+    """Warn if the run was trained on any of the samples ``x`` of a data set that the user named."""
     with silence:  # no warnings about changes in the run's own data
         found = trained_on(run, x)
     if found is not None and bool(found.any()):
@@ -276,7 +276,7 @@ def check_comparable(run: Run, first: Run, *, by_class: bool = False) -> None:
         if theirs != ours and not (name == "columns" and not (theirs and ours)):
             raise UsageError(
                 f"{run.folder} and {first.folder} cannot be compared because their data differ in {name}: "
-                f"{_told(run, name)} and {_told(first, name)}; choose runs whose data agree in {name}"
+                f"{_told(run, name)} and {_told(first, name)}; choose runs whose data have the same {name}"
             )
 
 
@@ -292,7 +292,7 @@ def _told(run: Run, name: str) -> str:
 def paired(this: Tensor, first: Tensor) -> Measurement:
     """Return the mean and the standard error of ``this - first`` (equation 2).
 
-    Both arguments have shape ``(n,)``. Rows in which either is not finite are left out.
+    Both arguments have shape ``(n,)``. Samples for which either value is not finite are left out.
     """
     if this.shape != first.shape:
         raise UsageError(f"a paired difference requires equal numbers of samples, got {len(this)} and {len(first)}")
@@ -365,16 +365,16 @@ def unfair(run: Run, first: Run, chosen: Chosen) -> str | None:
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """A data set with its likelihoods.
+    """Samples of a data set, with their likelihoods.
 
     Attributes:
         name: Name of the data.
         split: ``train``, ``test`` or ``all``.
         total: Number of samples in the split.
-        index: Indices of these samples in the split, int64, shape ``(n,)``.
+        index: Indices of the samples in the split, int64, shape ``(n,)``.
         scores: Likelihoods under the probability flow.
         elbo: Variational bounds, or ``None`` if they were not requested.
-        bound_t_min: Time at which the diffusion term of the bound begins, or the lowest node of the chain.
+        bound_t_min: Lower limit of the time integral in the bound or, for a discrete chain, its lowest node.
         run: Folder of the run that computed the likelihoods, or ``None`` if there is only one run.
         row, files: Position of each sample in its source, int64 ``(n,)``, and the file of each sample (see
             :class:`Chosen`).
@@ -395,7 +395,7 @@ class Scored:
 
     @property
     def gain(self) -> Measurement | None:
-        """The mean of log p(x | c) - log p(x), in the unit of the scores, or ``None`` without log p(x).
+        """The mean of log p(x | c) - log p(x), in the unit of the scores, or ``None`` if there is no log p(x).
 
         A positive value means that the conditions carry information about the samples.
         """
@@ -435,8 +435,8 @@ class Scored:
             )
         if not torch.equal(self.index, other.index):
             raise UsageError(
-                f"likelihoods of different samples cannot be paired: the indices of the samples differ "
-                f"({len(self.index)} and {len(other.index)} samples); compute both likelihoods for the same samples"
+                f"likelihoods of different samples cannot be paired: the indices of the {len(self.index)} samples and "
+                f"of the {len(other.index)} samples differ; compute both likelihoods for the same samples"
             )
         return paired(_solved(self), _solved(other))
 
@@ -444,8 +444,9 @@ class Scored:
         """Return the results as JSON-serialisable values, with ``None`` for missing values.
 
         Args:
-            first: The set with which this set is compared. If ``first`` is this set, there is no comparison.
-            other: The likelihoods of the same samples under the run with which this run is compared.
+            first: The set to compare this set with (equation 1), or this set itself for no comparison.
+            other: The likelihoods of the same samples under another run, for a comparison of the runs (equation 2), or
+                ``None`` for no such comparison.
         """
         scores, model = self.scores, self.scores.model
         nfe = model.nfe.double()
@@ -481,9 +482,9 @@ class Scored:
     def _elbo(self, elbo: Elbo) -> dict[str, Any]:
         """Return the mean of the bound, its standard error and its terms, over the samples with a finite bound.
 
-        The terms add up to the mean. They are terms of a bound on ``-log p``, but for a density in nats, the mean is a
-        bound on ``log p``, so their signs are reversed. The entry ``steps`` splits the diffusion term into its strata,
-        or into the steps of a chain, from data to noise.
+        The terms add up to the mean. The stored terms belong to a bound on ``-log p``. For a density in nats, the mean
+        is a bound on ``log p``, so the signs of the terms are reversed. The entry ``steps`` splits the diffusion term
+        into its strata, or into the steps of a chain, from data to noise.
         """
         bound = self.bound
         assert bound is not None
@@ -532,12 +533,12 @@ def write_scores(folder: Path, sets: Sequence[Scored], made: Mapping[str, Any], 
 
     Args:
         folder: Folder to write to.
-        sets: The data sets with their likelihoods under one or more models.
+        sets: The samples of each data set, with their likelihoods under one or more models.
         made: The summaries and settings to write to ``likelihood.json``, as JSON-serialisable values.
         kinds: The kinds of files to write, from :data:`KINDS`. The JSON file is always written.
 
     Returns:
-        The paths of the files, starting with the histogram.
+        The paths of the files, starting with the histogram if there is one.
 
     Raises:
         CheckpointError: If a file cannot be written.
@@ -564,8 +565,8 @@ def write_scores(folder: Path, sets: Sequence[Scored], made: Mapping[str, Any], 
 def units(sets: Sequence[Scored]) -> dict[str, str]:
     """Return the units of the table columns, keyed by column. Columns without a unit are omitted.
 
-    These units do not apply to :meth:`Scored.summary`. Its entries of the same names are in the unit of its mean, which
-    is bits/dim for data with levels.
+    These units do not apply to the entries with the same names in :meth:`Scored.summary`, which are in the same unit as
+    the mean: bits/dim for data stored as levels, and nats otherwise.
     """
     there = {
         "bits_per_dim": any(s.scores.bits_per_dim is not None for s in sets),

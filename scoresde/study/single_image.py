@@ -1,9 +1,9 @@
-"""A data set made from a single picture, which is the simplest task for a generative model.
+"""A data set made from a single picture. Learning this data set is the simplest task for a generative model.
 
 The data distribution is a single point, so all exact results are known: x0_hat is the picture at every noise level, the
-probability flow leads straight to the picture from any noise, and all samples are equal. It is easy to see how well a
-network has learned the picture. At low noise, the picture is visible in the input. At high noise, it must come from the
-weights alone.
+probability flow leads straight to the picture from any noise, and all samples are identical. It is easy to see how well
+a network has learned the picture. At low noise, the picture is visible in the input. At high noise, the network must
+generate the picture from its weights alone.
 
 The picture is stored as an ordinary data set in an ordinary run folder. The data set contains many copies of the
 picture, so that each batch covers different noise levels.
@@ -32,20 +32,21 @@ COPIES = 64  # number of copies of the picture in the data set, more than the ba
 FORMATS = (*IMAGE_FORMATS, "GIF", "PPM", "ICO", "TGA")  # no formats that require an external decoder, such as EPS
 SMALLEST = 8  # minimum number of pixels on the short side
 
-# The network has few channels at high resolutions and many channels at low resolutions. At high noise, the picture is
-# generated outwards from the corners of the lowest resolution.
+# The network has few channels at high resolutions and many channels at low resolutions. At high noise, the input says
+# nothing about position, which the network can infer only from the zero padding at the borders of its feature maps.
 NETWORK = {"network": "unet", "channels": 16, "multipliers": (1, 2, 4, 4, 4), "blocks": 1, "attention": ()}
 STEPS, BATCH, RATE, AVERAGE = 800, 4, 3e-3, 0.99
 
 
 @checked(size=SIZE)
 def read_picture(path: Path, size: int) -> npt.NDArray[np.uint8]:
-    """Read a picture in one of the :data:`FORMATS`, as an RGB array ``(3, H, W)`` on a white background.
+    """Read a picture file and return the picture as an RGB array ``(3, H, W)``, composited on white.
 
-    A larger picture is shrunk to ``size`` pixels on its long side.
+    The file must have one of the :data:`FORMATS`. If the long side of the picture exceeds ``size`` pixels, the picture
+    is shrunk so that its long side has ``size`` pixels.
 
     Raises:
-        DataError: If the picture cannot be read, or has fewer than 8 pixels on its short side at this size.
+        DataError: If the picture cannot be read, or its short side has fewer than 8 pixels after shrinking.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -65,8 +66,8 @@ def read_picture(path: Path, size: int) -> npt.NDArray[np.uint8]:
     if min(picture.size) < SMALLEST:
         raise DataError(
             f"{path} is {picture.width} x {picture.height} pixels when its long side is limited to {size}, but its "
-            f"short side must be at least {SMALLEST}; use another picture, or a larger size if the picture has more "
-            "pixels",
+            f"short side must be at least {SMALLEST}; use another picture, or a larger size if the original "
+            "picture is larger",
             parameter="size",
         )
     return np.asarray(picture).transpose(2, 0, 1)

@@ -7,8 +7,8 @@ factor) and ``level`` uses the noise level  eta(t) = eta * level(t).  The level 
     ``g``       the diffusion coefficient g of the SDE; with eta = 1, this gives Anderson's reverse SDE
     ``sigma``   sqrt(2 sigma(t)), which is finite everywhere, and 0 where sigma is 0
     ``auto``    ``g``, or ``sigma`` if g is infinite at ``t_max`` (as for flow matching and the cosine schedule)
-    ``er``      g sqrt(0.3 s^0.3 e^(s^0.3) / (e^(s^0.3) + 10))  with  s = sigma/alpha, which fades near the data and
-                is the default in ER-SDE (Cui et al. 2023, arXiv:2309.06169, app. A)
+    ``er``      g sqrt(0.3 s^0.3 e^(s^0.3) / (e^(s^0.3) + 10))  with  s = sigma/alpha  (Cui et al. 2023,
+                arXiv:2309.06169, app. A); this level is the default of ``er-sde``, and its noise fades near the data
 
 or your own function ``level(sde, t)``. On the command line, it is given as ``module:function``.
 """

@@ -26,8 +26,8 @@ three kinds of steps back down:
 Here, a and b are the coefficients of the posterior in equation (2) of :mod:`scoresde.sde.marginal`, and c is the
 fraction that sets the variance, called f in that module: the variance is that of the posterior for c = 0, and that of
 the step up for c = 1. The eta of DDIM is defined as in the paper, as a factor on the standard deviation of ancestral
-sampling with c = 0, so that eta = 1 is ancestral sampling. It has the same meaning as the factor eta(t)/g in equation
-(1) if both are 0 or both are 1. For other values, docs/mathematics/solvers.md shows how to convert one into the other.
+sampling with c = 0, so that eta = 1 is ancestral sampling. At 0 and 1, the eta of DDIM has the same meaning as the
+factor eta(t)/g in equation (1). For other values, docs/mathematics/solvers.md shows how to convert one into the other.
 """
 
 from __future__ import annotations

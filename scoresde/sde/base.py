@@ -2,9 +2,10 @@ r"""The interface of linear SDEs, which are defined by their Gaussian probabilit
 
 A linear SDE  dx = f(t) x dt + g(t) dw  turns a data point x_0 into
 
-    x_t = alpha(t) x_0 + sigma(t) eps,      eps ~ N(0, I),                                    (1)
+    x_t = alpha(t) x_0 + sigma(t) eps,      eps ~ N(0, I).                                    (1)
 
-and equation (1) determines the SDE completely. An :class:`SDE` defines ``alpha`` and ``sigma``, and the coefficients
+The functions alpha and sigma determine the SDE completely. An :class:`SDE` defines ``alpha`` and ``sigma``, and the
+coefficients
 
     f = alpha'/alpha,      g^2 = 2 sigma (sigma' - f sigma)                                   (2)
 
@@ -16,8 +17,9 @@ variable turns equation (1) into
     y = (1 - r) x_0 + r eps,      where      s = alpha + sigma,      r = sigma / s,      y = x / s,       (3)
 
 and the probability flow becomes dy/dr = eps_hat - x0_hat. The right-hand side contains no f, g, alpha' or sigma', and
-is finite at both ends for every path. The ODE solvers and the likelihood computation work in this frame. The log-SNR
-2 log(alpha/sigma)  is a monotone function of r, so it can equally well be used as the time variable.
+is finite at both ends of every path. By default, the ``ode``, ``heun`` and ``rk4`` solvers work in this frame, as does
+the likelihood computation. The log-SNR  2 log(alpha/sigma)  is a monotone function of r, so it can serve as the time
+variable as well.
 
 References:
     Song et al. (2021), Score-based generative modeling through SDEs, arXiv:2011.13456: linear SDEs and their flow.
@@ -54,9 +56,10 @@ def informative(alpha: Tensor, sigma: Tensor) -> Tensor: ...
 @overload
 def informative(alpha: float, sigma: float) -> bool: ...
 def informative(alpha: Any, sigma: Any) -> Any:
-    """Return whether any signal is left at the given coefficients, elementwise, with the same shape as ``alpha``.
+    """Return, for each pair of coefficients, whether any signal is left, that is, whether alpha > 1e-6 sigma.
 
     Where no signal is left, ``alpha`` may be a rounding error instead of 0. For example, cos(pi/2) evaluates to 6e-17.
+    The result has the same shape as ``alpha``.
     """
     return alpha > 1e-6 * sigma
 
@@ -87,7 +90,8 @@ class SDE(Checked, ABC):
 
     To define a path, subclass this as a frozen dataclass and implement ``alpha`` and ``sigma`` with torch functions.
     Times are passed as tensors of shape ``()`` or ``(B,)``, usually float64. A constant coefficient may be returned as
-    a plain number. Training, sampling with every solver and likelihood computation then work without further code.
+    a plain number. Training, likelihood computation and sampling with any solver other than ``original`` then work
+    without further code.
 
     Attributes:
         t_min, t_max: The valid range of t. Training draws t from this range, and the likelihood computation integrates
@@ -96,7 +100,8 @@ class SDE(Checked, ABC):
         data_scale: The factor by which data in model units are multiplied to give states at ``t_min``. It differs from
             1 only on the path of a converted model.
         more_noise: The name of the field that controls the amount of noise at ``t_max``, and a value of this field that
-            gives enough noise. Messages that suggest adding noise quote both (:mod:`scoresde.sde.reach`).
+            gives enough noise, or ``None`` if there is no such field. Messages that suggest adding noise quote the name
+            and the value (:mod:`scoresde.sde.reach`).
         smooth: Whether ``alpha`` and ``sigma`` have continuous derivatives. If not, step sizes in t cannot be chosen
             from error estimates. Solvers that step in r, the time variable of the straight frame
             (:mod:`scoresde.sde.base`), are not affected.
@@ -177,7 +182,7 @@ class SDE(Checked, ABC):
 
     @property
     def finite_g(self) -> bool:
-        """Whether g is finite up to ``t_max``, that is, whether any signal is left there."""
+        """Whether g is finite up to ``t_max``, which is the case if any signal is left at ``t_max``."""
         alpha, sigma = self.coefficients(torch.tensor(self.t_max, dtype=torch.float64))
         return bool(informative(alpha.detach(), sigma.detach()).all())
 
@@ -190,7 +195,7 @@ class SDE(Checked, ABC):
         return expand(alpha, x0) * x0, sigma
 
     def perturb(self, x0: Tensor, t: float | Tensor, eps: Tensor) -> Tensor:
-        """Return the data perturbed to time ``t``, ``x_t = alpha x_0 + sigma eps``, with the same shape as ``x0``."""
+        """Return ``x_t = alpha x_0 + sigma eps``, the data perturbed to time ``t``, with the same shape as ``x0``."""
         alpha, sigma = self.coefficients(as_time(t, x0))
         return expand(alpha, x0) * x0 + expand(sigma, x0) * eps
 
@@ -213,13 +218,16 @@ class SDE(Checked, ABC):
         """Return the quantity that a shift of the log-SNR preserves (see :mod:`scoresde.sde.modified`).
 
         The default is the square root of ``alpha^2 + sigma^2``, which is constant on a variance-preserving path.
-        Override this method if a different function is constant along the path. The function must be homogeneous of
-        degree 1. The result has the same shape as ``alpha``.
+        Override this method if a different function of alpha and sigma is constant along the path. This function must
+        be homogeneous of degree 1. The result has the same shape as ``alpha``.
         """
         return torch.hypot(alpha, sigma)
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Return the parameters of the path that are learned with the network, keyed by name (default: none)."""
+        """Return the parameters of the path that are learned together with the network, keyed by name.
+
+        The default is an empty dictionary, because most paths have no learned parameters.
+        """
         return {}
 
     # ------------------------------------------------------------------- time variables: used only to choose t
@@ -267,7 +275,10 @@ class SDE(Checked, ABC):
         return None
 
     def times(self, use: str) -> tuple[float, float]:
-        """Return the interval of t for ``use``, which is ``"train"``, ``"sample"`` or ``"likelihood"``."""
+        """Return the interval of t in training, sampling or the likelihood computation.
+
+        The argument ``use`` is ``"train"``, ``"sample"`` or ``"likelihood"``.
+        """
         if use not in ("train", "sample", "likelihood"):
             raise UsageError(f"unknown use {use!r}; choose from: train, sample, likelihood")
         if use == "sample" and self.t_sample is not None:
@@ -277,10 +288,11 @@ class SDE(Checked, ABC):
     # ------------------------------------------------------------------- self-check
 
     def finite(self, t0: float, t1: float) -> bool:
-        """Return whether the coefficients and the conversion from t to r and back are finite from ``t0`` to ``t1``.
+        """Return whether the path can be evaluated numerically from ``t0`` to ``t1``.
 
-        The time derivatives of alpha and sigma may be infinite, but not NaN. If the result is false, a failed solve is
-        due to the path, not to the model.
+        The coefficients must be finite, as must the times obtained by converting t to r and back. The time derivatives
+        of alpha and sigma may be infinite, but not NaN. If the result is false, a failed solve is due to the path, not
+        to the model.
         """
         t = torch.linspace(t0, t1, 1025, dtype=torch.float64)
         values = *self.coefficients(t), self.t_of_ratio(self.ratio(t))
@@ -304,7 +316,7 @@ class SDE(Checked, ABC):
         """Check that the path has correct shapes, finite values, sigma > 0 for t > 0, and a decreasing log-SNR.
 
         Raises:
-            UsageError: If the path is not valid. The message names the first offending t.
+            UsageError: If the path is not valid. If a value is not valid, the message names the first offending t.
         """
         name = type(self).__name__
         self._check_times(f"{name}: ")

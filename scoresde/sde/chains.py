@@ -2,7 +2,7 @@
 
 A chain has N noise levels. Level i, for i = 0, ..., N - 1, is at the time t_i = (i + 1)/N, called its *node*, and the
 data are at t = 0. The path equals the chain at the nodes and interpolates between them, so a chain is an
-:class:`~scoresde.sde.base.SDE` like any other, with ``t_min`` = 1/N:
+:class:`~scoresde.sde.base.SDE` like any other, with ``t_min`` = 1/N. The two chains are
 
     DDPM   x_i = sqrt(1 - beta_i) x_{i-1} + sqrt(beta_i) z,                     (Ho et al. 2020, eq. 2)            (1)
            alpha^2 = prod_{j <= i} (1 - beta_j),  sigma^2 = 1 - alpha^2,        (Ho et al. 2020, eq. 4)            (2)
@@ -130,16 +130,16 @@ class DDPM(_Chain):
         if len(wrong):
             i = wrong[0]
             raise UsageError(
-                f"DDPM: beta is {float(self.beta[i]):g} at step {i + 1} of {self.steps}, but must lie between 0 and 1 "
-                "(the last of the given betas may equal 1). Correct the given betas or, if none are given, use more "
-                "than 20 steps, a smaller end, or the 'cosine' schedule; the default betas of the linear schedules are "
-                "proportional to 1/steps"
+                f"DDPM: beta is {float(self.beta[i]):g} at step {i + 1} of {self.steps}, but must be above 0 and below "
+                "1 (except that the last of the given betas may equal 1). If you gave betas, correct them; otherwise, "
+                "use more than 20 steps, a smaller value of end, or the 'cosine' schedule. The default betas of the "
+                "linear schedules are proportional to 1/steps"
             )
         super().check()
 
     @cached_property
     def beta(self) -> Tensor:
-        """The variance ``beta_i`` of the noise added in each step i, float64 ``(N,)``."""
+        """The variances ``beta_i`` of the noise added in each of the N steps, float64 ``(N,)``."""
         beta = self._published
         if not self.zero_snr:
             return beta
@@ -171,8 +171,8 @@ class DDPM(_Chain):
     def _log_alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``log alpha`` and its slope in t, both with the same shape as ``t``.
 
-        The slope at a node is that of the interval that ends there. If the last beta is 1, alpha itself is linear in
-        the last interval.
+        At a node, the slope is that of the interval that ends at the node. If the last beta is 1, alpha itself is
+        linear in the last interval.
         """
         table, position = self._table.to(device=t.device, dtype=t.dtype), t * self.steps
         # Rounding can turn position 3 into 3.0000000000000004, which must still belong to the third interval.
@@ -206,7 +206,7 @@ class DDPM(_Chain):
         return d_alpha, -alpha * d_alpha / sigma
 
     def diffusion_squared(self, t: Tensor) -> Tensor:
-        # This also holds at t = 0, where sigma' is infinite.
+        # This formula also holds at t = 0, where sigma' is infinite.
         return -2 * self._log_alpha(t)[1]
 
     def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
@@ -227,7 +227,7 @@ class DDPM(_Chain):
 
 @dataclass(frozen=True)
 class SMLD(Exploding, _Chain):
-    """The chain of score matching with Langevin dynamics (NCSN): alpha = 1 and geometric noise levels.
+    """The chain of score matching with Langevin dynamics (NCSN), with alpha = 1 and geometrically spaced noise levels.
 
     Song and Ermon (2019), arXiv:1907.05600, used 10 levels from 1 to 0.01. For CIFAR-10, Song and Ermon (2020),
     arXiv:2006.09011, used 232 levels from 50 to 0.01, and Song et al. (2021), arXiv:2011.13456, used 1000 levels.
@@ -235,7 +235,7 @@ class SMLD(Exploding, _Chain):
     Args:
         steps: N, the number of noise levels.
         sigma_min: The lowest noise level.
-        sigma_max: The highest noise level, or ``auto`` to compute it from the training data (usually the largest
+        sigma_max: The highest noise level, or ``auto`` to compute it from the training data (usually as the largest
             distance between two samples).
 
     Example:

@@ -1,7 +1,7 @@
 """The published continuous-time SDEs.
 
-Each class defines alpha and sigma (:mod:`scoresde.sde.base`), and overrides other methods for which the path has closed
-forms.
+Each class defines alpha and sigma (:mod:`scoresde.sde.base`), and overrides the other methods that have a closed form
+on its path.
 
 References:
     Song et al. (2021), Score-based generative modeling through SDEs, arXiv:2011.13456: VP (eq. 11), VE (eq. 9),
@@ -28,7 +28,7 @@ __all__ = ["EDMSDE", "VDMSDE", "VESDE", "VPSDE", "CosineSDE", "Exploding", "Flow
 
 
 class Exploding(SDE):
-    """Base class of the paths that do not shrink the data (alpha = 1).
+    """Base class of the paths with alpha = 1, which do not shrink the data.
 
     The noise levels, in model units, go from ``sigma_min`` to ``sigma_max``. If ``sigma_max`` is ``"auto"``, training
     replaces it with the largest distance between two training samples (Song and Ermon 2020, arXiv:2006.09011, technique
@@ -83,7 +83,7 @@ class _LinearBeta(SDE):
     """Base class of VP and sub-VP: ``alpha = exp(-B/2)`` with ``B(t) = int_0^t beta`` and ``beta`` linear in t.
 
     Args:
-        beta_min, beta_max: The value of beta at t = 0 and at t = 1.
+        beta_min, beta_max: The values of beta at t = 0 and at t = 1.
     """
 
     limits = ranges(beta_min=Range(0, 1e6), beta_max=Range(0, 1e6, above=True))
@@ -113,7 +113,7 @@ class _LinearBeta(SDE):
         return torch.exp(-self.integral(t) / 2)
 
     def drift_rate(self, t: Tensor) -> Tensor:
-        # This also holds where beta is so large that alpha underflows to 0.
+        # This formula also holds where beta is so large that alpha underflows to 0.
         return -self.beta(t) / 2
 
     @property
@@ -139,7 +139,7 @@ class VPSDE(_LinearBeta):
         return -beta * alpha / 2, beta * alpha.square() / (2 * sigma)
 
     def diffusion_squared(self, t: Tensor) -> Tensor:
-        # This also holds at t = 0, where sigma' is infinite.
+        # This formula also holds at t = 0, where sigma' is infinite.
         return self.beta(t)
 
     def log_snr(self, t: Tensor) -> Tensor:
@@ -191,7 +191,7 @@ class VESDE(Exploding):
 
     Args:
         sigma_min: The lowest noise level.
-        sigma_max: The highest noise level, or ``auto`` to compute it from the training data (usually the largest
+        sigma_max: The highest noise level, or ``auto`` to compute it from the training data (usually as the largest
             distance between two samples).
     """
 
@@ -214,7 +214,7 @@ class FlowMatching(SDE):
 
     The path is given by eq. 20 of Lipman et al. (2023), arXiv:2210.02747, with sigma_min = 0 and time reversed, and by
     eq. 1 of Liu et al. (2023), arXiv:2209.03003. At t = 1, no signal is left, and ``g^2 = 2t/(1 - t)`` is infinite.
-    Networks that predict the velocity, x0 or v can still be used there.
+    Networks that predict the velocity, x0, v or edm can still be evaluated at t = 1.
     """
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -295,7 +295,7 @@ class EDMSDE(Exploding):
 
     Args:
         sigma_min: The lowest noise level.
-        sigma_max: The highest noise level, or ``auto`` to compute it from the training data (usually the largest
+        sigma_max: The highest noise level, or ``auto`` to compute it from the training data (usually as the largest
             distance between two samples).
         rho: The exponent. A larger value places more of the noise levels near ``sigma_min``.
     """
@@ -355,12 +355,15 @@ class VDMSDE(SDE):
         return learned
 
     def ends(self) -> tuple[float | Tensor, float | Tensor]:
-        """Return the log-SNR at t = 0 and at t = 1, as two numbers, or as tensors of shape ``()`` if learned."""
+        """Return the log-SNR at t = 0 and at t = 1, as numbers, or as tensors of shape ``()`` if they are learned."""
         learned = self.parameters()
         return learned.get("log_snr_max", self.log_snr_max), learned.get("log_snr_min", self.log_snr_min)
 
     def _ends(self, t: Tensor) -> tuple[float | Tensor, float | Tensor]:
-        """Return :meth:`ends` on the device of ``t``, because grids are built on the CPU even for a model on a GPU."""
+        """Return the values of :meth:`ends`, moved to the device of ``t`` if they are tensors.
+
+        The devices can differ, because grids are built on the CPU even for a model on a GPU.
+        """
         high, low = (end.to(t.device) if isinstance(end, Tensor) else end for end in self.ends())
         return high, low
 

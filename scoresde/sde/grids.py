@@ -1,17 +1,17 @@
 """Time grids, which determine the times that a solver visits.
 
 A grid is an object that is called as ``grid(sde, steps, t0, t1)`` and returns float64 times from ``t0`` to ``t1``, in
-either direction. :func:`make_grid` also accepts the name of a grid, and makes both ends exact. Most grids are uniform
-in a monotone function of t:
+either direction. The function :func:`make_grid` also accepts the name of a grid, and sets the first and the last time
+to exactly ``t0`` and ``t1``. Most grids are uniform in a monotone function of t:
 
     ``uniform``   t itself
     ``sqrt``      sqrt(t), because the noise level of VP grows like sqrt(t) near the data
     ``logsnr``    the log-SNR 2 log(alpha/sigma) (Lu et al. 2022, arXiv:2206.00927)
     ``karras``    (sigma/alpha)^(1/rho) (Karras et al. 2022, arXiv:2206.00364, eq. 5)
 
-The ``linspace``, ``leading`` and ``trailing`` grids visit nodes i/N of a discrete model with N noise levels, with the
-spacings that are common in DDPM samplers (Lin et al. 2024, arXiv:2305.08891, tab. 2). A list of times can also be used
-as a grid.
+The ``linspace``, ``leading`` and ``trailing`` grids visit some of the nodes i/N of a discrete model with N noise
+levels. They use the three spacings that are common in DDPM samplers (Lin et al. 2024, arXiv:2305.08891, tab. 2). A list
+of times can also be used as a grid.
 
 A model on a chain (:mod:`scoresde.sde.chains`) is trained only at the nodes of the chain. For such a model, the times
 of every grid are moved to the nearest nodes. In training, :func:`snap` moves each random time to a node.
@@ -87,11 +87,11 @@ def _ends(sde: SDE, t0: float, t1: float) -> Tensor:
 
 
 def leaps(sde: SDE, times: Tensor) -> tuple[bool, ...]:
-    """Return which of the n steps of a grid, ``times: (n + 1,)``, begin where no signal is left.
+    """Return, for each of the n steps of a grid, ``times: (n + 1,)``, whether almost no signal is left throughout.
 
-    Such a step ends at a log-SNR below -18. Grids that are uniform in a function of the noise level cross this region
-    in a single step, however many steps they have. Euler and Heun steps in t would not converge there, so solvers use a
-    different rule for this step.
+    Such a step begins where no signal is left and ends at a log-SNR below -18. A grid that is uniform in a function of
+    the noise level crosses this region in a single step, however many steps it has. Euler and Heun steps in t would not
+    converge there, so solvers use a different rule for such a step.
     """
     blank = ~informative(*sde.coefficients(times[:-1])) & (sde.log_snr(times[1:]) < _EMPTY + 2)
     return tuple(blank.reshape(len(blank), -1).all(1).tolist())
@@ -202,7 +202,7 @@ class GivenGrid(Grid):
     """A grid given as a list of times, which also determines the number of steps.
 
     Args:
-        times: The times from ``t0`` to ``t1``, strictly monotone.
+        times: The times from ``t0`` to ``t1``, which must be strictly monotone.
     """
 
     times: tuple[float, ...]
@@ -228,7 +228,8 @@ def as_grid(grid: str | Grid | Sequence[float]) -> Grid | None:
     The name ``auto`` is converted to ``None``.
 
     Raises:
-        UsageError: If the grid is unknown. The message lists the known names.
+        UsageError: If the grid is not a known name, a valid list of times or a grid. If a name is unknown, the message
+            lists the known names.
     """
     if isinstance(grid, str) and grid == "auto":
         return None
@@ -250,12 +251,12 @@ def as_grid(grid: str | Grid | Sequence[float]) -> Grid | None:
 def make_grid(
     grid: str | Grid | Sequence[float], sde: SDE, steps: int, t0: float, t1: float, nodes: Tensor | None = None
 ) -> Tensor:
-    """Return ``steps + 1`` times from ``t0`` to ``t1``, float64, strictly monotone.
+    """Return ``steps + 1`` strictly monotone times from ``t0`` to ``t1``, float64.
 
     Args:
         grid: The name of a grid, a grid object, the times themselves, or ``auto`` for the SDE's default grid.
         sde: The path.
-        steps: The number of steps.
+        steps: The number of steps, which is ignored if the times themselves are given.
         t0, t1: The first and the last time.
         nodes: The times that a discrete model supports, in ascending order, shape ``(N,)``. If they are given, each
             time of the grid is moved to the nearest node.
@@ -283,7 +284,7 @@ def make_grid(
 def nearest_node(t: Tensor, nodes: Tensor) -> Tensor:
     """Return the index of the node nearest to ``t``, int64, with the same shape as ``t``.
 
-    The nodes, ``nodes: (N,)``, must be in ascending order.
+    The argument ``nodes``, shape ``(N,)``, must be in ascending order.
     """
     nodes = nodes.to(t)
     return torch.bucketize(t.contiguous(), (nodes[1:] + nodes[:-1]) / 2)
@@ -292,9 +293,9 @@ def nearest_node(t: Tensor, nodes: Tensor) -> Tensor:
 def snap(t: Tensor, nodes: Tensor | None) -> Tensor:
     """Move times from the interval ``[nodes[0], nodes[-1]]`` to nodes. The result has the same shape as ``t``.
 
-    The interval is divided into N cells of equal length, one for each node. If the times are uniformly distributed,
-    each node therefore has probability 1/N (Ho et al. 2020, arXiv:2006.11239, alg. 1). If ``nodes`` is ``None``, the
-    times are returned unchanged.
+    The interval is divided into N cells of equal length, one for each of the N nodes, and the times in a cell are moved
+    to its node. If the times are uniformly distributed, each node therefore has probability 1/N (Ho et al. 2020,
+    arXiv:2006.11239, alg. 1). If ``nodes`` is ``None``, the times are returned unchanged.
 
     >>> snap(torch.tensor([0.25, 0.43, 0.44, 1.0]), torch.tensor([0.25, 0.5, 0.75, 1.0]))
     tensor([0.2500, 0.2500, 0.5000, 1.0000])
@@ -329,6 +330,6 @@ def _on_nodes(times: Tensor, nodes: Tensor, grid: Grid, sde: SDE) -> Tensor:
             f"the time grid {grid} with {steps} steps places both t = {float(times[i]):.6g} and "
             f"t = {float(times[i + 1]):.6g} on node {int(index[i]) + 1} of {len(nodes)}; "
             + (f"use at most {most} step{'s' * (most > 1)} with this grid" if most else "give times farther apart")
-            + f" (a uniform grid between these ends allows at most {abs(int(index[0] - index[-1]))} steps)"
+            + f" (the maximum for a uniform grid between these ends is {abs(int(index[0] - index[-1]))})"
         )
     return moved

@@ -9,9 +9,10 @@ and Bayes' rule gives the reverse step, which removes noise (Ho et al. 2020, arX
     q(x_s | x_t, x_0) = N(a x_0 + b x_t, v I),
     a = alpha_s S^2/sigma_t^2,    b = A sigma_s^2/sigma_t^2,    v = S^2 sigma_s^2/sigma_t^2.                       (2)
 
-When a model is used, its estimate x0_hat replaces x_0. The variance of the step then lies between v, which is correct
-if the data are a single point, and S^2, which is correct if the data are N(0, I) (Ho et al. 2020, sec. 3.2). A fraction
-f from 0 to 1 interpolates between log v and log S^2 (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15):
+When a model is used, its estimate x0_hat replaces x_0. The variance of the step is then chosen between v, which is
+correct if the data are a single point, and S^2, which is correct on a variance-preserving path if the data are N(0, I)
+(Ho et al. 2020, sec. 3.2). A fraction f from 0 to 1 interpolates between log v and log S^2 (Nichol and Dhariwal 2021,
+arXiv:2102.09672, eq. 15):
 
     p(x_s | x_t) = N(a x0_hat + b x_t, S^2 (sigma_s^2/sigma_t^2)^(1 - f) I).                                       (3)
 """
@@ -40,7 +41,7 @@ def forward_step(sde: SDE, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
 def posterior(sde: SDE, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the weights ``a`` and ``b`` and the variance ``v`` of the reverse step from ``t`` to ``s``, equation (2).
 
-    All of them have the same shape as ``t``.
+    All three have the same shape as ``t``.
 
     >>> import torch
     >>> from scoresde import DDPM

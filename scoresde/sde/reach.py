@@ -6,9 +6,9 @@ the variance ``alpha^2 s^2 + sigma^2``, the flow is linear, and the variance of 
 
     P^2 / (alpha^2 s^2 + sigma^2),                                                                          (1)
 
-or by ``P^2/sigma^2`` in coordinates that hardly vary. It is not enough for these factors to be near 1. For example,
-with s = P = 1 on a variance-preserving path, the factor of equation (1) is 1 however little noise there is, although
-sampling then starts with pure noise at a time when the fraction
+or by ``P^2/sigma^2`` in coordinates in which the data hardly vary. It is not enough for these factors to be near 1. For
+example, with s = P = 1 on a variance-preserving path, the factor of equation (1) is 1 however little noise there is,
+although sampling then starts with pure noise at a time when the fraction
 
     alpha^2 s^2 / (alpha^2 s^2 + sigma^2)                                                                   (2)
 
@@ -20,7 +20,7 @@ the latent diffusion schedule, 0.007 for VDM (the largest value), and 0 for flow
 
 On a path that does not shrink the data (alpha = 1), the noise at the end must also span the data; otherwise, a sample
 stays near its starting point. The standard deviation of this noise must be at least the largest distance between two
-samples (Song and Ermon 2020, arXiv:2006.09011, technique 1).
+data points (Song and Ermon 2020, arXiv:2006.09011, technique 1).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Reach:
     @classmethod
     @torch.no_grad()
     def of(cls, sde: SDE, t_max: float | None = None, spread: float = 1.0, furthest: float | None = None) -> Reach:
-        """Evaluate a path at its end, or at ``t_max`` if it is given.
+        """Evaluate a path at ``t_max``, by default the end of the path.
 
         >>> from scoresde import VPSDE
         >>> reach = Reach.of(VPSDE(beta_max=0.5), spread=0.5)
@@ -91,9 +91,9 @@ class Reach:
         """A one-line description of the misfit, or an empty string if the prior fits."""
         if max(self.share, abs(self.variance), abs(self.still)) > MISFIT:
             return (
-                f"the prior does not fit: a fraction {self.share:.2g} of the variance at t_max comes from the data "
+                f"the prior does not fit: a fraction of {self.share:.2g} of the variance at t_max comes from the data "
                 f"(alpha = {self.alpha:.2g}), and the variance of the samples is off by {_percent(self.variance)} for "
-                f"Gaussian data and by {_percent(self.still)} in coordinates that hardly vary"
+                f"Gaussian data and by {_percent(self.still)} in coordinates in which the data hardly vary"
             )
         if self.furthest is not None and explodes(self.sde) and self.sigma / self.alpha < self.furthest:
             return (
@@ -131,8 +131,9 @@ def sigma_for(furthest: float, spread: float = 0.0) -> float:
 
     Args:
         furthest: The largest distance between two samples, in model units, which the noise must span.
-        spread: Root mean square of the samples, in model units. In few dimensions, it is not much smaller than
-            ``furthest``. By equation (2), the noise level must then be about ten times ``spread``.
+        spread: Root mean square of the samples, in model units. In few dimensions, the spread is not much smaller than
+            ``furthest``. The noise level must then be about ten times the spread for the fraction of equation (2) to be
+            small enough.
 
     >>> sigma_for(12.34567, 1.0), sigma_for(4.53, 1.0)
     (12.35, 9.955)

@@ -1,8 +1,11 @@
-"""Interchangeable solvers, which move samples from the prior to the data and back.
+"""Interchangeable solvers, which move samples from the prior to the data.
+
+Deterministic solvers can also run in the opposite direction.
 
 In this table, *the flow* is the probability flow. A solver *on x0* approximates the model's estimate of the data by a
-polynomial, and a solver *on eps* the estimate of the noise. The last column is the number of model evaluations with the
-default options.
+polynomial, a solver *on eps* does so for the estimate of the noise, and a solver *on any variable* lets the user choose
+the quantity. The last column is the number of model evaluations with the default options, without the final noise-free
+step of :func:`scoresde.sample`.
 
 ========================  ====================  ===============================================  ===================
 name                      class                 what it integrates                               evaluations

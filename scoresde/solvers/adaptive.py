@@ -1,20 +1,20 @@
 """An adaptive solver for the reverse SDE (Jolicoeur-Martineau et al. 2021, arXiv:2105.14080).
 
-For a step of size h = t - s, the solver compares the result x' of an Euler-Maruyama step with the result x'' of a
-stochastic Heun step, with the drift f and the noise level eta(t) of :mod:`scoresde.solvers.stochastic` and with the
-same standard normals z for both,
+For a step from t down to s, of size h = t - s, the solver compares the result x' of an Euler-Maruyama step with the
+result x'' of a stochastic Heun step. Both use the drift f and the noise level eta(t) of
+:mod:`scoresde.solvers.stochastic` and the same standard normals z:
 
     x'  = x - h f(x, t) + eta(t) sqrt(h) z
     x'' = x - h (f(x, t) + f(x', s)) / 2 + sqrt(h (eta(t)^2 + eta(s)^2) / 2) z
     err = rms( (x' - x'') / max(atol, rtol max(|x|, |x''|)) ),
 
 where rms is the root mean square over the elements of a sample. If err <= 1, the step is accepted and ends at x''. The
-next step size is 0.9 h err^(-0.9) (alg. 1), separately for each sample. The implementation differs from the paper in
-four ways. First, each sample has its own Brownian path, and a rejected step is repeated on the same path, because
-drawing new noise after a rejection would favour noise that causes small errors. Second, h is truncated to seven binary
-digits, so that rounding does not shift the end of a step, where the rough Brownian path would have a different value.
-Third, f(x, t) is kept after a rejection, so a retry costs only one evaluation. Fourth, the tolerance depends on the
-states before and after the step.
+next step size is 0.9 h err^(-0.9) (alg. 1). Each sample has its own step size. The implementation differs from the
+paper in five ways. First, each sample has its own Brownian path, and a rejected step is repeated on the same path,
+because drawing new noise after a rejection would favour noise that causes small errors. Second, h is truncated to seven
+binary digits, so that rounding does not shift the end of a step, where the rough Brownian path would have a different
+value. Third, f(x, t) is kept after a rejection, so a retry costs only one evaluation. Fourth, the tolerance depends on
+the states before and after the step. Fifth, the step size changes by at most a factor of 5 from one step to the next.
 """
 
 from __future__ import annotations
@@ -118,11 +118,11 @@ class AdaptiveSDE(Solver):
         return Solution(end, found[0] + tally.more, found[1], found[2], found[3])
 
     def _attempt(self, rows: _Rows, s: Tensor) -> tuple[Tensor, Tensor, Floats]:
-        """Attempt a step of each row to the times ``s``.
+        """Attempt one step for each row, from its current time to its entry in ``s``, shape ``(b,)``.
 
         Returns:
-            The states x'', the Brownian paths at the times ``s``, and the error of each row, which is NaN if a drift is
-            not finite.
+            The states x'', the Brownian paths at the times ``s``, and the error err of each row, which is NaN if a
+            drift is not finite.
         """
         model, x, t = rows.model, rows.x, to_device(rows.t, rows.x)
         h, w_s = t - s, rows.noise.path(s, tuple(x.shape[1:]))

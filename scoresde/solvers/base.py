@@ -2,8 +2,8 @@
 
 A solver is a frozen dataclass of its options, and is called as ``solver(model, x, t0=, t1=, noise=) -> Solution``. It
 uses only the :class:`~scoresde.model.estimate.Denoiser` interface of a model. Each solver declares what it needs from
-the model (such as a score), and a model that cannot provide this is rejected before the first evaluation. Unless an
-option couples them, rows do not affect each other. A wrapper around the model counts the evaluations.
+the model (such as a score), and a model that cannot provide this is rejected before the first evaluation. The rows of a
+batch do not affect each other, unless an option couples them. A wrapper around the model counts the evaluations.
 
 Most solvers have a fixed time grid: they are subclasses of :class:`FixedStep`, and define a single step. Pass a
 function as ``watch`` to have it called after every step, or set ``record`` to keep a :class:`Trajectory`.
@@ -69,7 +69,7 @@ class Solution:
         return self.status == OK
 
     def failures(self) -> list[str]:
-        """Return one line for each kind of failure, with the number of failed rows, their indices and the reason."""
+        """Return one line for each kind of failure, which states how many rows failed, which ones, and why."""
         return failures(self.status)
 
     def pack(self) -> Packed:
@@ -80,7 +80,10 @@ class Solution:
 
     @classmethod
     def unpack(cls, tensors: Mapping[str, Tensor], sde: SDE, device: torch.device) -> Solution:
-        """Rebuild the solution from the tensors returned by :meth:`pack` and the SDE of the model."""
+        """Rebuild the solution on ``device`` from the tensors that :meth:`pack` returned.
+
+        The argument ``sde`` is the path of the model, which a recorded trajectory refers to.
+        """
         own = {name: value.to(device) for name, value in tensors.items() if "." not in name}
         recorded = {name.partition(".")[2]: value for name, value in tensors.items() if "." in name}
         return cls(**own, trajectory=Trajectory.unpack(sde, recorded) if recorded else None)
@@ -98,7 +101,8 @@ class Solver(Checked, ABC):
     """The base class of all solvers, which move rows from time ``t0`` to time ``t1``.
 
     Attributes:
-        needs_score: Whether the solver uses the score, which a model trained on coupled pairs does not have.
+        needs_score: Whether the solver uses the score, which a model trained on coupled (data, noise) pairs does not
+            have.
         stochastic: Whether the solver draws noise.
         denoises: Whether the solver itself ends with a noise-free step, so that :func:`sample` does not add another.
     """
@@ -147,14 +151,14 @@ class Solver(Checked, ABC):
         watch: Watch | None = None,
         record: bool = False,
     ) -> Solution:
-        """Move ``x`` from ``t0`` to ``t1``.
+        """Move ``x`` from ``t0`` to ``t1``, and return the solution.
 
         Args:
             model: The model, which can be any denoiser.
             x: The state at ``t0`` in model units, shape ``(B, *event)``.
             t0, t1: Start and end times. By default, the solver runs from the prior (``domain.t_max``) to the time at
                 which sampling stops. Deterministic solvers can run in either direction.
-            noise: The source of random numbers. By default, row i is sample i of seed 0.
+            noise: The source of random numbers. By default, row i uses the random numbers of sample i with seed 0.
             watch: A function called with a :class:`~scoresde.solvers.trajectory.Step` after each step.
             record: Whether to record every step in ``solution.trajectory``.
 
@@ -170,7 +174,8 @@ class Solver(Checked, ABC):
             check_number(label, t, where=f"{name}: ")
             if not domain.t_min <= t <= domain.t_max:
                 raise UsageError(
-                    f"{name}: {label} = {t} is outside the model's domain [{domain.t_min}, {domain.t_max}]"
+                    f"{name}: {label} = {t} is outside the model's domain [{domain.t_min}, {domain.t_max}]; choose a "
+                    "time in this interval"
                 )
         if self.needs_score and not domain.has_score:
             raise UsageError(
@@ -186,7 +191,10 @@ class Solver(Checked, ABC):
         self._check_rates(domain.sde, t0)
         noise = Noise.of(len(x), device=x.device) if noise is None else noise
         if noise.indices.device != x.device:
-            raise UsageError(f"{name}: the noise is on device {noise.indices.device}, but the state is on {x.device}")
+            raise UsageError(
+                f"{name}: the noise is on device {noise.indices.device}, but the state is on {x.device}; create both "
+                "on the same device"
+            )
         if len(noise.indices) != len(x):
             raise UsageError(
                 f"{name}: the noise and the state must have the same number of rows, got {len(noise.indices)} and "
@@ -318,7 +326,8 @@ def sample(
             sampling stops.
         batch: Number of samples solved at once.
         dtype: Data type of the state.
-        watch: A function called after each step of each batch, with the indices of the rows among all samples.
+        watch: A function called with a :class:`~scoresde.solvers.trajectory.Step` after each step of each batch. The
+            indices in the step refer to the rows among all samples, not within the batch.
         record: Whether to record every step in ``solution.trajectory``.
         parts: A store in which each chunk of samples is saved as soon as it is solved. Chunks that are already in the
             store are read instead of solved.

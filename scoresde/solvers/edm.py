@@ -10,8 +10,9 @@ applies Heun's method from s^ to s'. With N steps and standard normals z,
 
 The noise level never exceeds the level at which sampling starts, because the model does not cover higher levels. The
 published algorithm ends with an Euler step to s = 0. Here, the final noise-free step of :func:`scoresde.sample`
-(``denoise``) plays this role, so sampling with N steps costs 2N + 1 evaluations. If a step starts at alpha = 0, where s
-is infinite, it goes directly to alpha x0_hat + sigma eps_hat, with alpha and sigma at the end of the step.
+(``denoise``) plays this role, so sampling with N steps costs 2N + 1 evaluations. A step that starts at alpha = 0, where
+s is infinite, or that ends at sigma = 0 goes directly to alpha x0_hat + sigma eps_hat, with alpha and sigma at the end
+of the step.
 """
 
 from __future__ import annotations
@@ -42,9 +43,10 @@ class EDMHeun(FixedStep):
 
     Args:
         steps: Number of steps.
-        churn: Total amount of noise added over all steps. With 0, the solver is deterministic.
+        churn: Total amount of noise added over all steps. If it is 0, the solver is deterministic.
         s_min, s_max: Noise is added only at noise levels sigma/alpha between these two values.
-        s_noise: Factor on the added noise. Values above 1 compensate for a network that removes too much noise.
+        s_noise: Factor by which the added noise is multiplied. Values above 1 compensate for a network that removes too
+            much noise.
         grid: See :class:`~scoresde.solvers.base.FixedStep`. The default, ``karras``, is the published grid.
     """
 

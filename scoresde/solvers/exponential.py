@@ -15,9 +15,9 @@ A step from t to s that interpolates the last k values q_j of q with Lagrange po
     x_s = (N_s/N_t) x_t + N_s sum_j w_j q_j,      w_j = int_{c(t)}^{c(s)} L_j dc,                                 (1)
 
 where the subscripts t and s denote values at these times. For ``x0``, ``eps`` and ``gauss``, the polynomials are
-functions of l = log(alpha/sigma). For ``straight`` and ``v``, they are functions of the clock c itself, so these
-solvers are Adams-Bashforth methods with variable steps, whose coefficients are finite over the whole path. For data
-with the distribution N(0, I), ``gauss`` is exact.
+functions of l = log(alpha/sigma). For ``straight`` and ``v``, they are functions of the clock c itself, so the solvers
+with these two variables are Adams-Bashforth methods with variable steps, whose coefficients are finite over the whole
+path. For data with the distribution N(0, I), ``gauss`` is exact.
 
 Several combinations of a variable and an order are published methods: DDIM (``x0``, ``eps`` or ``straight``, order 1),
 DPM-Solver++ 2M (``x0``, order 2) and DEIS in log-rho (``eps``, orders 2 to 4). The published DPM-Solver++ 3M halves a
@@ -45,11 +45,12 @@ eq. 6-7, and at order 2 it is DPM-Solver++ 2M-SDE. With ``correct``, equation (2
 noise level, it is ER-SDE. Equation (3) at order 1 is SDE-DPM-Solver. With tau = 0, equations (2) and (3) reduce to
 equation (1).
 
-Where alpha = 0, the log-SNR is minus infinity and the clock of ``eps`` is undefined. A node with alpha = 0 is therefore
+Where alpha = 0, the log-SNR is minus infinity and the clock of ``eps`` is infinite. A node with alpha = 0 is therefore
 used only by the step that starts there, x_s = alpha_s x0_hat + sigma_s eps_hat, which is first order and does not
-involve a division by alpha. A step that is more than twice as long in log-SNR as the previous step (such as the last
-step of a grid that is uniform in t) is also first order, because extrapolating a polynomial that far increases the
-error. A correction with a weight above 3 hypot(alpha_s, sigma_s) is skipped, because it would amplify errors.
+involve a division by alpha. For ``x0``, ``eps`` and ``gauss``, a step that is more than twice as long in log-SNR as the
+previous step (such as the last step of a grid that is uniform in t) is also first order, because extrapolating a
+polynomial that far increases the error. A correction with a weight above 3 hypot(alpha_s, sigma_s) is skipped, because
+it would amplify errors.
 
 References:
     Song, Meng and Ermon (2021), arXiv:2010.02502: DDIM.
@@ -276,7 +277,7 @@ def _integrand(
 
 @dataclass(frozen=True)
 class _Exponential(FixedStep):
-    """The base class of the solvers of equations (1) to (3), which computes and takes their steps."""
+    """The base class of the solvers that take the steps of equations (1) to (3)."""
 
     limits = ranges(order=Range(1, 6))
 
@@ -373,7 +374,7 @@ class MultistepSDE(_Exponential):
     Args:
         steps: Number of steps.
         variable: The quantity approximated by a polynomial: ``x0`` or ``eps``.
-        order: Number of values that the polynomial interpolates.
+        order: Number of values that the polynomial interpolates. The first steps use fewer, because fewer are known.
         rule: How the polynomial is integrated: ``exact``, or, if it interpolates two values, ``midpoint`` (as in
             DPM-Solver++ 2M-SDE) or ``bh1``.
         correct: Whether to repeat each step with the value at its end and the same noise. By default, steps are not
@@ -426,7 +427,7 @@ def unipc(steps: int = 20, order: int = 2, variable: str = "x0", variant: str = 
     """UniPC (Zhao et al. 2023, arXiv:2302.04867, alg. 5-6): a multistep solver with a corrector.
 
     The corrector raises the order of accuracy to ``order + 1``. The option ``variant`` is ``bh1``, ``bh2`` or
-    ``exact``. The last of these is what the published variant ``vary_coeff`` is intended to be.
+    ``exact``. The variant ``exact`` is what the published variant ``vary_coeff`` is intended to be.
     """
     if variant not in ("bh1", "bh2", "exact"):
         raise UsageError(f"unknown UniPC variant {variant!r}; choose from: bh1, bh2, exact")

@@ -136,7 +136,7 @@ class ProbabilityFlow(Solver):
 
     @property
     def scheme(self) -> str:
-        """The Runge-Kutta method, where ``auto`` is resolved for the ``own`` engine but left to other engines."""
+        """The Runge-Kutta method: ``method``, except that ``auto`` becomes ``dopri5`` for the ``own`` engine."""
         return "dopri5" if self.engine == "own" and self.method == "auto" else self.method
 
     def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise, watch: Watch) -> Solution:

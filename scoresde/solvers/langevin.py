@@ -4,9 +4,9 @@ In the limit of small e, the Langevin step with standard normals z,
 
     x <- x + e score + sqrt(2 e) z,      e = 2 a (snr size)^2,                                                    (1)
 
-leaves a density unchanged if score is the score of that density (Song et al. 2021, arXiv:2011.13456, alg. 4-5). For the
-predictor's step from t to s, a is the square of alpha(t)/alpha(s), or the corresponding entry in a table of the
-original code. The size is either sigma or the ratio |z|/|score|, which equals sigma for pure noise.
+leaves a density unchanged if score is the score of that density (Song et al. 2021, arXiv:2011.13456, alg. 4-5). If the
+predictor steps from t to s, a is the square of alpha(t)/alpha(s), or, in the ``original`` solver, the corresponding
+entry in a table. The size is either sigma or the ratio |z|/|score|, which is about sigma for pure noise.
 
 If the density is N(0, v), a step changes a variance V to (1 - e/v)^2 V + 2e. If e < 2v, repeated steps converge to the
 variance v/(1 - e/2v); otherwise, the variance grows without bound. With size = sigma and v >= sigma^2, the limit is at
@@ -14,7 +14,7 @@ most v/(1 - snr^2). Any snr < 1 is therefore stable on every path and for all da
 
 The ratio |z|/|score| of an individual sample is unbounded, because the score vanishes in the middle of a mode. In
 addition, if the step size e(x) depends on x, the samples converge not to the density p, but to a density proportional
-to p/e, which has the variance (1 + 2/D) v in D dimensions. The ratio is therefore limited to
+to p/e. For p = N(0, v) in D dimensions, this density has the variance (1 + 2/D) v. The ratio is therefore limited to
 
     sigma/k <= |z|/|score| <= k sigma,      k = max(1, n/16)^2,                                                   (2)
 
@@ -96,8 +96,9 @@ def check_corrector(snr: float, corrections: int, evaluations: int) -> None:
     check_number("corrections", corrections, _CORRECTIONS, "int")
     if snr >= 1:
         raise UsageError(
-            f"snr must be below 1, got {snr}; otherwise, Langevin steps overshoot and the samples can diverge. Even "
-            "below 1, the variance can be up to 1/(1 - snr^2) times the correct value. Typical values are 0.05 to 0.3",
+            f"snr must be below 1, got {snr}; from 1 upwards, Langevin steps overshoot and the samples can diverge. "
+            "Even below 1, the variance can be up to 1/(1 - snr^2) times the correct value. Typical values of snr are "
+            "0.05 to 0.3",
             parameter="snr",
             value="0.16",
         )

@@ -1,16 +1,16 @@
-r"""Noise levels eta(t), which are defined in the same way for all stochastic solvers.
+r"""Noise levels eta(t) of the solvers for the reverse SDE.
 
 For any eta(t) >= 0, the SDE  dx = (velocity - eta^2/2 score) dt + eta dw  has the marginals of the path (Song et al.
-2021, arXiv:2011.13456, app. D.1; Ma et al. 2024, arXiv:2401.08740, sec. 2.4). A solver has the options ``eta`` (a
-factor) and ``level``, which define  eta(t) = eta * level(t).  The level is one of
+2021, arXiv:2011.13456, app. D.1; Ma et al. 2024, arXiv:2401.08740, sec. 2.4). A solver with the options ``eta`` (a
+factor) and ``level`` uses the noise level  eta(t) = eta * level(t).  The level is one of
 
     ``g``       the diffusion coefficient g of the SDE; with eta = 1, this gives Anderson's reverse SDE
     ``sigma``   sqrt(2 sigma(t)), which is finite everywhere, and 0 where sigma is 0
     ``auto``    ``g``, or ``sigma`` if g is infinite at ``t_max`` (as for flow matching and the cosine schedule)
-    ``er``      g sqrt(0.3 s^0.3 e^(s^0.3) / (e^(s^0.3) + 10))  with  s = sigma/alpha, the default of ER-SDE solvers
-                (Cui et al. 2023, arXiv:2309.06169, app. A), whose noise fades near the data
+    ``er``      g sqrt(0.3 s^0.3 e^(s^0.3) / (e^(s^0.3) + 10))  with  s = sigma/alpha  (Cui et al. 2023,
+                arXiv:2309.06169, app. A); this level is the default of ``er-sde``, and its noise fades near the data
 
-or your own function ``level(sde, t)``, which is given on the command line as ``module:function``.
+or your own function ``level(sde, t)``. On the command line, it is given as ``module:function``.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def _function(level: Level) -> Callable[[SDE, Tensor], Tensor]:
         return LEVELS[level]
     if ":" not in level:
         raise UsageError(
-            f"unknown noise level {level!r}; choose from: {', '.join(LEVELS)}, or your own function as module:function"
+            f"unknown noise level {level!r}; choose from: {', '.join(LEVELS)}; or give your own function as "
+            "module:function"
         )
     found: Callable[[SDE, Tensor], Tensor] = resolve(level, {}, "noise level", typed=True, function=True)
     return found
@@ -84,7 +85,7 @@ def level_of(sde: SDE, level: Level, eta: float, t: Tensor) -> Tensor:
     """Return the noise level ``eta(t)``, with the same shape as ``t``.
 
     Raises:
-        UsageError: If the level is negative or not finite, or if it is not a tensor with the same shape as ``t``.
+        UsageError: If the level is negative, not finite, or not a tensor with the same shape as ``t``.
     """
     found = _function(level)(sde, t)
     if not isinstance(found, Tensor | float | int):
@@ -103,7 +104,7 @@ def level_of(sde: SDE, level: Level, eta: float, t: Tensor) -> Tensor:
 
 
 def ratios(sde: SDE, level: Level, eta: float, times: Tensor) -> tuple[float, ...]:
-    """Return ``eta(t)/g(t)`` at the midpoint in log-SNR of each step of the grid ``times``, float64 ``(n + 1,)``.
+    """Return ``eta(t)/g(t)`` at the midpoint, in log-SNR, of each of the n steps of a grid ``times: (n + 1,)``.
 
     If alpha = 0 or sigma = 0 at either end of a step, the ratio is 0, unless the level is ``g`` itself.
     """

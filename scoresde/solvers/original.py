@@ -1,8 +1,8 @@
 r"""The samplers of Song et al. (2021), arXiv:2011.13456, discretised as in the original code to reproduce its results.
 
 The other solvers use the coefficients of the continuous path, on any grid. The original code instead uses tables for
-N = ``steps`` noise levels, which it reads at the index i = floor(t (N - 1)/T), where T is the largest time. For VE, it
-also uses a_i = 1 and sigma_{-1} = 0:
+N = ``steps`` noise levels, which it reads at the index i = floor(t (N - 1)/T), where T is the largest time. With
+a_i = 1 and sigma_{-1} = 0 for VE, the tables are
 
     VP   beta_i = linspace(beta_min/N, beta_max/N, N),   a_i = 1 - beta_i,   sigma_i^2 = 1 - a_0 ... a_i
     VE   sigma_i = sigma_min (sigma_max/sigma_min)^(i/(N - 1)),   beta_i = sigma_i^2 - sigma_{i-1}^2.             (1)
@@ -18,7 +18,7 @@ G^2 = g(t)^2/N,  where f(t) and g(t) are the drift and diffusion coefficients of
     =====================  ===========  ===============  ==================================  =======================
     ``euler-maruyama``     1 - f(t)/N   g(t)^2/N         g(t)/sqrt(N)                        eq. 6, all three
     ``reverse-diffusion``  1 - f        G^2              G                                   eq. 46, all three
-    ``ancestral``          1/sqrt(a_i)  beta_i k         G, VE: G sigma_{i-1}/sigma_i        eq. 4 and 47, VP and VE
+    ``ancestral``          1/sqrt(a_i)  beta_i k         G (VP), G sigma_{i-1}/sigma_i (VE)  eq. 4 and 47, VP and VE
     =====================  ===========  ===============  ==================================  =======================
 
 The probability flow has the same form with p/2 instead of p, and with n = 0. The correctors (alg. 4 and 5, only for VP
@@ -27,11 +27,11 @@ and VE) are  x <- x + e score + sqrt(2 e) z  with
     ``langevin``   e = 2 a_i (snr mean|z| / mean|score|)^2, with means over the batch;
     ``ald``        e = 2 a_i (snr sigma(t))^2.
 
-The times are linspace(T, eps, N), where eps is the smallest time. At each time, the corrector steps come before the
-predictor step. There are therefore N updates, although there are only N - 1 intervals. The last update starts at eps,
-and the sample is its x_mean. A predictor step always has the length 1/N, although the times are (T - eps)/(N - 1)
-apart. For T = 1, these two lengths are equal only if eps = 1/N, as with the published N = 1000 and eps = 1e-3.
-docs/mathematics.md describes how the difference affects the moments.
+The times are linspace(T, eps, N), where eps is the smallest time. There is one update at each time (the corrector
+steps, then the predictor step), so there are N updates, although there are only N - 1 intervals. The last update starts
+at eps, and the sample is its x_mean. A predictor step always has the length 1/N, although the times are
+(T - eps)/(N - 1) apart. For T = 1, these two lengths are equal only if eps = 1/N, as with the published N = 1000 and
+eps = 1e-3. docs/mathematics/sde-solvers.md shows how the difference affects the variance of the samples.
 
 The scores are those of the model, which uses sigma(t) of the continuous path. If a network was trained on discrete
 noise levels, the original code instead divides its output by sigma_i from equation (1).
@@ -66,7 +66,7 @@ CORRECTORS = ("langevin", "ald", "none")
 
 @dataclass(frozen=True)
 class LevelTables:
-    """The tables for N noise levels, from the lowest to the highest, each float64 with shape ``(N,)``.
+    """The tables of equation (1) for N noise levels, from the lowest to the highest, each float64 ``(N,)``.
 
     Attributes:
         alphas: ``a_i``, the factor by which a step up multiplies the variance: ``1 - beta_i`` for VP, and 1 for VE.
@@ -140,9 +140,9 @@ class Original(Solver):
     ``langevin``, VP and sub-VP with ``euler-maruyama`` alone, and DDPM with ``ancestral``, all with N = 1000. By
     default, the last update adds no noise, so :func:`scoresde.sample` does not add a noise-free step.
 
-    With ``langevin``, a sample depends on its batch, because the norms are means over the batch. If the whole batch has
-    only a few elements, the ratio of these means is unbounded, as in the original code. In that case, use ``ald`` or
-    the ``pc`` solver.
+    With ``langevin``, a sample depends on its batch, because the norms are averaged over the batch. If the batch has
+    only a few elements in total, the ratio of these means is unbounded, as in the original code. In that case, use
+    ``ald`` or the ``pc`` solver.
 
     Args:
         steps: Number of noise levels, which is also the number of times and of updates (at least 2).
@@ -261,7 +261,7 @@ class Original(Solver):
         """Return the SDE if the original code can sample it with these options over this interval.
 
         Raises:
-            UsageError: If it cannot.
+            UsageError: If the original code cannot do so.
         """
         name = type(sde).__name__
         if not isinstance(sde, VPSDE | SubVPSDE | VESDE):

@@ -12,22 +12,22 @@ from t to s, and standard normals z, a corrector step is
     ``langevin``   e = 2 A^2 (snr |z| / |score|)^2             as published, with the norms of each sample, or with the
                                                                means of the norms over the batch (``norm="batch"``).
 
-The two correctors agree where |z|/|score| equals sigma, as it does for pure noise. Means over the batch couple the
-samples of the batch. With the norms of each sample, the step size e(x) depends on x, and the samples converge not to
-the marginal p, but to a density proportional to p/e, which favours regions with large scores. Moreover, the ratio
+The two correctors agree where |z|/|score| equals sigma, as it nearly does for pure noise. Means over the batch couple
+the samples of the batch. With the norms of each sample, the step size e(x) depends on x, and the samples converge not
+to the marginal p, but to a density proportional to p/e, which favours regions with large scores. Moreover, the ratio
 |z|/|score| is unbounded in the middle of a mode, where the score vanishes. It is therefore limited to a range around
 sigma that is narrower in fewer dimensions (equation (2) of :mod:`scoresde.solvers.langevin`). If a sample has at most
 16 elements, ``langevin`` with the norms of each sample is the same as ``annealed``. In many dimensions, the ratio
 hardly varies, and the limits have no effect.
 
 The predictors have order 1, and a corrector lowers the order of the sampler below 1. The corrector's step size e does
-not shrink as the number of steps grows. For a Gaussian marginal with variance v, it leads to a variance that is too
-large by the relative error e/2v = (snr sigma)^2/v. This bias falls with the noise level as long as the n remaining
-corrections can remove the larger bias from earlier levels. Each correction removes a fraction 4 (snr sigma)^2/v of it.
-On the straight path with N uniform steps, n e/v is of order N sigma^3, so the corrections can no longer do so once
-sigma is of order N^(-1/3), and the error is of order N^(-2/3). On VP with the default grid, n e/v is between the orders
-N sigma^(5/2) and N sigma^3, and the error is between the orders N^(-4/5) and N^(-2/3). The measured exponents are 0.66
-for the straight path and 0.77 for VP (experiments/edges.py).
+not shrink as the number of steps grows. For a Gaussian marginal with variance v, this step size leads to a variance
+that is too large, with the relative error e/2v = (snr sigma)^2/v. This bias falls as the noise level falls, provided
+that the n remaining corrections can remove the larger bias from earlier levels. Each correction removes a fraction of
+4 (snr sigma)^2/v of this larger bias. On the straight path with N uniform steps, n e/v is of order N sigma^3, so the
+corrections can no longer remove the bias once sigma is of order N^(-1/3), and the error is of order N^(-2/3). On VP
+with the default grid, n e/v is between the orders N sigma^(5/2) and N sigma^3, and the error is between the orders
+N^(-4/5) and N^(-2/3). The measured exponents are 0.66 for the straight path and 0.77 for VP (experiments/edges.py).
 
 With ``sequence="pc"``, a step predicts from t to s and then corrects at s. With ``sequence="cp"``, it corrects at t and
 then predicts, as in the original code.
@@ -82,7 +82,7 @@ class PredictorCorrector(FixedStep):
     Args:
         steps: Number of predictor steps.
         predictor: ``reverse-diffusion``, ``ancestral``, ``em``, ``ddim``, ``none``, or your own function
-            ``(model, x, t, s, z) -> x``, which evaluates the model once. It can also be given as ``module:function``.
+            ``(model, x, t, s, z) -> x``, which evaluates the model once and can also be given as ``module:function``.
         corrector: ``annealed``, ``langevin`` or ``none``.
         snr: Signal-to-noise ratio of the corrector, below 1. The corrector makes the variance too large by a factor of
             up to 1/(1 - snr^2).
@@ -146,7 +146,7 @@ class PredictorCorrector(FixedStep):
         return super().within(max(0, nfe - self._corrections * self.start))
 
     def uses_rates(self, sde: SDE) -> bool:
-        # Near alpha = 0, the reverse diffusion step is an Euler step.
+        # On a path that ends at alpha = 0, the reverse diffusion steps are Euler steps.
         return self.predictor == "em" or (self.predictor == "reverse-diffusion" and not sde.finite_g)
 
     def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:

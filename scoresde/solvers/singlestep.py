@@ -47,7 +47,7 @@ _FRACTIONS = {1: (), 2: (1 / 2,), 3: (1 / 3, 2 / 3)}
 
 @dataclass(frozen=True)
 class Singlestep(FixedStep):
-    """Exponential Runge-Kutta solver of order 1, 2 or 3, with the same number of evaluations per step.
+    """Exponential Runge-Kutta solver of order k = 1, 2 or 3, with k evaluations per step.
 
     Args:
         steps: Number of steps.

@@ -26,8 +26,8 @@ three kinds of steps back down:
 Here, a and b are the coefficients of the posterior in equation (2) of :mod:`scoresde.sde.marginal`, and c is the
 fraction that sets the variance, called f in that module: the variance is that of the posterior for c = 0, and that of
 the step up for c = 1. The eta of DDIM is defined as in the paper, as a factor on the standard deviation of ancestral
-sampling with c = 0, so that eta = 1 is ancestral sampling. The eta of equation (1) and the eta of DDIM have the same
-meaning if they are 0 or 1. For other values, docs/mathematics.md shows how to convert one into the other.
+sampling with c = 0, so that eta = 1 is ancestral sampling. At 0 and 1, the eta of DDIM has the same meaning as the
+factor eta(t)/g in equation (1). For other values, docs/mathematics/solvers.md shows how to convert one into the other.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def reverse_diffusion_step(model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: 
     """Take a reverse diffusion step from ``t`` to ``s``. ``x`` and ``z`` have shape ``(B, *event)``."""
     if not model.domain.sde.finite_g:
         # Near alpha = 0, no step up is small (A = 0 for the first step on any grid), so the reverse diffusion step does
-        # not converge. An Euler step with a finite noise level does.
+        # not converge. An Euler step with a finite noise level does converge.
         return euler_step(model, x, t, s, z, auto_level(model.domain.sde, t))
     a, variance = forward_step(model.domain.sde, t, s)
     score = model(x, t).score
@@ -111,9 +111,9 @@ def ancestral_step(model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: Tensor) 
 
 
 def _pull(sde: SDE, t: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Return ``(a x0_hat + b eps_hat)/x``, which is constant in x for Gaussian data, with the same shape as ``t``.
+    """Return ``(a x0_hat + b eps_hat)/x`` for Gaussian data with mean 0 and standard deviation ``_DATA``.
 
-    The data have mean 0 and the standard deviation ``_DATA``.
+    For such data, this ratio does not depend on x. The result has the same shape as ``t``.
     """
     alpha, sigma = sde.coefficients(t)
     data = (_DATA * alpha).square()
@@ -263,7 +263,7 @@ class DDIM(FixedStep):
 
     Args:
         steps: Number of steps.
-        eta: The eta of the paper, from 0 to 1, which is the standard deviation of the noise as a fraction of that in
+        eta: The eta of the paper, from 0 to 1, which is the standard deviation of the noise divided by that of
             ancestral sampling.
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """

@@ -1,4 +1,4 @@
-"""A solver for the reverse SDE that uses the torchsde library (Li et al. 2020, arXiv:2001.01328).
+"""A solver that integrates the reverse SDE with the torchsde library (Li et al. 2020, arXiv:2001.01328).
 
 The solver is meant for cross-checks, and gives access to torchsde's stochastic Runge-Kutta method. The whole batch has
 the same step size. The Brownian motion is created with this step size, because torchsde's default Brownian motion costs
@@ -29,7 +29,7 @@ __all__ = ["TorchSDE"]
 
 @dataclass(frozen=True)
 class TorchSDE(Solver):
-    """Solver for the reverse SDE that uses the torchsde library, with equal steps in t.
+    """Solver that integrates the reverse SDE with the torchsde library, in equal steps of t.
 
     Each batch has a single random number generator, which is seeded with the seed of the noise and the index of the
     first sample in the batch. A batch is therefore reproducible, but a sample depends on its batch. The

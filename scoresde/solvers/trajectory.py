@@ -133,7 +133,7 @@ class Trajectory:
     def at(self, times: Tensor | Sequence[float]) -> Tensor:
         """Return the states of all rows at the given T times, shape ``(T, B, *event)``.
 
-        At times that a failed row did not reach, its last state is returned.
+        At times that a failed row did not reach, its last state in the straight frame is used.
 
         Raises:
             UsageError: If a time is outside the interval that the trajectory covers.

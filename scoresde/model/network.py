@@ -145,8 +145,8 @@ class ScoreModel(nn.Module):
                 raise
             raise UsageError(
                 f"the network {type(self.network).__name__} cannot use its third argument, which is a "
-                f"scoresde.Condition ({error}); in the network, use the label field of this argument, cond.label, which "
-                "contains the class of each row, int64 (B,)"
+                f"scoresde.Condition ({error}); in the network, use the label field of this argument, cond.label, "
+                "which contains the class of each row, int64 (B,)"
             ) from error
         return _checked(raw, x, type(self.network).__name__, self.learn_variance)
 

@@ -66,7 +66,8 @@ def truncated_normal(u: Tensor, tau: Tensor | float) -> tuple[Tensor, Tensor]:
 
     Args:
         u: Uniform random numbers on [0, 1), float64 ``(B, *event)``.
-        tau: The bound, either a single one, shape ``()``, or one for each element of an event, shape ``event``.
+        tau: The bound, either the same for all elements, shape ``()``, or one for each element of an event, shape
+            ``event``.
 
     Returns:
         The numbers e, with the same shape as ``u``, and their joint log density for each row, ``(B,)``.

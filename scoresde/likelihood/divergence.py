@@ -57,8 +57,8 @@ PROBES = ("rademacher", "gaussian")
 
 SHORTEST = 0.03  # q in equation 3
 
-# Number of positions along a trajectory at which each probe of each draw has its own noise address. The part of an
-# address that is used for this purpose has 32 bits.
+# Number of positions along a trajectory at which each probe of each draw has its own noise address. The probe and the
+# position are encoded in the step of the address, which has 32 bits.
 PLACES = 2**14
 
 

@@ -184,10 +184,10 @@ def elbo(
 
 
 def _integrand(model: Denoiser, x: Tensor, rows: Tensor, eps: Tensor, u: Tensor, ends: Tensor) -> Tensor:
-    """Return the integrand  1/2 |eps - eps_hat|^2 |dl/du|  for each row in ``rows: (P,)``, shape ``(P,)``.
+    """Return the integrand ``1/2 |eps - eps_hat|^2 |dl/du|`` for each row in ``rows: (P,)``.
 
-    The part c |eps|^2 is replaced by its mean. The variable ``u: (P,)`` runs from 0 to 1 over the range of v (equation
-    2).
+    The part ``c |eps|^2`` is replaced by its mean. The result has shape ``(P,)``. The variable ``u: (P,)`` runs from 0
+    to 1 over the range of v (equation 2).
     """
     sde = model.domain.sde
     r0, r1 = sde.ratio(ends)

@@ -155,7 +155,7 @@ class Likelihood(Checked):
         return "dopri5" if self.steps is None else "rk4"
 
     def resolved(self, model: Denoiser, dims: int, codec: Codec | None = None) -> Likelihood:
-        """Return a copy with the actual choices in place of ``auto``, and of ``None`` for ``atol`` and ``t_min``.
+        """Return a copy in which each ``auto``, and each ``None`` in ``atol`` and ``t_min``, is replaced by a value.
 
         Args:
             model: The model.
@@ -350,7 +350,7 @@ class Likelihood(Checked):
         return replace(self, rtol=factor * self.rtol, atol=factor * self.atol), resolved
 
     def _warn(self, change: Tensor, dims: int, other: Likelihood) -> None:
-        """Warn if ``change`` is too large for any row. It is NaN for rows that were not checked."""
+        """Warn if the change of any row is too large. The change is NaN for rows that were not checked."""
         checked = change[~change.isnan()]
         bits = checked / (dims * math.log(2))
         if not len(checked) or float(bits.max()) <= ALLOWED:

@@ -95,7 +95,7 @@ class Problem:
     def unit(self) -> float:
         """The factor by which ``x`` is multiplied to give states of the path at ``t0``.
 
-        This is ``data_scale`` if the trajectory begins at the beginning of the model's domain, and 1 otherwise.
+        This is ``data_scale`` if the trajectory starts at the beginning of the model's domain, and 1 otherwise.
         """
         return self.model.domain.sde.data_scale if self.ends[0] == self.model.domain.interval("likelihood")[0] else 1.0
 

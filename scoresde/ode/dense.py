@@ -9,7 +9,7 @@ is
 
 and its error is of order h^(2m) for steps of size h. With a solver of order 5, the polynomial through four knots
 (degree 7) is as accurate between the knots as the solver is at the knots. The cubic through two knots has an error
-three times as large.
+three times as large as the solver's error.
 
 References:
     Hairer, Norsett and Wanner (1993), Solving Ordinary Differential Equations I, II.6 (dense output).

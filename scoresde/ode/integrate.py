@@ -24,7 +24,7 @@ other parts are integrals along the trajectory, for which e alone is reliable. D
 same purpose (Hairer et al., II.10).
 
 The step control needs only a few numbers per row. These numbers stay on the host, in NumPy (:class:`_Rows`), because a
-NumPy call takes a third of the time of a torch call. The state and the slopes stay on their device (:class:`_Attempt`).
+NumPy call takes a third as long as a torch call. The state and the slopes stay on their device (:class:`_Attempt`).
 A round is one attempted step for each active row. In each round, one table of step sizes and times is copied to the
 device, and one number per row and error estimate is copied back.
 

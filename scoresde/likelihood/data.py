@@ -54,7 +54,7 @@ class Scores:
         model: The result for the first draw, in model units, except that its ``nfe``, ``divergences`` and ``status``
             cover all draws.
         how: The options used, with each ``auto`` replaced by the actual choice.
-        scale: Data units per model unit (geometric mean over an event).
+        scale: Number of data units per model unit, as the geometric mean over the elements of an event.
         dims: Number of dimensions D of each sample (:meth:`scoresde.codec.Codec.dims`), int64 ``(n,)``.
     """
 

@@ -13,7 +13,7 @@ symmetric distribution, as Student's confidence intervals require. In few dimens
 have a skewed distribution (for D = 8, the 95 % interval from 4 fixed probes contains the true value in 92.7 % of
 cases).
 
-In theory, forward-mode differentiation (``torch.func.jvp`` and ``vmap``) takes two thirds of the time of backward
+In theory, forward-mode differentiation (``torch.func.jvp`` and ``vmap``) takes two thirds as long as backward
 passes. In measurements with PyTorch on a CPU, however, it took two to three times as long for the U-Net, and longer
 still for small networks, because its derivative rules are composed of small operations.
 

@@ -48,7 +48,9 @@ def default_budget(device: torch.device) -> int:
 
 
 def rows_within(budget: int, model: Denoiser, x: Tensor, passes: int = 0, backward: bool = True) -> int:
-    """Estimate how many rows of ``x``, shape ``(B, *event)``, can be solved at once, from two evaluations of the model.
+    """Estimate how many rows of ``x``, shape ``(B, *event)``, can be solved at once.
+
+    The estimate is based on two evaluations of the model.
 
     Args:
         budget: Budget in bytes.

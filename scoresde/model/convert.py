@@ -72,7 +72,7 @@ def convert(model: Denoiser, path: SDE) -> Converted:
 
     Args:
         model: Any denoiser.
-        path: The new path. If it reaches higher noise levels than the model, the result keeps the model's prior,
+        path: The new path. If the path reaches higher noise levels than the model, the result keeps the model's prior,
             rescaled to the path. Otherwise, the result has the path's prior.
 
     Raises:

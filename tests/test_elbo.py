@@ -185,5 +185,5 @@ def test_what_has_no_bound_is_refused():
             elbo(model, torch.zeros(1, 2), **options)
     with pytest.raises(UsageError, match="must not be empty"):
         elbo(model, torch.zeros(0, 2))
-    with pytest.raises(UsageError, match="the same number of rows, got 3 and 1"):
+    with pytest.raises(UsageError, match="the same number of rows; got 3 and 1"):
         elbo(model, torch.zeros(1, 2), noise=Noise.of(3))

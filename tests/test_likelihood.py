@@ -456,7 +456,7 @@ def test_bad_options_are_refused():
         ({"t_min": 1.5}, "t_min is 1.5; for this model, it must be at least"),
         ({"steps": 0}, "steps is 0; it must be an integer >= 1"),
         ({"batch": 0}, "batch"),
-        ({"noise": Noise.of(3)}, "the same number of rows, got 3 and"),
+        ({"noise": Noise.of(3)}, "the same number of rows; got 3 and"),
     ):
         with pytest.raises(UsageError, match=words):
             density(model, x, **options)

@@ -178,7 +178,7 @@ def test_a_condition_must_have_every_part_of_cond() -> None:
     for known in ("cat", torch.zeros(4, 2), [0, 1]):
         with pytest.raises(UsageError, match="without labels; pass its condition by name, as in given"):
             trained("vector", data).given(known)
-    with pytest.raises(UsageError, match=r"must hold integers, shape \(B,\); got dtype torch.float32"):
+    with pytest.raises(UsageError, match=r"must be an integer tensor of shape \(B,\); got dtype torch.float32"):
         run.given(replace(full, label=torch.tensor([1.0])))
     arrays = Condition(label=np.array([1]), vector=np.zeros((1, 2)), tokens=np.zeros((1, 1), int))  # type: ignore[arg-type]
     assert torch.equal(run.given(arrays).sample(2, HEUN).x, run.given(full).sample(2, HEUN).x)

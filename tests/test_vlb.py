@@ -209,7 +209,7 @@ def test_the_bound_with_levels_and_without_nodes():
     assert torch.equal(density.steps, bins.steps) and bool((bins.data > 0).all())
     lowest = model(chain.perturb(x0, chain.nodes[0], Noise.of(2).normal((2,), 0, "user", F64)), chain.nodes[0])
     assert torch.allclose(bins.data, discretised_nll(lowest, x0, chain.nodes, 2 / 16))
-    with pytest.raises(UsageError, match=r"a model on VPSDE has no nodes; train with the 'ddpm' or 'smld' SDE"):
+    with pytest.raises(UsageError, match=r"VPSDE, the path of this model, has no nodes; train with the 'ddpm' or"):
         bound(ring(VPSDE()), x0)
 
 

@@ -24,8 +24,8 @@ The first modules compute densities in model units: the integration variable and
 frame (``clock``, ``problem``), the divergence and its probes (``divergence``), the integral along a solved trajectory
 (``quadrature``), the trajectory and the integral as one system (``coupled``), and the memory that these computations
 need (``memory``). The others cover dequantisation (``dequantise``), the likelihood in data units (``data``), the
-options and the convergence check (``method``), and the variational bounds in continuous time (``elbo``) and of a chain
-(``chain``).
+options and the convergence check (``method``), and the variational bounds, in continuous time (``elbo``) and for a
+chain (``chain``).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-r"""The variational bound of a discrete chain, term by term, in nats per sample.
+r"""The variational bound for a discrete chain, term by term, in nats per sample.
 
 A chain of N nodes 1/N = t_0 < ... < t_{N-1} = 1 is a latent-variable model. It consists of the prior at the top node, a
 step from each node to the next lower node (equation 3 of :mod:`scoresde.sde.marginal`), and a decoder from the lowest
@@ -11,27 +11,29 @@ node to the data. With the noising process q and the model p, the bound on the d
     L_i = E KL( q(x_s | x_t, x_0) | p(x_s | x_t) ),      t = t_i, s = t_{i-1}, i = 1 ... N - 1,
     L_0 = E -log p(x_0 | x_{t_0}).
 
-Both distributions in L_i are Gaussian. Their means differ by a (x_0 - x0_hat), where a is the coefficient of x_0 in the
-posterior mean. Their variances are the posterior variance v for q, and v r^f for p, with r = sigma_t^2/sigma_s^2. The
-fraction f interpolates between the posterior variance (f = 0) and the variance of the forward step (f = 1). Since a^2/v
-= SNR(s) - SNR(t) with SNR = alpha^2/sigma^2, the Kullback-Leibler divergence, summed over the elements of x_0, is
+Both distributions in L_i are Gaussian. The difference of their means is  a (x_0 - x0_hat),  where a is the coefficient
+of x_0 in the posterior mean. The variance of q is the posterior variance v, and the variance of p is  v r^f,  with
+r = sigma_t^2/sigma_s^2. The fraction f interpolates between the posterior variance (f = 0) and the variance of the
+forward step (f = 1). Since  a^2/v = SNR(s) - SNR(t)  with  SNR = alpha^2/sigma^2,  the Kullback-Leibler divergence,
+summed over the elements of x_0, is
 
     KL = 1/2 sum [ f log r + (r^-f - 1) + (SNR(s) - SNR(t)) (x_0 - x0_hat)^2 r^-f ],                              (2)
 
 which for f = 0 is the diffusion loss of Kingma et al. (2021), arXiv:2107.00630, eq. 14.
 
 The decoder N(x0_hat, w I) is the step down to zero noise, whose posterior variance would be 0. As in the published
-method, the posterior variance of the next higher step is used instead. The value of log w therefore lies between
+method, the posterior variance of the next higher step is used instead. The fraction f interpolates log w between
 log v(t_1, t_0) for f = 0 and log sigma_{t_0}^2 for f = 1. For continuous or dequantised data, L_0 is the negative log
 density under the decoder. For data stored as discrete levels that are ``bin_width`` apart, L_0 can instead be the
-negative log probability of the whole bin (Ho et al. 2020, eq. 13), where the outermost bins extend to infinity.
+negative log probability of the bin around the level (Ho et al. 2020, eq. 13), where the outermost bins extend to
+infinity.
 
-Training. A model that learns f (Nichol and Dhariwal 2021, arXiv:2102.09672, sec. 3.1) minimises, at nodes drawn
-uniformly,
+Training. A model that learns f (Nichol and Dhariwal 2021, arXiv:2102.09672, sec. 3.1) is trained at uniformly drawn
+nodes to minimise
 
     L_hybrid = L_simple + 0.001 L_vlb,      L_vlb = N L_i in bits per dimension,                                  (3)
 
-where x0_hat is held fixed in the second term, which therefore trains only the variance. The full loss is in
+where x0_hat is held fixed in the second term, which therefore trains only the variance. The full loss is computed in
 :mod:`scoresde.objective.loss`.
 """
 
@@ -60,7 +62,10 @@ HYBRID_WEIGHT = 0.001
 
 
 def prior_kl(sde: SDE, x0: Tensor) -> Tensor:
-    """Compute ``L_T``, the divergence of ``q(x_T | x_0)`` from the prior, ``(B,)``, for data ``x0: (B, *event)``."""
+    """Compute ``L_T``, the divergence of ``q(x_T | x_0)`` from the prior, for each row of ``x0: (B, *event)``.
+
+    The result has shape ``(B,)``.
+    """
     alpha, sigma = sde.coefficients(torch.tensor([sde.t_max], dtype=time_dtype(x0.device), device=x0.device))
     # KL(N(m, s^2) | N(0, S^2)) = 1/2 [ (m/S)^2 + q - 1 - log q ],  q = (s/S)^2
     excess = (sigma / sde.prior.std).square() - 1
@@ -69,14 +74,17 @@ def prior_kl(sde: SDE, x0: Tensor) -> Tensor:
 
 
 def step_kl(estimate: Estimate, x0: Tensor, s: Tensor, variance: str = "auto", each: Tensor | None = None) -> Tensor:
-    """Compute the divergence of equation 2 for the step from ``estimate.t`` down to ``s``, shape ``(B,)``.
+    """Compute the divergence of equation 2 for the step from ``estimate.t`` down to ``s``.
+
+    The result has shape ``(B,)``.
 
     Args:
         estimate: The model's estimate at ``x_t``.
         x0: The data, shape ``(B, *event)``.
-        s: The time at which the step ends, shape ``()`` or ``(B,)``, below ``estimate.t``.
-        variance: The variance of the step, a name in :data:`scoresde.model.estimate.VARIANCES`.
-        each: Factor on the divergence of each element, with the same shape as ``x0``, or ``None`` for 1.
+        s: The time at which the step ends, which must be below ``estimate.t``, shape ``()`` or ``(B,)``.
+        variance: The variance of the step, as a name in :data:`scoresde.model.estimate.VARIANCES`.
+        each: Factor by which the divergence of each element is multiplied, with the same shape as ``x0``, or ``None``
+            for a factor of 1.
     """
     sde, frac = estimate.sde, estimate.share(variance)
     (alpha_t, sigma_t), (alpha_s, sigma_s) = sde.coefficients(estimate.t), sde.coefficients(s)
@@ -87,7 +95,7 @@ def step_kl(estimate: Estimate, x0: Tensor, s: Tensor, variance: str = "auto", e
 
 
 def _weighed(terms: Tensor, each: Tensor | None) -> Tensor:
-    """Return the terms of the elements, ``(B, *event)``, multiplied by their factors, if there are any."""
+    """Return ``terms: (B, *event)`` multiplied by the factors ``each``, or unchanged if ``each`` is ``None``."""
     return terms if each is None else each * terms
 
 
@@ -103,14 +111,17 @@ def _decoder_log_variance(estimate: Estimate, nodes: Tensor, variance: str) -> T
 def decoder_nll(
     estimate: Estimate, x0: Tensor, nodes: Tensor, variance: str = "auto", each: Tensor | None = None
 ) -> Tensor:
-    """Compute ``L_0`` for continuous data, the negative log density ``-log N(x_0; x0_hat, w I)``, shape ``(B,)``.
+    """Compute ``L_0`` for continuous data, which is the negative log density ``-log N(x_0; x0_hat, w I)``.
+
+    The result has shape ``(B,)``.
 
     Args:
         estimate: The model's estimate at the lowest node.
         x0: The data, shape ``(B, *event)``.
         nodes: The nodes of the chain, shape ``(N,)``.
-        variance: The variance of the decoder, a name in :data:`scoresde.model.estimate.VARIANCES`.
-        each: Factor on the term of each element, with the same shape as ``x0``, or ``None`` for 1.
+        variance: The variance of the decoder, as a name in :data:`scoresde.model.estimate.VARIANCES`.
+        each: Factor by which the term of each element is multiplied, with the same shape as ``x0``, or ``None`` for a
+            factor of 1.
     """
     log_w = _decoder_log_variance(estimate, nodes, variance)
     nll = (x0 - estimate.x0).square() * torch.exp(-log_w) + log_w + math.log(2 * math.pi)
@@ -126,7 +137,9 @@ def discretised_nll(
     high: float = 1.0,
     variance: str = "auto",
 ) -> Tensor:
-    """Compute ``L_0`` for discrete data, the negative log probability of their bins under the decoder, shape ``(B,)``.
+    """Compute ``L_0`` for discrete data, which is the negative log probability of their bins under the decoder.
+
+    The result has shape ``(B,)``.
 
     Args:
         estimate: The model's estimate at the lowest node.
@@ -134,7 +147,7 @@ def discretised_nll(
         nodes: The nodes of the chain, shape ``(N,)``.
         bin_width: Width of a bin in model units, for example 2/255 for 256 levels from -1 to 1.
         low, high: The lowest and the highest level, whose bins extend to infinity.
-        variance: The variance of the decoder, a name in :data:`scoresde.model.estimate.VARIANCES`.
+        variance: The variance of the decoder, as a name in :data:`scoresde.model.estimate.VARIANCES`.
     """
     std = torch.exp(_decoder_log_variance(estimate, nodes, variance) / 2)
     left, right = (x0 - bin_width / 2 - estimate.x0) / std, (x0 + bin_width / 2 - estimate.x0) / std
@@ -153,8 +166,8 @@ class Bound:
 
     Attributes:
         prior: ``L_T``, shape ``(B,)``.
-        steps: ``L_i``, starting with the lowest step, shape ``(B, N - 1)``, each estimated from one draw of the noise.
-        data: ``L_0``, shape ``(B,)``, estimated from one draw of the noise.
+        steps: ``L_i``, each estimated from one draw of the noise, starting with the lowest step, shape ``(B, N - 1)``.
+        data: ``L_0``, estimated from one draw of the noise, shape ``(B,)``.
         nfe: Number of network evaluations per row, int64 ``(B,)``.
     """
 
@@ -185,7 +198,8 @@ def bound(
         model: A model with nodes.
         x0: Data in model units, shape ``(B, *event)``.
         noise: Noise addresses of the rows (default: samples 0 to B-1 of seed 0).
-        variance: The variance of the steps and of the decoder, a name in :data:`scoresde.model.estimate.VARIANCES`.
+        variance: The variance of the steps and of the decoder, as a name in
+            :data:`scoresde.model.estimate.VARIANCES`.
         bin_width, low, high: Arguments of :func:`discretised_nll`. If ``bin_width`` is ``None``, ``L_0`` is computed by
             :func:`decoder_nll` instead.
 
@@ -203,8 +217,9 @@ def bound(
     sde, nodes = model.domain.sde, model.domain.nodes
     if nodes is None:
         raise UsageError(
-            f"the variational bound is a sum over the nodes of a chain, but a model on {type(sde).__name__} has no "
-            "nodes; train with the 'ddpm' or 'smld' SDE, or compute the likelihood under the probability flow"
+            f"the variational bound is a sum over the nodes of a chain, but {type(sde).__name__}, the path of this "
+            "model, has no nodes; train with the 'ddpm' or 'smld' SDE, or compute the likelihood under the probability "
+            "flow"
         )
     noise = Noise.of(len(x0), device=x0.device) if noise is None else noise
     counted = Counted(model, Tally(x0))
@@ -226,15 +241,17 @@ def bound(
 
 
 def variance_loss(estimate: Estimate, x0: Tensor, nodes: Tensor, each: Tensor | None = None) -> Tensor:
-    """Compute ``L_vlb`` of equation 3 at one node per row, in bits per dimension, with x0_hat fixed; shape ``(B,)``.
+    """Compute ``L_vlb`` of equation 3 at one node per row, in bits per dimension, with x0_hat held fixed.
 
-    The mean over uniformly drawn nodes is the bound of equation 1 without ``L_T``, which does not depend on the model.
+    The result has shape ``(B,)``. Its mean over uniformly drawn nodes is the bound of equation 1 without ``L_T``, which
+    does not depend on the model.
 
     Args:
         estimate: The model's estimate at ``x_t``. The times ``estimate.t``, shape ``(B,)``, must be nodes.
         x0: The data, shape ``(B, *event)``.
         nodes: The nodes of the chain, shape ``(N,)``.
-        each: Factor on the divergence of each element, with the same shape as ``x0``, or ``None`` for 1.
+        each: Factor by which the term of each element is multiplied, with the same shape as ``x0``, or ``None`` for a
+            factor of 1.
     """
     estimate = replace(estimate, x0=estimate.x0.detach())
     index, nodes = nearest_node(estimate.t, nodes), nodes.to(estimate.t)

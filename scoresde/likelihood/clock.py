@@ -1,8 +1,8 @@
 """The integration variable u of the likelihood.
 
-A density changes fastest where little noise is left. There, steps and nodes that are uniform in r = sigma/(alpha +
-sigma) are too coarse. If they were uniform in the log-SNR, most of them would be wasted, because the log-SNR is
-infinite at t = 0 and, on the straight path, at t = 1. The variable u is a compromise between r and the log-SNR,
+A density changes fastest where little noise is left, so steps and nodes that are uniform in r = sigma/(alpha + sigma)
+are too coarse there. If they were uniform in the log-SNR, most of them would be wasted, because the log-SNR is infinite
+at t = 0 and, on the straight path, at t = 1. The variable u is a compromise between r and the log-SNR,
 
     u = log( (r + c)/c ) - log( (1 - r + c)/(1 + c) ),      c = 0.2,                                         (1)
 

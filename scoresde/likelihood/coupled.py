@@ -16,7 +16,7 @@ reduces the standard deviation of an estimate from one probe from 0.13 to 0.05 b
 ``redraw=False``, a probe stays the same for the whole solve, as in FFJORD.
 
 Solving one system is more accurate than solving two. With the same steps, the result is several times closer to the
-converged value than if the trajectory is solved separately (:mod:`scoresde.likelihood.quadrature`), because the errors
+converged value than when the trajectory is solved first (:mod:`scoresde.likelihood.quadrature`), because the errors
 of y and of the log-determinant come from the same stages and partly cancel.
 
 Fixed steps. The methods are Euler, midpoint, Heun and classical Runge-Kutta, with steps of equal size in u. Every
@@ -114,7 +114,7 @@ def coupled(problem: Problem, probes: Probes, rtol: float, atol: float, scheme: 
 
 
 def by_fixed_steps(problem: Problem, probes: Probes, scheme: str, steps: int) -> LogLikelihood:
-    """Solve the system in steps of equal size in u. The result is differentiable if the problem keeps its graph.
+    """Solve the system in steps of equal size in u. The result is differentiable if ``problem.graph`` is true.
 
     Args:
         problem: The data, the model and the interval.

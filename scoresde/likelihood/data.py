@@ -9,10 +9,10 @@ that holds the options. There are two standard errors:
     stderr_mean     The standard error of the mean, which is the standard deviation over the samples divided by sqrt(n).
                     It includes the variation of data, dequantisation and probes, because each sample has its own draws.
 
-An importance-weighted bound is the logarithm of a mean. Independent noise in the terms of the mean would increase the
-bound by about half the variance of the noise. The K terms of a sample therefore share their probes, which stay the same
-along the trajectory, so that most of the noise is common to all terms and causes no bias. An exact divergence has no
-such noise.
+An importance-weighted bound is the logarithm of a mean. If each term of the mean had independent noise from its own
+probes, the bound would increase by about half the variance of this noise. The K terms of a sample therefore share their
+probes, which stay the same along the trajectory, so that most of the noise is common to all terms and causes no bias.
+An exact divergence has no such noise.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class Scores:
         model: The result for the first draw, in model units, except that its ``nfe``, ``divergences`` and ``status``
             cover all draws.
         how: The options used, with each ``auto`` replaced by the actual choice.
-        scale: Data units per model unit (geometric mean over an event).
-        dims: True number of dimensions of each sample, int64, shape ``(n,)``.
+        scale: Number of data units per model unit, as the geometric mean over the elements of an event.
+        dims: Number of dimensions D of each sample (:meth:`scoresde.codec.Codec.dims`), int64 ``(n,)``.
     """
 
     log_prob: Tensor
@@ -135,7 +135,7 @@ class Scores:
     def unpack(
         cls, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], how: Likelihood, device: torch.device
     ) -> Scores:
-        """Restore the scores from the result of :meth:`pack` and the options."""
+        """Restore the scores from the result of :meth:`pack` and the options ``how``."""
         found = {name: value.to(device) for name, value in tensors.items()}
         model = LogLikelihood(**{k.partition(".")[2]: found.pop(k) for k in list(found) if k.startswith("model.")})
         found.setdefault("bits_per_dim", None)  # type: ignore[arg-type]
@@ -143,7 +143,7 @@ class Scores:
 
 
 def join(pieces: Sequence[Scores]) -> Scores:
-    """Concatenate the scores of the parts of a data set, in order."""
+    """Concatenate the scores of consecutive batches of a data set."""
     model = LogLikelihood.join([p.model for p in pieces])
     bits = [p.bits_per_dim for p in pieces if p.bits_per_dim is not None]
     log_prob, stderr, dims = (
@@ -153,7 +153,7 @@ def join(pieces: Sequence[Scores]) -> Scores:
 
 
 def begins(model: Denoiser, codec: Codec | None = None, dequantisation: str = "none") -> float:
-    """Return the default time at which the trajectory of a likelihood begins."""
+    """Return the default time at which the trajectory of a likelihood computation begins."""
     low = model.domain.interval("likelihood")[0]
     if codec is None or not isinstance(codec.levels, Levels) or dequantisation != "truncated-normal":
         return low
@@ -203,7 +203,7 @@ def score(
         UsageError: If an option is invalid.
     """
     if not len(x):
-        raise UsageError("there are no samples to score")
+        raise UsageError("the data set x contains no samples; pass at least one sample to score")
     if batch < 1:
         raise UsageError(f"batch is {batch}; it must be at least 1", parameter="batch")
     noise = Noise.of(len(x)) if noise is None else noise
@@ -252,7 +252,7 @@ def _piece(how: Likelihood, states: _States, rows: Tensor, batch: int) -> Scores
     )
     x = states.x[rows.cpu()].double()
     log_det, dims = codec.continuous.log_det(x), torch.as_tensor(codec.dims(x), device=log_prob.device).expand(len(x))
-    # If only some columns are stored as levels, an event has a density in nats, which includes their probability.
+    # If only some columns are stored as levels, the result is a density in nats, which includes their probabilities.
     density = how.dequantisation == "none" or (isinstance(codec.levels, Levels) and not codec.levels.everywhere)
     bits = None if density else bits_per_dim(log_prob, dims)
     scale = math.nan if log_det is None else float((-torch.as_tensor(log_det) / dims.cpu()).mean().exp())
@@ -271,7 +271,7 @@ class _States:
     dtype: torch.dtype
 
     def __call__(self, rows: Tensor, draw: int) -> tuple[Tensor, Tensor]:
-        """Return the states of ``rows: (b,)`` at ``t_min`` and the corrections, of shapes ``(b, *event)`` and ``(b,)``.
+        """Return the states ``(b, *event)`` of ``rows: (b,)`` at ``t_min``, and the corrections ``(b,)``.
 
         The correction is ``log p - log w``, where p is the model's density at the state in model units, and w is the
         importance weight (equation 1 of :mod:`scoresde.likelihood.dequantise`).
@@ -292,12 +292,16 @@ class _States:
         log_det = codec.log_det(x)
         if log_det is None:
             raise UsageError(
-                f"the codec of the data, {codec}, has no log-determinant, so the likelihood cannot be computed"
+                f"the codec of the data, {codec}, has no log-determinant, so the likelihood cannot be computed; use a "
+                "codec whose log_det is defined"
             )
         return -torch.as_tensor(log_det, dtype=x.dtype).expand(len(x))
 
     def _truncated(self, codec: Codec, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the states at ``x + b/2 + s e`` and their corrections (equation 3 of `dequantise`)."""
+        """Return the states at ``x + b/2 + s e``, and their corrections.
+
+        See equation 3 of :mod:`scoresde.likelihood.dequantise`.
+        """
         levels, affine, t0 = codec.levels, as_affine(codec, "truncated-normal dequantisation"), self.how.t_min
         assert isinstance(levels, Levels)
         # s = scale sigma/alpha, and the state at t0 is alpha times v in model units

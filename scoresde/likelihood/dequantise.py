@@ -20,15 +20,16 @@ dequantisation noise,
 
 where scale is the number of data units per model unit. The state at t0 is alpha(t0) v in model units. Following the
 paper, the trajectory begins where tau = 3, or at the model's t_min if that is later. This choice suits networks that
-were trained on the levels themselves, whose density is highest in the middle of a cell. For networks trained on
-dequantised data, the bound is looser than with ``uniform``.
+were trained on the levels themselves, because the density of such a network is highest in the middle of each cell. For
+networks trained on dequantised data, the bound is looser than with ``uniform``.
 
 ``none``: no dequantisation. The result is the density at the middle of the cell, not a probability.
 
 References:
-    Theis, van den Oord and Bethge (2016), arXiv:1511.01844, sec. 3.1.    Burda, Grosse and Salakhutdinov (2016),
-    arXiv:1509.00519, thm. 1.    Ho et al. (2019), Flow++, arXiv:1902.00275, eq. 13.    Zheng et al. (2023), i-DODE,
-    arXiv:2305.03935, sec. 4.3.
+    Theis, van den Oord and Bethge (2016), arXiv:1511.01844, sec. 3.1.
+    Burda, Grosse and Salakhutdinov (2016), arXiv:1509.00519, thm. 1.
+    Ho et al. (2019), Flow++, arXiv:1902.00275, eq. 13.
+    Zheng et al. (2023), i-DODE, arXiv:2305.03935, sec. 4.3.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ TAU = 3.0
 
 
 def start_time(sde: SDE, t_min: float, width: float) -> float:
-    """Return the time at which half a cell spans :data:`TAU` standard deviations of the noise, or ``t_min`` if later.
+    """Return the time at which half a cell spans :data:`TAU` standard deviations of the noise, but at least ``t_min``.
 
     Args:
         sde: The SDE of the model.
@@ -65,12 +66,13 @@ def truncated_normal(u: Tensor, tau: Tensor | float) -> tuple[Tensor, Tensor]:
 
     Args:
         u: Uniform random numbers on [0, 1), float64 ``(B, *event)``.
-        tau: The bound, either one for all elements, shape ``()``, or one for each element, shape ``event``.
+        tau: The bound, either the same for all elements, shape ``()``, or one for each element of an event, shape
+            ``event``.
 
     Returns:
         The numbers e, with the same shape as ``u``, and their joint log density for each row, ``(B,)``.
     """
-    # Move u to the centre of its cell, which is 2^-24 wide, because u = 0 would map to infinity for large tau.
+    # The values of u are multiples of 2^-24. Add half that spacing, because u = 0 would map to infinity for large tau.
     tau = torch.as_tensor(tau, dtype=u.dtype, device=u.device)
     z = torch.erf(tau / math.sqrt(2))
     e = math.sqrt(2) * torch.erfinv((2 * (u + 2**-25) - 1) * z)
@@ -79,5 +81,8 @@ def truncated_normal(u: Tensor, tau: Tensor | float) -> tuple[Tensor, Tensor]:
 
 
 def log_mean_exp(log_w: Tensor) -> Tensor:
-    """Return the log of the mean of ``exp(log_w)`` over the first axis (equation 2), ``(K, ...)`` to ``(...)``."""
+    """Return the log of the mean of ``exp(log_w)`` over the first axis (equation 2).
+
+    For ``log_w: (K, ...)``, the result has shape ``(...)``.
+    """
     return torch.logsumexp(log_w, dim=0) - math.log(len(log_w))

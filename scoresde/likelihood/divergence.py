@@ -9,10 +9,11 @@ a vector e, and
 Let S = (J + J^T)/2. The variance of the estimate from one probe is  4 sum_(i<j) S_ij^2  if the elements of the probe
 are random signs, and  2 |S|_F^2,  which also contains the diagonal, if they are Gaussian. Random signs are therefore
 the default. If J is diagonal, a single probe of random signs is exact. Estimates from random signs also have a nearly
-symmetric distribution, as Student's confidence intervals require. Estimates from Gaussian probes have a skewed
-distribution in few dimensions (for D = 8, the 95 % interval from 4 fixed probes covers 92.7 %).
+symmetric distribution, as Student's confidence intervals require. In few dimensions, estimates from Gaussian probes
+have a skewed distribution (for D = 8, the 95 % interval from 4 fixed probes contains the true value in 92.7 % of
+cases).
 
-In theory, forward-mode differentiation (``torch.func.jvp`` and ``vmap``) takes two thirds of the time of backward
+In theory, forward-mode differentiation (``torch.func.jvp`` and ``vmap``) takes two thirds as long as backward
 passes. In measurements with PyTorch on a CPU, however, it took two to three times as long for the U-Net, and longer
 still for small networks, because its derivative rules are composed of small operations.
 
@@ -56,7 +57,8 @@ PROBES = ("rademacher", "gaussian")
 
 SHORTEST = 0.03  # q in equation 3
 
-# Number of positions along a trajectory that each probe of each draw can address. The addresses have 32 bits.
+# Number of positions along a trajectory at which each probe of each draw has its own noise address. The probe and the
+# position are encoded in the step of the address, which has 32 bits.
 PLACES = 2**14
 
 
@@ -68,7 +70,8 @@ class Probes:
         kind: ``exact`` (the unit vectors), ``rademacher`` or ``gaussian``.
         count: Number of probes K.
         noise: The noise addresses of the rows.
-        first: Index of the first probe, so that different draws of the same sample can use different probes.
+        first: Index of the first probe. With a different index for each draw, the draws of a sample use different
+            probes.
         fixed: Whether a probe stays the same along the trajectory.
         width: Width w of the finite differences in equation 3, or 0 to use backward passes.
     """
@@ -95,10 +98,10 @@ class Probes:
         return replace(self, noise=self.noise.rows(index))
 
     def vectors(self, y: Tensor, rows: Tensor, place: Tensor | None = None) -> Iterator[Tensor] | None:
-        """Return an iterator over the K probes at ``y: (P, D)``, each ``(P, D)``, or ``None`` for an exact trace.
+        """Return an iterator over the K probe vectors, each of shape ``(P, D)``, or ``None`` for an exact trace.
 
         Args:
-            y: The states. The vectors have the same dtype.
+            y: The states, shape ``(P, D)``. The vectors have the same dtype.
             rows: Indices of the rows to which the states belong, shape ``(P,)``.
             place: Indices of the positions along the trajectory, int64 ``(P,)``, or ``None`` for vectors that are the
                 same everywhere. The vectors repeat after 2^14 positions.
@@ -117,7 +120,10 @@ class Probes:
         return noise.normal((dims,), step, "probe", dtype)
 
     def summary(self, log_prob: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and standard error, each ``(B,)``, of log densities ``(B, K)`` with one column per probe."""
+        """Return the mean of the log densities over the probes, and its standard error, each of shape ``(B,)``.
+
+        The argument ``log_prob: (B, K)`` has one column per probe.
+        """
         mean = log_prob.mean(1)
         if self.kind == "exact":
             return mean, torch.zeros_like(mean)
@@ -180,13 +186,14 @@ def slope_and_differences(
 
     Args:
         slope: Function ``(2P, D) -> (2P, N)`` that acts on each row separately. It is called once for each vector. The
-            first D columns of its output are the slope, and further columns are averaged like the slope.
+            first D columns of its output are the slope f. Any further columns are other functions of the state, which
+            are averaged in the same way as the slope.
         y: The states.
         vectors: K probe vectors, each ``(P, D)``.
-        h: Half the distance between the two points of a pair, shape ``(P, 1)``.
+        h: The distance h of equation 3 for each state, shape ``(P, 1)``.
 
     Returns:
-        The mean output of ``slope``, ``(P, N)``, and the traces ``(P, K)``.
+        The output of ``slope``, averaged over all evaluations of a state, ``(P, N)``, and the traces ``(P, K)``.
     """
     values, traces = [], []
     for e in vectors:

@@ -1,7 +1,7 @@
 """The variational bound for the reverse SDE, in continuous time.
 
-For data x, the bound on the density of samples from the reverse *SDE* is (Kingma et al. 2021, eq. 11 and 17; Song et
-al. 2021, thm. 3), with l the log-SNR and x_t = alpha x + sigma eps,
+Let l be the log-SNR, and  x_t = alpha x + sigma eps.  The density p(x) that the reverse *SDE* assigns to data x
+satisfies the bound (Kingma et al. 2021, eq. 11 and 17; Song et al. 2021, thm. 3)
 
     -log p(x)  <=  KL( q(x_T | x) || prior )  +  1/2 int_l(t_max)^l(t_min) E |eps - eps_hat(x_t)|^2 dl  +  R,   (1)
 
@@ -60,8 +60,8 @@ class Elbo:
 
     Attributes:
         prior, reconstruction: The first and the last term, each of shape ``(B,)``.
-        steps: Contributions to the second term, ordered from data to noise, shape ``(B, S)``. There is one for each
-            stratum or, for a chain, for each step.
+        steps: Contributions to the second term, one for each stratum or, for a chain, one for each step, ordered from
+            data to noise, shape ``(B, S)``.
         stderr: Standard error of the sum, ``(B,)``, estimated from the draws with ``draws - 1`` degrees of freedom, or
             NaN for a single draw.
         nfe: Number of network evaluations per row, ``(B,)``.
@@ -97,7 +97,7 @@ class Elbo:
 
     @classmethod
     def join(cls, pieces: Sequence[Elbo]) -> Elbo:
-        """Concatenate the bounds of the parts of a batch, in order."""
+        """Concatenate the bounds for consecutive parts of a batch."""
         tensors: dict[str, Any] = {
             f.name: torch.cat([getattr(p, f.name) for p in pieces]) for f in fields(cls) if f.name != "whose"
         }
@@ -142,14 +142,14 @@ def elbo(
             "likelihood under the probability flow instead"
         )
     if x.ndim == 0 or not x.numel():
-        raise UsageError(f"the data must have shape (B, *event) and must not be empty, got shape {tuple(x.shape)}")
+        raise UsageError(f"the data must have shape (B, *event) and must not be empty; got shape {tuple(x.shape)}")
     # Four 8-byte numbers per stratum: its index, its index within the row, its value, and a copy of the value when all
     # values are concatenated.
     enough_memory(32 * len(x) * draws * strata, f"a bound with {len(x):,} x {draws:,} x {strata:,} evaluations "
                   "(rows x draws x strata)", "strata")  # fmt: skip
     noise = Noise.of(len(x), device=x.device) if noise is None else noise
     if len(noise.indices) != len(x):
-        raise UsageError(f"noise and data must have the same number of rows, got {len(noise.indices)} and {len(x)}")
+        raise UsageError(f"noise and data must have the same number of rows; got {len(noise.indices)} and {len(x)}")
     sde, count = model.domain.sde, len(x)
     t0, t1 = Problem(model, x, t_min).ends
     ends = torch.tensor([t0, t1], dtype=time_dtype(x.device), device=x.device)
@@ -184,9 +184,10 @@ def elbo(
 
 
 def _integrand(model: Denoiser, x: Tensor, rows: Tensor, eps: Tensor, u: Tensor, ends: Tensor) -> Tensor:
-    """Return ``1/2 |eps - eps_hat|^2 |dl/du|`` for ``rows: (P,)``, shape ``(P,)``.
+    """Return the integrand ``1/2 |eps - eps_hat|^2 |dl/du|`` for each row in ``rows: (P,)``.
 
-    The variable ``u: (P,)`` runs from 0 to 1 over the range of v (equation 2).
+    The part ``c |eps|^2`` is replaced by its mean. The result has shape ``(P,)``. The variable ``u: (P,)`` runs from 0
+    to 1 over the range of v (equation 2).
     """
     sde = model.domain.sde
     r0, r1 = sde.ratio(ends)

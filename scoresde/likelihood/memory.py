@@ -7,11 +7,11 @@ The memory for a row is estimated as
 where D is the number of dimensions, and S is the number of values that one evaluation of the model stores for the
 backward pass. S is measured as the difference between an evaluation with two rows and one with a single row, so the
 network's weights are not counted. The factor 3 covers the backward pass itself and its workspace. The term 1024 D
-covers the stages of a step, two hundred knots of a trajectory with their slopes (held twice while they are sorted), and
-the slopes at up to 129 quadrature nodes (held twice while they are passed on to a finer rule).
+covers the stages of a step, two hundred knots of a trajectory with their slopes (stored twice while they are sorted),
+and the slopes at up to 129 quadrature nodes (stored twice while they are passed on to a finer rule).
 
 If the result is to be differentiated, the backward passes of the divergence are recorded as well, and each of them
-keeps another 2 S. For a step of four stages with K passes each, the estimate is
+stores another 2 S numbers. For a step of four stages with K passes each, the estimate is
 
     4 (1 + 3 K) S + 1024 D,                                                                                 (2)
 
@@ -48,7 +48,9 @@ def default_budget(device: torch.device) -> int:
 
 
 def rows_within(budget: int, model: Denoiser, x: Tensor, passes: int = 0, backward: bool = True) -> int:
-    """Estimate how many rows of ``x``, shape ``(B, *event)``, can be solved at once, from two evaluations of the model.
+    """Estimate how many rows of ``x``, shape ``(B, *event)``, can be solved at once.
+
+    The estimate is based on two evaluations of the model.
 
     Args:
         budget: Budget in bytes.
@@ -75,7 +77,7 @@ def rows_within(budget: int, model: Denoiser, x: Tensor, passes: int = 0, backwa
 
 
 def _evaluate(model: Denoiser, x: Tensor, count: int, grad: bool) -> object:
-    """Evaluate the model on ``count`` rows and return the result."""
+    """Evaluate the model on ``count`` copies of the first row of ``x``, and return the result."""
     index = torch.zeros(count, dtype=torch.int64, device=x.device)
     problem = Problem(model.rows(index), x.detach()[index])
     u = problem.scales.new_full((count,), problem.interval[1])
@@ -84,7 +86,7 @@ def _evaluate(model: Denoiser, x: Tensor, count: int, grad: bool) -> object:
 
 
 def _stored(model: Denoiser, x: Tensor, count: int) -> int:
-    """Return the number of bytes that an evaluation of ``count`` rows stores for the backward pass."""
+    """Return how many bytes an evaluation of ``count`` rows stores for the backward pass."""
     sizes: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -100,7 +102,7 @@ def _stored(model: Denoiser, x: Tensor, count: int) -> int:
 
 
 def _alive(model: Denoiser, x: Tensor, count: int) -> int:
-    """Return the peak number of bytes of the intermediate results in an evaluation of ``count`` rows."""
+    """Return how many bytes the intermediate results occupy at the peak of an evaluation of ``count`` rows."""
     alive = _Alive()
     with alive:
         _evaluate(model, x, count, False)
@@ -108,7 +110,7 @@ def _alive(model: Denoiser, x: Tensor, count: int) -> int:
 
 
 class _Alive(TorchFunctionMode):
-    """A counter of the bytes in live tensors that torch functions have returned."""
+    """A counter of the bytes that are occupied by the results of torch functions, now and at the peak."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -135,7 +137,7 @@ class _Alive(TorchFunctionMode):
         weakref.finalize(tensor, self.release, place, size)
 
     def release(self, place: int, size: int) -> None:
-        """Remove one of the tensors that share a storage."""
+        """Count a tensor as freed. The bytes of a storage are subtracted when the last of its tensors is freed."""
         self.holders[place] -= 1
         if not self.holders[place]:
             self.now -= size

@@ -70,12 +70,13 @@ class Likelihood(Checked):
             given, one of ``euler``, ``midpoint``, ``heun`` and ``rk4`` (``auto`` means ``rk4``).
         steps: Number of fixed steps, or ``None`` for adaptive steps controlled by the tolerances.
         t_min: The time at which the density is evaluated and the trajectory begins. ``None`` means the beginning of the
-            model's domain or, with ``truncated-normal``, the time at which the noise fills a cell.
+            model's domain or, with ``truncated-normal``, the time at which three standard deviations of the noise span
+            half a cell, if that is later.
         max_nfe: Largest number of points at which the model is evaluated for each row.
         dequantisation: Dequantisation of data stored as discrete levels (:mod:`scoresde.likelihood.dequantise`):
             ``uniform``, ``truncated-normal``, ``none`` or ``auto``, which means ``uniform`` for such data and ``none``
             for continuous data.
-        draws: Number of independent draws R for each sample, whose results are averaged.
+        draws: Number of independent draws R for each sample. Their results are averaged.
         importance: Number of importance samples K in each draw.
 
     Example:
@@ -154,12 +155,12 @@ class Likelihood(Checked):
         return "dopri5" if self.steps is None else "rk4"
 
     def resolved(self, model: Denoiser, dims: int, codec: Codec | None = None) -> Likelihood:
-        """Return a copy in which ``auto``, and ``None`` for ``atol`` and ``t_min``, are replaced by the actual choices.
+        """Return a copy in which each ``auto``, and each ``None`` in ``atol`` and ``t_min``, is replaced by a value.
 
         Args:
             model: The model.
             dims: Number of dimensions of an event.
-            codec: The map from data units to model units. Without it, ``dequantisation`` stays unchanged.
+            codec: The map from data units to model units. Without a codec, ``dequantisation`` stays unchanged.
 
         Raises:
             UsageError: If an option is not suitable for the data.
@@ -226,8 +227,10 @@ class Likelihood(Checked):
                 issued if a result changes by more than 0.01 bits per dimension. These evaluations are not included in
                 ``nfe``.
             watch: Function to call with the result of each batch.
-            dtype: Floating-point dtype used by the solver with ``codec``. Without ``codec``, it is the dtype of ``x``.
-            parts: Store to which the result of each batch is saved as soon as it is computed. Used only with ``codec``.
+            dtype: Floating-point dtype used by the solver if ``codec`` is given. Otherwise, the solver uses the dtype
+                of ``x``.
+            parts: Store to which the result of each batch is saved as soon as it is computed. It is used only if
+                ``codec`` is given.
 
         Raises:
             UsageError: If an option is invalid.
@@ -299,7 +302,9 @@ class Likelihood(Checked):
     def change(
         self, result: LogLikelihood, part: Callable[[Tensor], tuple[Denoiser, Tensor, Noise]], batch: int
     ) -> Tensor:
-        """Compute how much ``result`` changes when some rows are solved more accurately, and warn if it is too much.
+        """Compute how much ``result`` changes when some rows are solved again, and warn if it changes too much.
+
+        The second solve uses other tolerances or more steps, as described for ``check`` in :meth:`__call__`.
 
         Args:
             result: The result for all rows.
@@ -332,7 +337,7 @@ class Likelihood(Checked):
         return change
 
     def _other(self, dtype: torch.dtype) -> tuple[Likelihood, bool]:
-        """Return the options of a second solve to compare with, and whether it uses twice as many quadrature nodes.
+        """Return the options of the second solve, and whether it uses twice as many quadrature nodes.
 
         The second solve has twice as many steps, or tolerances ten times tighter (ten times looser if the dtype does
         not resolve tighter ones).
@@ -345,7 +350,7 @@ class Likelihood(Checked):
         return replace(self, rtol=factor * self.rtol, atol=factor * self.atol), resolved
 
     def _warn(self, change: Tensor, dims: int, other: Likelihood) -> None:
-        """Warn if the result of a row changed too much. ``change`` is NaN for rows that were not checked."""
+        """Warn if the change of any row is too large. The change is NaN for rows that were not checked."""
         checked = change[~change.isnan()]
         bits = checked / (dims * math.log(2))
         if not len(checked) or float(bits.max()) <= ALLOWED:
@@ -393,7 +398,7 @@ def log_likelihood(
         draw: Index of the draw. Different draws of a row have different probes.
         check: See :meth:`Likelihood.__call__`. By default, convergence is checked unless ``differentiable`` is true.
         differentiable: Whether to keep the graph, for gradients with respect to ``x`` and the model's parameters. This
-            requires ``steps``.
+            requires a likelihood with fixed ``steps``.
 
     Raises:
         UsageError: If an option is invalid.
@@ -407,7 +412,7 @@ def log_likelihood(
     """
     x = as_states(x)
     if x.ndim == 0 or not x.numel():
-        raise UsageError(f"the data must have shape (B, *event) and must not be empty, got shape {tuple(x.shape)}")
+        raise UsageError(f"the data must have shape (B, *event) and must not be empty; got shape {tuple(x.shape)}")
     how = (likelihood or Likelihood()).resolved(model, dims(x))
     if differentiable and how.steps is None:
         raise UsageError(
@@ -422,9 +427,11 @@ def log_likelihood(
         raise UsageError(f"batch is {batch}; it must be at least 1", parameter="batch")
     noise = Noise.of(len(x), device=x.device) if noise is None else noise
     if noise.indices.device != x.device:
-        raise UsageError(f"the noise is on {noise.indices.device}, but the data are on {x.device}")
+        raise UsageError(
+            f"the noise is on {noise.indices.device}, but the data are on {x.device}; put both on the same device"
+        )
     if len(noise.indices) != len(x):
-        raise UsageError(f"noise and data must have the same number of rows, got {len(noise.indices)} and {len(x)}")
+        raise UsageError(f"noise and data must have the same number of rows; got {len(noise.indices)} and {len(x)}")
     Probes(how.probe, how.probes, noise, draw * how.probes).check()
     batch = how.batch_within(memory, model, x, batch, differentiable)
     result = how.solve(model, x, noise, batch, draw=draw, graph=differentiable, watch=watch)
@@ -438,8 +445,8 @@ def log_likelihood(
 def _full_precision() -> Iterator[None]:
     """Compute convolutions on a GPU in full float32 precision within a context.
 
-    By default, PyTorch rounds their inputs to 10 bits (TF32). Every evaluation would then have an error of 1e-3, and
-    finite differences would have an error of a hundred times the tolerance.
+    By default, PyTorch rounds the inputs of convolutions to 10 bits (TF32). Every evaluation would then have an error
+    of 1e-3, and finite differences would have an error of a hundred times the tolerance.
     """
     is_set = torch.backends.cudnn
     with is_set.flags(is_set.enabled, is_set.benchmark, is_set.benchmark_limit, is_set.deterministic, allow_tf32=False):

@@ -93,9 +93,9 @@ class Problem:
 
     @property
     def unit(self) -> float:
-        """The factor on ``x`` that gives states of the path at ``t0``.
+        """The factor by which ``x`` is multiplied to give states of the path at ``t0``.
 
-        This is ``data_scale`` if the trajectory begins where the model's domain does, and 1 otherwise.
+        This is ``data_scale`` if the trajectory starts at the beginning of the model's domain, and 1 otherwise.
         """
         return self.model.domain.sde.data_scale if self.ends[0] == self.model.domain.interval("likelihood")[0] else 1.0
 
@@ -123,7 +123,8 @@ class Problem:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the slope ``(P, D)``, the traces ``(P, K)`` of its Jacobian, and the power ``(P, 1)``.
 
-        The arguments are those of :meth:`field`, the probes, and the positions of the probes along the trajectory (see
+        The first three arguments are those of :meth:`field`. The probes are those of all rows, and ``place`` contains
+        the positions along the trajectory for which they are drawn (see
         :meth:`Probes.vectors <scoresde.likelihood.divergence.Probes.vectors>`).
         """
         vectors = probes.vectors(y, rows, place)
@@ -143,7 +144,10 @@ class Problem:
         return value, traces, powers[0]
 
     def finish(self, y: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
-        """Return latents ``(B, *event)`` and log densities ``(B, K)`` from the final states and the integrals."""
+        """Return the latents ``(B, *event)`` and the log densities ``(B, K)``.
+
+        They are computed from the final states ``y: (B, D)`` and the log-determinants ``log_det: (B, K)``.
+        """
         z = y.reshape(self.x.shape) * expand(at(self.scales, 1), self.x)
         # log p(x) = log prior(z) + log-det + D log(s1/s0)
         growth = self.dims * (self.unit * self.scales[1] / self.scales[0]).log()

@@ -10,31 +10,34 @@ probe, it costs more than the coupled system at equal error, because an error of
 order, by the error times the score. Including the power (:mod:`scoresde.likelihood.problem`) in the error norm of the
 trajectory keeps this change small. Every node has its own probes.
 
-The Clenshaw-Curtis rule is exact for polynomials of degree n. Its nodes  u_k = -cos(k pi/n)  for k = 0, ..., n,
-scaled to the interval, are every second node of the rule for 2n, so doubling n wastes no evaluations.
+The Clenshaw-Curtis rule for n has the nodes  u_k = -cos(k pi/n)  for k = 0, ..., n, scaled to the interval, and is
+exact for polynomials of degree up to n. Its nodes are every second node of the rule for 2n, so all evaluations are
+reused when n is doubled.
 
 The number of nodes. The slope f and the power are also evaluated at the nodes, and their exact integrals are known from
 the trajectory. The residual
 
     e_n = sum_i w_i f(y(u_i), u_i) - (y(u1) - y(u0)),        and the same for the power,                     (2)
 
-shows how well the rule resolves the flow and how accurate the dense output is. It is free of the noise of probes, which
-would mask the difference between two nested rules for the trace. The power is in nats per dimension, like the trace.
+shows how well the rule resolves the flow and how accurate the dense output is. The residual does not contain the noise
+of the probes, which would mask the difference between two nested rules for the trace. The power is in nats per
+dimension, like the trace.
 
 Each row starts with n = 16, and n is doubled until the size of the residual is below three times the tolerance. The
 size is the root mean square over the dimensions or the absolute value for the power, whichever is larger in units of
 the tolerance. Doubling also stops when the size of e_n - e_(n/2) is below this limit, because the rule has then
 converged, and only the error of the trajectory remains. If the traces are exact, the error of their integral I_n must
-also be below this limit. From one rule to the next, this error falls by a factor that itself grows. It is estimated as
+also be below this limit. From one rule to the next, this error falls by a factor that itself grows, so it is estimated
+as
 
     | I_n - I_(n/2) |^(3/2) / | I_(n/2) - I_(n/4) |^(1/2)    per dimension.                                  (3)
 
 A row fails if it has not converged with the last rule (n = 1024), or if its residual exceeds ten times the tolerance.
-Rows fail at narrow features of a rough density, which the steps of the ``coupled`` method do resolve. The criterion was
-measured against n = 1024 on the same trajectories, for 774 rows of mixtures with widths of at least 0.01 and of random
-networks. It accepts errors of up to 1.1 times the tolerance, and uses 119 nodes on average. With the exponent 2 instead
-of 3/2 in equation 3 and without the power, it would accept errors of up to 9 times the tolerance, and use 92 nodes on
-average.
+The cause is usually a narrow feature of a rough density, which the steps of the ``coupled`` method resolve. The
+criterion was tested on 774 rows of random networks and of mixtures with widths of at least 0.01, by comparison with
+n = 1024 on the same trajectories. It accepts errors of up to 1.1 times the tolerance, and uses 119 nodes on average.
+With the exponent 2 instead of 3/2 in equation 3 and without the power, it would accept errors of up to 9 times the
+tolerance, and use 92 nodes on average.
 
 References:
     Clenshaw and Curtis (1960), Numer. Math. 2:197-205.
@@ -65,7 +68,10 @@ HELD = 2**27  # largest number of slope values at nodes that are kept at once
 
 
 def clenshaw_curtis(n: int, u0: float, u1: float) -> tuple[Tensor, Tensor]:
-    """Return the nodes and the weights for an integral from ``u0`` to ``u1``, each float64 ``(n + 1,)``, for even n."""
+    """Return the nodes and the weights for an integral from ``u0`` to ``u1``, each float64 ``(n + 1,)``.
+
+    The number ``n`` must be even.
+    """
     k, j = torch.arange(n + 1, dtype=torch.float64), torch.arange(1, n // 2 + 1, dtype=torch.float64)
     # w_k = c_k/n (1 - sum_j b_j cos(2 j k pi/n) / (4 j^2 - 1)),  c_0 = c_n = b_(n/2) = 1 and 2 elsewhere
     b = torch.where(2 * j == n, 1.0, 2.0)
@@ -91,7 +97,7 @@ def by_quadrature(
     Args:
         problem: The data, the model and the interval.
         probes: The probes of the rows.
-        rtol, atol: Tolerances of the trajectory and, multiplied by a constant factor, of equations 2 and 3.
+        rtol, atol: Tolerances for the trajectory and, multiplied by a constant factor, for equations 2 and 3.
         scheme: A Runge-Kutta method of :mod:`scoresde.ode.integrate`.
         max_nfe: Largest number of evaluations per row while solving for the trajectory.
         rows_at_once: Largest number of states evaluated at once.
@@ -151,12 +157,15 @@ def by_quadrature(
 
 
 def _size(error: Tensor) -> Tensor:
-    """Return the larger of the rms error of the slopes and the absolute error of the power (last column), ``(b,)``."""
+    """Return the rms error of the slopes or the absolute error of the power, whichever is larger, shape ``(b,)``.
+
+    The last column of ``error: (b, D + 1)`` is the error of the power.
+    """
     return torch.maximum(error[:, :-1].square().mean(1).sqrt(), error[:, -1].abs())
 
 
 class _Nodes:
-    """The slopes and traces of unconverged rows at their nodes, which a finer rule reuses.
+    """The slopes and traces of unconverged rows at the nodes of a rule, kept for reuse by a finer rule.
 
     Args:
         problem: The data, the model and the interval.
@@ -171,7 +180,7 @@ class _Nodes:
         self.traces: Tensor | None = None  # (nodes, rows, K)
 
     def some(self, which: Tensor) -> _Nodes:
-        """Return the nodes of the rows for which ``which``, bool ``(b,)``, is true."""
+        """Return the nodes of the rows that are selected by the mask ``which``, bool ``(b,)``."""
         found = _Nodes(self.problem, self.path, self.probes, self.rows_at_once)
         if self.slopes is not None and self.traces is not None:
             found.slopes, found.traces = self.slopes[:, which], self.traces[:, which]
@@ -182,14 +191,14 @@ class _Nodes:
 
         Returns:
             The integrals of the traces, ``(b, K)``; the integrals of the slopes and the power, ``(b, D + 1)``; the
-            difference between the latter and the integrals with the rule for ``n/2``, ``(b, D + 1)``; and the estimated
-            errors of the integrals of the traces (equation 3, not divided by D), ``(b, K)``.
+            change of the latter from the rule for ``n/2``, ``(b, D + 1)``; and the estimated errors of the integrals of
+            the traces (equation 3, not divided by D), ``(b, K)``.
         """
         interval = self.problem.interval
         u = clenshaw_curtis(n, *interval)[0].to(rows.device)
         new = torch.arange(n + 1, device=rows.device)
         new = new if self.slopes is None else new[1::2]
-        # The new nodes of a finer rule have odd indices, and their positions follow those of the previous rule.
+        # The new nodes of a finer rule have odd indices. Their probes get positions that no coarser rule has used.
         place = new * (PLACED // n) if n <= PLACED else n + new
         slopes, traces = self._evaluate(rows, u[new], place)
         if self.slopes is not None and self.traces is not None:
@@ -208,7 +217,7 @@ class _Nodes:
     def _evaluate(self, rows: Tensor, u: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
         """Evaluate the slopes and the traces of ``rows: (b,)`` at ``u: (m,)``.
 
-        The slopes have shape ``(m, b, D + 1)``, with the power as the last column, and the traces ``(m, b, K)``.
+        The slopes have shape ``(m, b, D + 1)``, with the power as the last column. The traces have shape ``(m, b, K)``.
         """
         pairs = torch.cartesian_prod(torch.arange(len(u), device=u.device), torch.arange(len(rows), device=u.device))
         found = []

@@ -1,14 +1,14 @@
 """Steps that keep no graph and are recomputed in the backward pass.
 
-The graph of a solve in n steps holds every evaluation of the network. Here, only the n states between the steps are
-kept. In the backward pass, each step is recomputed with its graph, which gives the products of the gradient with the
-derivatives of the step,
+The graph of a solve in n steps would store the intermediate results of every evaluation of the network. Here, only the
+n states between the steps are stored. In the backward pass, each step is recomputed with its graph, which gives the
+products of the gradient with the derivatives of the step,
 
     d/d state      and      d/d theta,
 
 where theta are the parameters on which the network depends, found by following the graph of one evaluation to its
-leaves. The memory needed is then that of one step, at the cost of one more evaluation for each evaluation of the solve.
-The gradient is exactly that of the returned value.
+leaves. The graph of only one step is then in memory at a time, and the number of evaluations doubles. The gradient is
+exactly that of the returned value.
 
 ``torch.utils.checkpoint`` does the same for plain functions. A step of the likelihood, however, computes derivatives
 itself. With ``checkpoint``, each of these derivatives would recompute the step up to that point, which would take eight
@@ -33,7 +33,7 @@ Step = Callable[[Tensor, bool], Tensor]  # (state: (B, N), whether to keep the g
 
 
 def leaves(value: Tensor) -> list[Tensor]:
-    """Return the leaf tensors that ``value``, of any shape, depends on and that accumulate gradients."""
+    """Return the leaf tensors that require gradients and on which ``value``, of any shape, depends."""
     found: list[Tensor] = []
     todo, seen = [value.grad_fn], set()
     while todo:

@@ -56,12 +56,12 @@ class LogLikelihood:
 
     @classmethod
     def join(cls, pieces: Sequence[LogLikelihood]) -> LogLikelihood:
-        """Concatenate the results for the parts of a batch, in order."""
+        """Concatenate the results for consecutive parts of a batch."""
         return cls(*(torch.cat([getattr(p, f.name) for p in pieces]) for f in fields(cls)))
 
 
 def settled(status: Tensor, log_prob: Tensor) -> Tensor:
-    """Return ``status: (B,)`` with successful rows marked as failed if their ``log_prob``, ``(B,)``, is not finite.
+    """Return ``status: (B,)``, with successful rows whose ``log_prob: (B,)`` is not finite marked as failed.
 
     The divergence of a row can be NaN or infinite even if its trajectory is finite.
     """
@@ -72,8 +72,8 @@ def bits_per_dim(log_prob: Tensor, dims: int | Tensor, log_cell: float = 0.0) ->
     """Convert nats in model units to bits per dimension (equation 2 of :mod:`scoresde.likelihood`).
 
     Args:
-        log_prob: Log density in nats, or log probability if ``log_cell`` is 0; shape ``(B,)``.
-        dims: Number of dimensions D, either one number for all rows, or one for each row, shape ``(B,)``.
+        log_prob: Log density or, if ``log_cell`` is 0, log probability, in nats, shape ``(B,)``.
+        dims: Number of dimensions D, either as one number for all rows or as one for each row, shape ``(B,)``.
         log_cell: The log volume of a cell in model units, ``sum_d log(b / scale_d)``.
 
     >>> round(float(bits_per_dim(torch.tensor([-2 * math.log(2.0)]), 2, 2 * math.log(2 / 256))), 6)

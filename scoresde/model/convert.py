@@ -40,7 +40,7 @@ class Converted(Wrapped):
 
     @cached_property
     def domain(self) -> Domain:
-        """The domain on ``sde``. The model's nodes that lie within it are converted to times of ``sde``."""
+        """The domain in times of ``sde``, including those nodes of the model that lie within it."""
         theirs, low, high = self.model.domain, self.sde.t_min, self.sde.t_max
         nodes = theirs.nodes
         if nodes is not None:
@@ -64,7 +64,7 @@ class Converted(Wrapped):
         return replace(estimate, x=x, t=t, sde=self.sde, frac=None)
 
 
-_CLOSE = 1e-12  # how far rounding may move a time beyond an end
+_CLOSE = 1e-12  # how far rounding may move a time beyond an end of the domain
 
 
 def convert(model: Denoiser, path: SDE) -> Converted:
@@ -72,7 +72,7 @@ def convert(model: Denoiser, path: SDE) -> Converted:
 
     Args:
         model: Any denoiser.
-        path: The new path. If it reaches higher noise levels than the model, the result keeps the model's prior,
+        path: The new path. If the path reaches higher noise levels than the model, the result keeps the model's prior,
             rescaled to the path. Otherwise, the result has the path's prior.
 
     Raises:

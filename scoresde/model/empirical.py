@@ -50,7 +50,7 @@ class TrainingSet(Checked):
         return Domain.of(self.sde)
 
     def rows(self, index: Tensor) -> TrainingSet:
-        """Return the object itself, because it is the same for all rows."""
+        """Return the denoiser itself, because it is the same for all rows."""
         return self
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:

@@ -42,7 +42,7 @@ class Estimate:
         sde: The path on which the estimate was made.
         frac: The learned variance as a fraction (see :meth:`share`), same shape as ``x``, or ``None`` if the model did
             not learn the variance.
-        calls: The number of network evaluations per row that this estimate took, as one number or int64 ``(B,)``.
+        calls: The number of network evaluations per row that this estimate took, either one number or int64 ``(B,)``.
     """
 
     x: Tensor
@@ -66,7 +66,7 @@ class Estimate:
             The fraction, with shape ``()``, or with the same shape as ``x`` if it was learned.
 
         Raises:
-            UsageError: If ``variance`` is ``learned`` but the model did not learn it.
+            UsageError: If ``variance`` is ``learned``, but the model did not learn the variance.
         """
         if variance in ("auto", "learned") and self.frac is not None:
             return self.frac
@@ -100,12 +100,12 @@ class Domain:
         t_min, t_max: The times between which the model can be evaluated. No solver leaves this interval.
         nodes: The times that a discrete model supports, in ascending order, shape ``(N,)``, or ``None`` if time is
             continuous.
-        has_score: Whether ``-eps_hat/sigma`` is the score of a density. It is not if data and noise were paired in
-            training, although the flow is still correct in that case.
-        consistent: Whether the estimates at all noise levels belong to a single distribution. Those of a guided model
-            do not, so its flow and its reverse SDE lead to different distributions, and a variational bound is valid
-            only for the reverse SDE. The flag does not change any result, but if it is false, a bound is labelled as
-            that of a guided model.
+        has_score: Whether ``-eps_hat/sigma`` is the score of a density. This is false if data and noise were paired in
+            training, although the flow of such a model is correct.
+        consistent: Whether the estimates at all noise levels belong to a single distribution. This is false for guided
+            models. The flow and the reverse SDE of a guided model lead to different distributions, and a variational
+            bound is valid only for the reverse SDE. The flag does not change any numbers, but if it is false, bounds
+            are labelled as bounds for a guided model.
     """
 
     sde: SDE
@@ -185,8 +185,8 @@ class Tally:
 
     Attributes:
         evaluations: The number of times that the model was evaluated, on any number of rows.
-        more: The number of additional network evaluations of each row, beyond one per model evaluation, as 0 or int64
-            ``(B,)``.
+        more: The number of additional network evaluations of each row, beyond one per model evaluation, either 0 or
+            int64 ``(B,)``.
     """
 
     def __init__(self, x: Tensor) -> None:
@@ -199,7 +199,8 @@ class Tally:
         """Count one model evaluation.
 
         Args:
-            calls: The number of network evaluations per row, as one number or as one for each evaluated row.
+            calls: The number of network evaluations per row, either one number for all rows or one for each evaluated
+                row, int64 ``(b,)``.
             rows: The evaluated rows, int64 ``(b,)``, or ``None`` for all rows.
         """
         self.evaluations += 1
@@ -213,9 +214,9 @@ class Tally:
 
     @property
     def total(self) -> int | Tensor:
-        """The number of network evaluations per row, as one number or int64 ``(B,)``.
+        """The number of network evaluations per row, either one number or int64 ``(B,)``.
 
-        The number is correct only if every model evaluation included all rows.
+        The result is correct only if every model evaluation included all rows.
         """
         return self.evaluations + self.more
 
@@ -238,6 +239,9 @@ class Counted(Wrapped):
         return estimate
 
     def rows(self, index: Tensor) -> Self:
-        """Return the denoiser for the rows ``index``, shape ``(B',)``, which keep their positions in the counter."""
+        """Return the denoiser for the rows ``index``, shape ``(B',)``.
+
+        The counter continues to count the evaluations of each row at the row's original position.
+        """
         places = index if self.index is None else self.index[index]
         return replace(self, model=self.model.rows(index), index=places)

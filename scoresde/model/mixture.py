@@ -68,7 +68,7 @@ class GaussianMixture:
                     f"{got}"
                 )
         if self.weights is not None and abs(float(self.weights.sum()) - 1) > 1e-6:
-            raise UsageError(f"the weights of a mixture must sum to 1, but sum to {float(self.weights.sum()):.6g}")
+            raise UsageError(f"the weights of a mixture must sum to 1, but they sum to {float(self.weights.sum()):.6g}")
         if self.covariances is not None and float(self.axes[0].min()) < 0:
             raise UsageError(
                 f"the covariances of a mixture must not have negative eigenvalues, but the smallest eigenvalue is "
@@ -97,12 +97,13 @@ class GaussianMixture:
         return self
 
     def _components(self, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
-        """Return the terms of each component from which the estimates and the density are computed.
+        """Return the quantities from which the estimates and the density are computed.
 
         Returns:
-            The residuals, shape ``(B, K, D)``, the variances V_k and the eigenvalues l_k, all in the eigenbasis of the
-            component; the log densities including the weights, shape ``(B, K)``; and alpha and sigma. The last
-            dimension of the variances and eigenvalues is D, or 1 for isotropic components.
+            The residuals  x - alpha mu_k,  shape ``(B, K, D)``; the variances V_k and the eigenvalues l_k; the log
+            densities of the components, including the weights, shape ``(B, K)``; alpha; and sigma. The first three are
+            in the eigenbasis of each component. The last dimension of the variances and of the eigenvalues is D, or 1
+            for isotropic components.
         """
         alpha, sigma = (c.to(x.dtype).reshape(-1, 1, 1) for c in self.sde.coefficients(t))
         values, vectors = self.axes
@@ -139,26 +140,27 @@ class GaussianMixture:
         return replace(self, sde=_Data()).log_prob(x, 0.0)
 
     def given(self, known: Tensor, values: Tensor) -> GaussianMixture:
-        """Return the distribution of the unknown elements of an event, given the others.
+        """Return the distribution of the unknown elements of an event, given the known elements.
 
         The event is split into known elements y and unknown elements h. For each component, with the mean
         ``(mu_y, mu_h)`` and the covariance blocks ``C_yy``, ``C_hy`` and ``C_hh``,
 
             K = C_hy C_yy^-1,    weight ~ w N(y; mu_y, C_yy),    mean = mu_h + K (y - mu_y),    C = C_hh - K C_hy^T.
 
-        The same formula gives ``p(x | c)`` for a mixture over vectors (x, c), and fills the holes of an event.
+        This distribution can be used for inpainting. For a mixture over vectors (x, c), it is ``p(x | c)``.
 
         Args:
-            known: Which elements are known, bool, with the shape of an event.
-            values: Their values, with the shape of an event. Other elements are ignored and may be NaN.
+            known: A mask of the known elements, bool, with the shape of an event.
+            values: The values of the known elements, with the shape of an event. The unknown elements are ignored and
+                may be NaN.
 
         Returns:
-            The mixture of the unknown elements, in their order in the flattened event: its events have the shape
-            ``(U,)``. Its means have the dtype of ``means``.
+            A mixture over the U unknown elements, in the order of the flattened event. Its events have the shape
+            ``(U,)``, and its means have the dtype of ``means``.
 
         Raises:
-            UsageError: If a shape differs from that of an event, all elements are known, or the known elements have a
-                singular covariance in one of the components.
+            UsageError: If ``known`` or ``values`` does not have the shape of an event, if all elements are known, or if
+                the known elements have a singular covariance in one of the components.
 
         >>> from scoresde import GaussianMixture, VPSDE
         >>> joint = GaussianMixture(VPSDE(), torch.zeros(1, 2), covariances=torch.tensor([[[1.0, 0.5], [0.5, 1.0]]]))
@@ -203,7 +205,10 @@ class GaussianMixture:
         return GaussianMixture(self.sde, mean.to(self.means), stds, new, covariances)
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw samples from the data distribution, shape ``(count, *event)``, in the dtype of ``means``."""
+        """Draw ``count`` samples from the data distribution.
+
+        The result has shape ``(count, *event)`` and the dtype of ``means``.
+        """
         # Samples are drawn on the generator's device, so that a CPU generator gives the same draws on any device.
         drawn_on = torch.device("cpu") if generator is None else generator.device
         weights = torch.ones(len(self.means)) if self.weights is None else self.weights

@@ -39,14 +39,15 @@ class ScoreModel(nn.Module):
         sde: The path. If it is a chain, the model is restricted to the nodes, and fixed-step solvers step from node to
             node.
         parametrization: The meaning of the network's output.
-        classes: The number of classes with which the network was trained. The label ``classes`` means "no label".
+        classes: The number of classes with which the network was trained. A label equal to this number means "no
+            label".
         coupled: Whether data and noise were paired in training (:mod:`scoresde.objective.coupling`). The flow of such a
             model is correct, but the model has no score.
         codec: The map from data units to model units. The input of the network, ``codec.show(x)``, and the output of
             the network have the shape of the data. Without a codec, data units and model units are the same.
-        learn_variance: Whether the network returns twice as many channels, ``(B, 2 C, ...)``. The second half, v,
-            determines the variance of a reverse step. On a log scale, ``frac = (v + 1)/2`` is the position of the
-            variance between its two bounds (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15).
+        learn_variance: Whether the network returns twice as many channels as its input has, ``(B, 2 C, ...)``. The
+            second half, v, determines the variance of a reverse step. On a log scale, ``frac = (v + 1)/2`` is the
+            position of the variance between its two bounds (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15).
 
     Example:
         >>> from scoresde import VPSDE, Eps, ScoreModel
@@ -70,8 +71,8 @@ class ScoreModel(nn.Module):
         check_network(network, classes)
         if learn_variance and sde.nodes is None:
             raise UsageError(
-                f"learn_variance: {type(sde).__name__} has no nodes, but the variance to learn is that of a step from "
-                "one node to the next; use the 'ddpm' or 'smld' SDE",
+                f"learn_variance: {type(sde).__name__} has no nodes, but learn_variance learns the variance of the "
+                "steps between nodes; use the 'ddpm' or 'smld' SDE",
                 parameter="sde",
                 value="ddpm",
             )
@@ -100,7 +101,7 @@ class ScoreModel(nn.Module):
 
     @property
     def slots(self) -> tuple[str, ...]:
-        """The fields of a condition that the network lists in its attribute ``slots``, or all fields if it has none."""
+        """The fields of a condition that the network uses, as listed in its attribute ``slots`` (default: all)."""
         return tuple(getattr(self.network, "slots", SLOTS))
 
     def output(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
@@ -126,7 +127,7 @@ class ScoreModel(nn.Module):
         return expand(self.parametrization.output_scale(self.sde, t), x) * self.codec.hide(raw), frac
 
     def _known(self, cond: Condition | None, x: Tensor) -> Condition | None:
-        """Return the condition of each row.
+        """Return the condition of each row, or ``None`` if there is no condition.
 
         If the model has classes, a missing label is replaced with ``classes``, which means "no label".
         """
@@ -136,7 +137,7 @@ class ScoreModel(nn.Module):
         return None if cond is None else cond.expand(len(x))
 
     def _asked(self, x: Tensor, c: Tensor, cond: Condition | None, augment: Tensor | None) -> Tensor:
-        """Call the network and return its output, after checking it."""
+        """Call the network, check its output and return it."""
         try:
             raw = self.network(x, c, cond) if augment is None else self.network(x, c, cond, augment)
         except (TypeError, AttributeError) as error:
@@ -144,8 +145,8 @@ class ScoreModel(nn.Module):
                 raise
             raise UsageError(
                 f"the network {type(self.network).__name__} cannot use its third argument, which is a "
-                f"scoresde.Condition ({error}); use its label field, cond.label, which holds the class of each row, "
-                "int64 (B,)"
+                f"scoresde.Condition ({error}); in the network, use the label field of this argument, cond.label, "
+                "which contains the class of each row, int64 (B,)"
             ) from error
         return _checked(raw, x, type(self.network).__name__, self.learn_variance)
 
@@ -164,10 +165,11 @@ class ScoreModel(nn.Module):
 
         Args:
             condition: A :class:`~scoresde.Condition`, a class for all rows, or the class of each row, int64 ``(B,)``.
-                The label ``classes`` means "no label".
+                A label equal to ``self.classes`` means "no label".
 
         Raises:
-            UsageError: If the labels are not integers, or a label is not one of the model's classes.
+            UsageError: If the labels are not integers, if a label is not one of the model's classes, or if the model
+                was not trained to use one of the fields of the condition.
         """
         if not isinstance(condition, Condition):
             label = as_tensor(condition)
@@ -180,11 +182,14 @@ class ScoreModel(nn.Module):
         if condition.label is not None:
             if condition.label.is_floating_point() or condition.label.ndim != 1:
                 raise UsageError(
-                    f"the label of a condition must hold integers, shape (B,); got dtype {condition.label.dtype} and "
-                    f"shape {tuple(condition.label.shape)}"
+                    "the label of a condition must be an integer tensor of shape (B,); got dtype "
+                    f"{condition.label.dtype} and shape {tuple(condition.label.shape)}"
                 )
             if not self.classes:
-                raise UsageError("this model was trained without classes; train with cond='class' to use labels")
+                raise UsageError(
+                    "labels were given, but this model was trained without classes; train with cond='class' to use "
+                    "labels"
+                )
             wrong = condition.label[(condition.label < 0) | (condition.label > self.classes)]
             if len(wrong):
                 raise UsageError(
@@ -264,7 +269,7 @@ class Given(Wrapped):
 
     Args:
         model: The conditional model.
-        condition: The condition of each row, or one condition for all rows.
+        condition: The condition of each row, or a single condition for all rows.
     """
 
     model: ScoreModel

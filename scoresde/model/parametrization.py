@@ -46,7 +46,10 @@ class Parametrization(Checked, ABC):
 
     @abstractmethod
     def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the coefficients of the target ``F = a x_0 + b eps``, shaped like ``t``, or ``()`` if constant."""
+        """Return the coefficients a and b of the target ``F = a x_0 + b eps``.
+
+        Each of them has the same shape as ``t``, or shape ``()`` if it is constant.
+        """
 
     def input_scale(self, sde: SDE, t: Tensor) -> Tensor:
         """Return the factor that scales the network's input to unit variance, with the same shape as ``t``.
@@ -63,11 +66,11 @@ class Parametrization(Checked, ABC):
     def label(self, sde: SDE, t: Tensor) -> Tensor:
         """Return the noise label ``log(sigma/alpha)/4``, clamped to [-5, 5], with the same shape as ``t``.
 
-        The network receives this label instead of t, and no other information about the SDE.
+        The network receives this label instead of t. It receives no other information about the SDE.
 
         On a path that ends at alpha = 0, where the logarithm is infinite, the label is clamped to [-5, 1.5]. Otherwise,
-        a step that starts at alpha = 0 would evaluate the network at a label that hardly ever occurs in training. Noise
-        levels above sigma = e^6 alpha, about 400 alpha, are hardly distinguishable anyway.
+        a step that starts at alpha = 0 would evaluate the network at a label that hardly ever occurs in training. The
+        clamped noise levels, above sigma = e^6 alpha (about 400 alpha), are hardly distinguishable anyway.
         """
         return (-sde.log_snr(t) / 8).clamp(-5, 5 if sde.finite_g else 1.5)
 

@@ -7,9 +7,9 @@ is
     y(u) = sum_j l_j(u)^2 { [1 - 2 l_j'(u_j) (u - u_j)] y_j + (u - u_j) k_j },                               (1)
     l_j'(u_j) = sum_(i != j) 1/(u_j - u_i),
 
-and its error is of order h^(2m) for steps of size h. For a method of order 5, the polynomial through four knots
-(degree 7) is as accurate between the steps as the solver is at the steps, whereas the error of the cubic through two
-knots is three times as large.
+and its error is of order h^(2m) for steps of size h. With a solver of order 5, the polynomial through four knots
+(degree 7) is as accurate between the knots as the solver is at the knots. The cubic through two knots has an error
+three times as large as the solver's error.
 
 References:
     Hairer, Norsett and Wanner (1993), Solving Ordinary Differential Equations I, II.6 (dense output).
@@ -24,7 +24,7 @@ __all__ = ["Knots", "hermite"]
 
 
 def hermite(u: Tensor, knots: Tensor, there: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return the coefficients of the states and of the slopes in equation (1), two tensors of shape ``(P, m)``.
+    """Return the coefficients of the states and the coefficients of the slopes in equation (1), each ``(P, m)``.
 
     Args:
         u: The points at which to interpolate, shape ``(P,)``.
@@ -49,7 +49,7 @@ class Knots:
     Pass the recorder as ``on_step`` to :func:`scoresde.ode.integrate.integrate`.
 
     Args:
-        u: The first knot of all rows.
+        u: The first knot, which is the same for all rows.
         y: The states at the first knot, shape ``(B, D)``.
         slope: The slopes at the first knot, shape ``(B, D)``.
     """
@@ -61,15 +61,16 @@ class Knots:
         self(everyone, torch.full((len(y),), u, dtype=torch.float64, device=y.device), y, slope, 0.0)
 
     def __call__(self, index: Tensor, u: Tensor, y: Tensor, slope: Tensor, done: float) -> None:
-        """Add a knot at ``u: (b,)``, with ``y: (b, D)`` and ``slope: (b, D)``, to each of the rows ``index: (b,)``.
+        """Add one knot, with the state ``y: (b, D)`` and the slope ``slope: (b, D)``, to each row in ``index: (b,)``.
 
-        The argument ``done`` is not used.
+        The knots are at ``u: (b,)``. The argument ``done``, which :func:`~scoresde.ode.integrate.integrate` passes, is
+        not used.
         """
         self.steps.append((index, self.count[index], u, y, slope))
         self.count[index] += 1
 
     def path(self, order: int = 4) -> Path:
-        """Return the interpolated trajectories of all rows, with ``order`` knots per polynomial."""
+        """Return the interpolated trajectories of all rows, using polynomials through ``order`` knots each."""
         index, place, u, y, slope = (torch.cat([s[i] for s in self.steps]) for i in range(5))
         shape = (len(self.count), max(order, int(self.count.max())))
         at = index, place

@@ -1,10 +1,11 @@
 """Third-party integrators (torchdiffeq and SciPy) behind a common interface.
 
-They are useful for cross-checks, for methods that this package does not implement (such as dopri8, Radau and LSODA),
-and for users who trust these libraries more. Both advance the whole batch with one step size, so the result for a
-sample depends on the rest of the batch (to within the tolerance), and every row reports the same number of evaluations.
-By default, torchdiffeq steps beyond the end of the interval, to times where the model is not defined, and averages the
-error over the batch. Here, it is configured to stop at the end and to control the error of the worst sample.
+These integrators are useful for cross-checks, for methods that this package does not implement (such as dopri8, Radau
+and LSODA), and for users who trust these libraries more. Both advance the whole batch with one step size. The result
+for a sample therefore varies with the rest of the batch (by about the tolerance), and the number of evaluations is the
+same for all samples. By default, torchdiffeq steps beyond the end of the interval, to times where the model is not
+defined, and averages the error over the batch. Here, torchdiffeq is configured to stop at the end of the interval and
+to control the error of the worst sample.
 
 References:
     Chen (2018), torchdiffeq, https://github.com/rtqichen/torchdiffeq.
@@ -29,7 +30,7 @@ Slope = Callable[[float, Tensor], Tensor]  # (r, y) -> dy/dr of the whole batch
 
 
 def torchdiffeq(f: Slope, y: Tensor, r0: float, r1: float, rtol: float, atol: float, method: str) -> Tensor:
-    """Solve ``dy/dr = f(r, y)`` from ``r0`` to ``r1`` with torchdiffeq (default method: dopri5).
+    """Solve ``dy/dr = f(r, y)`` from ``r0`` to ``r1`` with torchdiffeq (the method ``auto`` means dopri5).
 
     The result has the same shape as ``y``.
     """
@@ -67,9 +68,9 @@ def torchdiffeq(f: Slope, y: Tensor, r0: float, r1: float, rtol: float, atol: fl
 
 
 def scipy(f: Slope, y: Tensor, r0: float, r1: float, rtol: float, atol: float, method: str) -> Tensor:
-    """Solve ``dy/dr = f(r, y)`` from ``r0`` to ``r1`` with ``scipy.integrate.solve_ivp`` (default method: RK45).
+    """Solve ``dy/dr = f(r, y)`` from ``r0`` to ``r1`` with ``scipy.integrate.solve_ivp``.
 
-    The solver runs on the CPU in float64. The result has the same shape as ``y``.
+    The method ``auto`` means RK45. The solver runs on the CPU in float64. The result has the same shape as ``y``.
     """
     from scipy.integrate import solve_ivp
 

@@ -44,7 +44,7 @@ RULES = {
 
 
 def rule_step(rule: str, f: Callable[[float, Tensor], Tensor], y: Tensor, h: float) -> Tensor:
-    """Take one Runge-Kutta step, equation (1), and return the new state.
+    """Take one Runge-Kutta step (equation 1) and return the new state.
 
     Args:
         rule: A key of :data:`RULES`.

@@ -9,24 +9,24 @@ A step of size h has the stages  k_i = f(t + c_i h, y + h sum_j a_ij k_j)  and t
 error estimate is  e = h sum_i (b_i - b*_i) k_i.  Methods of order 5 have a second, cruder estimate of order 3,
 e' = h sum_i g_i k_i.  With  size = atol/rtol + max(|y|, |y_new|),  the step is accepted if
 
-    err = max( rms(e / size) / rtol, rms(e' / size)^(3/2) / rtol ) <= 1     (the largest over the parts of the state)
+    err = max( rms(e / size) / rtol, rms(e' / size)^(3/2) / rtol ) <= 1     (maximum over the parts of the state)
 
 and the next step size is given by the PI rule  h <- 0.9 h err^(-0.7/q) err_previous^(0.4/q),  where q is the order of
-the method. This step size is truncated to seven binary digits. Otherwise, where the error estimate is close to rounding
-error, a change in the last digit of the input would change the step size, and hence change the result by as much as the
-tolerance.
+the method. This step size is truncated to seven binary digits. Without the truncation, a change in the last digit of
+the input could change the step size wherever the error estimate is close to rounding error, and hence change the result
+by as much as the tolerance.
 
-The second estimate is needed because e can be near 0 although the error is large. With e alone, up to one accepted step
-in several hundred had an error of more than ten tolerances (``experiments/estimates.py``), because the sample turned
-towards one of several modes within the step. Since e' decreases like h^4, and its power 3/2 like h^6, only e matters
-when steps are small. The second estimate applies only to the first part of the state, because the other parts are
-integrals along the trajectory, for which e alone is reliable. DOP853 combines two estimates for the same purpose
-(Hairer et al., II.10).
+The second estimate is needed because e can be near 0 even if the error is large. With e alone, up to one accepted step
+in several hundred had an error of more than ten times the tolerance (``experiments/estimates.py``), because the sample
+turned towards one of several modes within the step. Since e' decreases like h^4, and hence rms(e' / size)^(3/2) like
+h^6, only e matters when steps are small. The second estimate applies only to the first part of the state, because the
+other parts are integrals along the trajectory, for which e alone is reliable. DOP853 combines two estimates for the
+same purpose (Hairer et al., II.10).
 
 The step control needs only a few numbers per row. These numbers stay on the host, in NumPy (:class:`_Rows`), because a
-NumPy call costs a third of a torch call. The state and the slopes stay on their device (:class:`_Attempt`). A round is
-one attempted step for each active row. Each round copies one table of times to the device, and copies one number per
-row and error estimate back.
+NumPy call takes a third as long as a torch call. The state and the slopes stay on their device (:class:`_Attempt`).
+A round is one attempted step for each active row. In each round, one table of step sizes and times is copied to the
+device, and one number per row and error estimate is copied back.
 
 References:
     Hairer, Norsett and Wanner (1993), Solving Ordinary Differential Equations I: II.4 (first step), II.10 (two
@@ -81,7 +81,7 @@ STATUS = {
     FAILED_NONFINITE: "the model returned NaN or infinity",
     FAILED_UNDERFLOW: "the step size became too small (the problem is too stiff for this tolerance); use a larger rtol",
     FAILED_LIMIT: "the limit on evaluations was reached; raise max_nfe, or use a larger rtol",
-    FAILED_PATH: "the path, not the model, is NaN or infinite; check alpha, sigma and the inverse of their ratio",
+    FAILED_PATH: "the path, not the model, is NaN or infinite; check alpha, sigma and t_of_log_snr of the SDE",
     FAILED_QUADRATURE: "the quadrature does not resolve the divergence to the tolerance; use the 'coupled' method",
 }
 
@@ -89,7 +89,7 @@ STATUS = {
 def failures(status: Tensor, noun: str = "samples") -> list[str]:
     """Return one line for each kind of failure in ``status``, shape ``(B,)``.
 
-    Each line says how many rows failed, which rows these are, and why they failed.
+    Each line says how many rows failed, which ones, and why.
     """
     lines = []
     for code, reason in STATUS.items():
@@ -101,10 +101,10 @@ def failures(status: Tensor, noun: str = "samples") -> list[str]:
 
 
 def blamed(status: Tensor, sound: Callable[[], bool]) -> Tensor:
-    """Return ``status: (B,)`` with ``FAILED_NONFINITE`` changed to ``FAILED_PATH``, unless the path is sound.
+    """Return ``status: (B,)`` with ``FAILED_NONFINITE`` changed to ``FAILED_PATH`` if the path is not sound.
 
-    If the path is not sound, NaN and infinite values are due to the path, not to the model. The function ``sound`` is
-    called only if there are such values.
+    If the path is not sound, NaN and infinite values are due to the path, not to the model. The function ``sound``
+    returns whether the path is sound, and is called only if a row failed because of such values.
     """
     lost = status == FAILED_NONFINITE
     return torch.where(lost, FAILED_PATH, status) if bool(lost.any()) and not sound() else status
@@ -115,7 +115,7 @@ class OdeSolution:
     """The result of :func:`integrate`.
 
     Attributes:
-        y: The state at ``t1``, or the last state of a row that failed, shape ``(B, *state)``.
+        y: The state of each row at ``t1`` or, for a row that failed, its last state, shape ``(B, *state)``.
         nfe: The number of evaluations of f for each row, shape ``(B,)``.
         accepted, rejected: The numbers of accepted and rejected steps of each row, shape ``(B,)``.
         status: The status of each row, as a key of :data:`STATUS`, shape ``(B,)``.
@@ -150,21 +150,22 @@ def integrate(
     """Solve ``dy/dt = f`` from ``t0`` to ``t1``, in either direction.
 
     Args:
-        f: The slope ``f(y: (b, *state), t: (b,), index: (b,)) -> (b, *state)`` of the rows ``index`` of the batch. It
-            is never evaluated outside the interval.
+        f: A function ``f(y: (b, *state), t: (b,), index: (b,)) -> (b, *state)`` that returns the slopes of the rows
+            ``index`` of the batch. It is never evaluated outside the interval.
         y: The initial state, shape ``(B, *state)``.
-        t0, t1: The ends of the interval, which are reached exactly.
-        rtol, atol: Tolerances for the local error of each row.
+        t0, t1: The start and the end of the interval. The last step of each row ends exactly at ``t1``.
+        rtol, atol: Relative and absolute tolerance for the local error of each row.
         method: A key of :data:`TABLEAUS`.
         max_nfe: The maximum number of evaluations for each row.
         parts: A function that splits the state into parts (linear views), each of which must meet the tolerance. The
             first part must determine the slopes of all parts. The second error estimate is used only for the first
             part.
-        on_step: A function called after each round with the rows that moved, ``index: (b,)``, their times ``t: (b,)``,
-            states and slopes, both ``(b, *state)``, and the fraction of the interval that the slowest row has covered.
+        on_step: A function called after each round in which at least one step was accepted. Its arguments are the
+            indices ``(b,)`` of the rows whose step was accepted, their times ``(b,)``, states ``(b, *state)`` and
+            slopes ``(b, *state)``, and the fraction of the interval that the slowest row has covered.
         passing: A function that replaces f at stages that have no weight in the solution or the error estimates
-            (:attr:`Tableau.passing`). At these stages, the slope of a part of the state on which f does not depend,
-            such as an integral along the trajectory, may have any finite value.
+            (:attr:`Tableau.passing`). For a part of the state on which f does not depend, such as an integral along the
+            trajectory, it may return any finite slope.
 
     Raises:
         UsageError: If a tolerance or the method is invalid.
@@ -231,7 +232,10 @@ def _check(y: Tensor, rtol: float, atol: float, method: str) -> None:
 
 @lru_cache
 def _columns(method: str, ndim: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
-    """Return, for each stage, its weights in the n sums of :class:`_Attempt` that use it, ``(n, 1, ..., 1)``."""
+    """Return the weights of each stage in the sums of :class:`_Attempt` that use the stage.
+
+    The weights of a stage that is used in n sums have the shape ``(n, 1, ..., 1)``.
+    """
     tableau = TABLEAUS[method]
     count = len(tableau.c)
     sums = [*tableau.a[1:], tableau.e, *([tableau.g] if tableau.g else [])]
@@ -244,8 +248,8 @@ class _Attempt:
     """The part of a round that runs on the device: one attempted step for each active row.
 
     The sums  s_i = sum_j a_ij k_j  of all stages, followed by the sums for the error estimates, are accumulated
-    together. One element-wise operation adds a slope to all sums that use it, and the slope is then discarded. (A
-    matrix product would round differently for different batch sizes.)
+    together. One element-wise operation adds a slope to all sums that use it, after which the slope is discarded.
+    (A matrix product would round differently for different batch sizes.)
     """
 
     def __init__(
@@ -276,12 +280,15 @@ class _Attempt:
         return y_new, k, errors
 
     def allowed(self, before: Tensor, after: Tensor) -> list[Tensor]:
-        """Return ``atol/rtol + max(|y|, |y_new|)`` for each part."""
+        """Return ``atol/rtol + max(|y|, |y_new|)`` for each part of the state."""
         pairs = zip(self.parts(before), self.parts(after), strict=True)
         return [torch.maximum(b.abs(), a.abs()).add_(self.atol / self.rtol) for b, a in pairs]
 
     def norm(self, error: Tensor, allowed: list[Tensor]) -> Floats:
-        """Return each row's largest ``rms(e / (atol + rtol max(|y|, |y_new|)))`` over the parts in ``allowed``."""
+        """Return, for each row, the maximum of ``rms(e / (atol + rtol max(|y|, |y_new|)))`` over the parts.
+
+        Only the parts of ``error`` that have an entry in ``allowed`` are included.
+        """
         norms = [
             torch.linalg.vector_norm(flat(e / s), dim=1).cpu().double().numpy() / (self.rtol * math.sqrt(s[0].numel()))
             for s, e in zip(allowed, self.parts(error), strict=False)
@@ -369,7 +376,7 @@ class _Rows:
             error = np.maximum(error, (self.h * errors[1]) ** 1.5)
         accept: Bools = error <= 1  # False for NaN
         # The PI rule. After a rejection, the size of the retry depends on this error alone, and the step after the
-        # retry may not be larger.
+        # retry may not be larger than the retry.
         log = np.log(error) / self.order
         power = np.where(accept, self.memory - 0.7 * log, -log)
         self.h = coarse(self.h * np.minimum(np.fmax(0.9 * np.exp(power), 0.2), self.most))
@@ -381,7 +388,7 @@ class _Rows:
         return accept
 
     def verdict(self, accept: Bools, error: Floats, max_nfe: int) -> tuple[Bools, Ints | int]:
-        """Return which rows leave the batch, and their status."""
+        """Return which rows leave the batch, and their status, as one number if all of them succeeded."""
         arrived, small = accept & self.last, self.h < 1e-13 * (self.end - self.start)
         spent = self.nfe + self.cost > max_nfe
         if not spent and not small.any():
@@ -409,7 +416,7 @@ class _Ended:
         self.states.append(y.index_select(0, to_device(which, y)))
 
     def solution(self) -> OdeSolution:
-        """Return all rows in their original order. Rows that never started keep their initial state."""
+        """Return the solution, with the rows in their original order. If there was nothing to solve, y is unchanged."""
         y, counts = self.start.clone(), np.zeros((4, len(self.start)), dtype=np.int64)
         if self.states:
             found = np.concatenate(self.counts, axis=1)

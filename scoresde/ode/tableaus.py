@@ -8,8 +8,8 @@ three evaluations with the method of order 3.
 
 The weights g of the second error estimate are our own. Differences between two sets of weights that satisfy the four
 order conditions up to order 3 form a three-dimensional space, which contains b - b*. The direction of g in this space
-was chosen to single out the steps that b - b* accepts even though their error exceeds ten tolerances. The size of g was
-chosen so that one good step in 15 to 50 is rejected.
+was chosen to single out the steps that b - b* accepts even though their error exceeds ten times the tolerance. The size
+of g was chosen so that the second estimate rejects only between one in 50 and one in 15 of the good steps.
 
 References:
     Dormand and Prince (1980), J. Comput. Appl. Math. 6:19-26.
@@ -45,7 +45,7 @@ class Tableau:
 
     @property
     def passing(self) -> tuple[bool, ...]:
-        """Whether each stage is used only by other stages, and not by the solution or an error estimate."""
+        """Whether each stage is used only by other stages, and not by the solution or by an error estimate."""
         b = (*self.a[-1], 1.0)  # the last stage is the first of the next step
         return tuple(not any(weights) for weights in zip(b, self.e, self.g or self.e, strict=True))
 

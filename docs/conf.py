@@ -126,7 +126,9 @@ class Names(Directive):
             defaults = (f"{key}={value}" for key, value in entry.get("options", {}).items())
             if options := [nodes.literal(text=option) for option in (*entry.get("needs", ()), *defaults)]:
                 body += nodes.paragraph("", "", *(node for option in options for node in (option, nodes.Text(" "))))
-            shown += nodes.definition_list_item("", nodes.term("", "", nodes.literal(text=entry.get("typed", name))), body)
+            shown += nodes.definition_list_item(
+                "", nodes.term("", "", nodes.literal(text=entry.get("typed", name))), body
+            )
         for file in Path(scoresde.__file__).parent.rglob("*.py"):
             self.state.document.settings.record_dependencies.add(str(file))
         return [shown]

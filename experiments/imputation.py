@@ -72,7 +72,9 @@ def compare(
     many: int,
 ) -> None:
     """Print the table for one method, ``fill(y, each, seed)``."""
-    print(f"\n{name}\n| pattern | hidden | p | SW | real | one row, SW | one row, real |\n|---|---|---|---|---|---|---|")
+    print(
+        f"\n{name}\n| pattern | hidden | p | SW | real | one row, SW | one row, real |\n|---|---|---|---|---|---|---|"
+    )
     found, changed = [], 0
     for i, known in enumerate(masks):
         g = seeded(100 + i)

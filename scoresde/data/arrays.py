@@ -361,7 +361,7 @@ def _checked(path: Path | str, key: str, x: Array, kind: str, channels_last: boo
             row = int(bad.reshape(len(x), -1).any(1).argmax())
             raise DataError(
                 f"{path}: array {key!r} has {int(bad.sum())} NaN or infinite value{'s' if bad.sum() > 1 else ''}, "
-                f"the first in row {row}; drop such rows or fill in the values"
+                f"the first in row {row}, counted from 0; drop such rows or fill in the values"
             )
     return _shaped(x, kind, channels_last)
 

@@ -74,7 +74,7 @@ class Augmentation(Checked):
 
     @classmethod
     def of(cls, text: str) -> Augmentation | None:
-        """Parse a list such as ``flip,shift``. ``all`` means every kind. The text ``none`` gives ``None``.
+        """Parse a list of kinds, such as ``flip,shift``, or ``all`` for every kind. Return ``None`` for ``none``.
 
         Raises:
             UsageError: If a kind is unknown.

@@ -95,7 +95,7 @@ def pictures_in(folder: Path) -> list[Path]:
 
 
 def _held_out(search: _Search, parts: dict[str, list[Path]]) -> Path | None:
-    """Choose the test folder, or the validation folder if there are no test images, or ``None`` if there is neither."""
+    """Choose the test folder, or the validation folder if there are no test images. Return ``None`` without either."""
     folders = [parts[part][0] for part in ("test", "validation") if part in parts]
     if not folders:
         return None
@@ -147,7 +147,7 @@ class _Search:
         return some([path.relative_to(self.folder).as_posix() for path in paths])
 
     def visible(self, folder: Path) -> list[tuple[Path, bool]]:
-        """List the visible entries of a folder, sorted by name, each with a flag for whether it is a folder."""
+        """List the visible entries of a folder, sorted by name, each with a flag that is true for a folder."""
         with os.scandir(folder) as inside:
             seen = sorted((e.name, e.is_dir()) for e in inside if e.name[0] != "." and e.name.lower() not in JUNK)
         apart = GIVEN if folder == self.folder and getattr(self, "known", None) else ""

@@ -311,7 +311,7 @@ class CondInfo:
             DataError: If a key is unknown or a value is malformed.
         """
         if not isinstance(stored, Mapping):
-            raise DataError(f"malformed description of the conditions: expected an object, got {stored!r:.40}")
+            raise DataError(f"malformed description of the conditions: expected a JSON object, got {stored!r:.40}")
         unknown = sorted(set(stored) - set(vars(_NOTHING)))
         if unknown:
             raise DataError(f"malformed description of the conditions: unknown keys {unknown}")

@@ -385,7 +385,7 @@ def _squared(image: Image.Image, part: tuple[float, float], side: int, fit: str)
 
 
 def _bits(image: Image.Image, data: bytes) -> int:
-    """Return the number of bits per channel in the file, which Pillow does not report because it reduces it to 8."""
+    """Return the number of bits per channel in the file. Pillow does not report it, and reduces colours to 8 bits."""
     if image.format == "PNG":
         return data[24]  # in the header, after width and height
     stored = getattr(image, "tag_v2", {}).get(BITS, 8)

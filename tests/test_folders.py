@@ -107,7 +107,7 @@ def test_what_could_be_two_things_is_refused(tmp_path: Path) -> None:
     assert "val/, valid/ are names for the same part" in said(find_pictures(tmp_path / "two"))
     touch(tmp_path / "beside", "train/0.png", "bus/deep/1.png", "loose.png", "list.csv")
     found = find_pictures(tmp_path / "beside")
-    assert "some images are in no part (bus/deep/1.png, loose.png)" in said(found)
+    assert "some images are not in any part (bus/deep/1.png, loose.png)" in said(found)
     assert "other files are left out: 1 .csv (list.csv)" in found.notes
 
 

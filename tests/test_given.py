@@ -72,7 +72,7 @@ def test_sources_are_read_from_cond() -> None:
         ("class+class", "lists 'class' twice"),
         ("vector:a,b,a", "lists column 'a' twice"),
         ("pool:2+hole", "two operators.*join them with a slash: pool:2/hole"),
-        ("image+pool:2", "both the pictures in the data and those made by the operator pool:2"),
+        ("image+pool:2", "lists both image, which means the pictures in the data, and the operator pool:2"),
         ("class+none", "unknown cond 'none'"),
         ("", "unknown cond ''"),
     ],
@@ -250,8 +250,8 @@ def test_given_takes_its_axes_from_the_samples(tmp_path: Path) -> None:
 UNFIT = [
     ("c", np.float64(3.0), "has shape ()"),
     ("c", np.zeros((7, 2)), "has shape (7, 2), but there are 60 samples"),
-    ("c", np.zeros((60, 2, 2)), "must hold numbers, shape (N, K)"),
-    ("c", np.zeros((60, 0)), "must hold numbers, shape (N, K)"),
+    ("c", np.zeros((60, 2, 2)), "must hold numbers and have shape (N, K)"),
+    ("c", np.zeros((60, 0)), "must hold numbers and have shape (N, K)"),
     ("c", np.full((60, 2), np.inf), "infinite values"),
     ("c", np.full(60, "a"), "must hold numbers"),
     ("given", np.zeros((60, 2, 2)), "must have 2 axes"),
@@ -329,7 +329,7 @@ def test_data_in_memory_are_as_data_in_a_file(tmp_path: Path) -> None:
     [
         ({"given": Condition(label=torch.zeros(60).long())}, UsageError, "as classes instead"),
         ({"given": Condition(tokens=torch.zeros(60, 2, 3)), "text": ["a"] * 60}, UsageError, "pass only one of them"),
-        ({"given": Condition(tokens=torch.zeros(60, 2).long())}, DataError, "must hold strings, shape"),
+        ({"given": Condition(tokens=torch.zeros(60, 2).long())}, DataError, "must hold strings and have shape"),
         ({"given": Condition(vector=torch.zeros(1, 2))}, DataError, "but there are 60 samples"),
         ({"text": ["a"] * 59}, DataError, "but there are 60 samples"),
         ({"given": Condition(vector=torch.full((60, 1), torch.inf))}, DataError, "infinite values"),
@@ -484,7 +484,7 @@ def test_data_that_are_never_complete(tmp_path: Path) -> None:
     x = vectors()
     x[:, 2] = np.nan
     x[:5, 2] = 1.0
-    with pytest.raises(DataError, match=r"no complete sample is left to hold out.*or hold out more of them"):
+    with pytest.raises(DataError, match=r"no complete sample is left to hold out.*or hold out a larger fraction"):
         Dataset.of(x, split="rows", seed=next(s for s in range(99) if split(60, 0.1, s)[1].min() >= 5))
     with pytest.raises(DataError, match=r"no training sample has a value in feature 1 \(counted from 0\); drop it"):
         Dataset.of(np.where(np.arange(3) == 1, np.nan, vectors()), vectors(9))
@@ -551,7 +551,7 @@ def test_known_pictures_and_texts_that_cannot_be_used_hinder_only_those_who_ask(
         "the images in given/ are not used as a condition: 1 of 60 files is not a readable image: given/cat/04.png"
         in (notes)
     )
-    assert "the texts beside the images are not used as a condition" in notes and "and 1 more problem" in notes
+    assert "the texts next to the images are not used as a condition" in notes and "and 1 more problem" in notes
     for cond, message in (("image", "given/cat/04.png"), ("text", r"cat/02\.txt cannot be read")):
         with pytest.raises(Problems, match=message):
             TrainConfig(data=str(tmp_path), cond=cond).load_data()
@@ -569,7 +569,7 @@ def test_empty_texts_are_no_texts(tmp_path: Path) -> None:
     for i in range(0, 60, 2):
         (tmp_path / "cat" / f"{i:02d}.txt").write_text(" \n")
     data = load_data(str(tmp_path))
-    assert data.info.known == CondInfo() and any(".txt files beside the images are empty" in n for n in data.notes)
+    assert data.info.known == CondInfo() and any(".txt files next to the images are empty" in n for n in data.notes)
     with pytest.raises(Problems, match="are empty"):
         TrainConfig(data=str(tmp_path), cond="text").load_data()
 

@@ -311,9 +311,9 @@ def test_bad_text(text: str, message: str) -> None:
     [
         (Pool(2), (1, 7, 8), "sides that are divisible by 2, but the samples are 7 x 8"),
         (Pool(2), (6,), "needs pictures, signals or volumes, but the samples are vectors"),
-        (Grey(), (1, 8, 8), "needs colour pictures, with 3 channels, but the samples have 1"),
-        (Hole(9), (1, 8, 8), "hole:9 needs sides longer than 9 pixels"),
-        (Crop(8), (1, 8, 8), "crop:8 needs sides longer than 8 pixels, but the samples are 8 x 8"),
+        (Grey(), (1, 8, 8), "needs pictures with 3 channels, but the number of channels is 1"),
+        (Hole(9), (1, 8, 8), "hole:9 needs sides longer than 9 px"),
+        (Crop(8), (1, 8, 8), "crop:8 needs sides longer than 8 px, but the samples are 8 x 8 px"),
         (JPEG(), (1, 8), "pictures with 1 or 3 channels"),
         (JPEG(), (2, 8, 8), "pictures with 1 or 3 channels"),
         (Blur(), (8,), "vectors"),

@@ -476,7 +476,7 @@ def test_too_much_for_the_memory_is_a_problem_with_an_answer(tmp_path: Path, mon
 
     monkeypatch.setattr(module, "np", SimpleNamespace(**{**vars(np), "empty": full}))
     (problem,) = problems(tmp_path).problems
-    assert "3 images of this size would need more memory than is available (0.0 GB)" in problem.message
+    assert "3 images of this size would need 0.0 GB, more memory than is available" in problem.message
     assert problem.answers == {"size": 32}
 
 

@@ -1,5 +1,5 @@
-"""Data sets: their types (``dataset``), their sources (``readers`` and ``toys``), a check for problems (``look``), and
-the batches that training draws from them (``batch``).
+"""Load data sets (``dataset``) from files (``readers``) or toy distributions (``toys``), check them for problems
+(``look``), and form batches from them for training (``batch``).
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ from .raw import AS_IS, Array, Known, Raw, Reading, index_labels
 __all__ = ["load_arrays", "raw_of", "read_numpy", "roles"]
 
 
-# Recognised array names, ignoring case, for all samples or for one part of them. np.savez calls unnamed arrays arr_0
-# and arr_1, and published samples often have these names.
+# Recognised array names, ignoring case, for all samples or for one part of the data (training or test). np.savez calls
+# unnamed arrays arr_0 and arr_1, and published samples often have these names.
 ALL = ("x", "images", "image", "data", "samples", "features", "arr_0")
 TRAIN = ("x_train", "train_x", "train_images", "train_data", "train")
 TEST = ("x_test", "test_x", "test_images", "test_data", "test")
@@ -61,16 +61,19 @@ def load_arrays(path: Path) -> dict[str, Array]:
                 f"{path} contains pickled Python objects (dtype=object), which can execute code and are never "
                 "loaded; save plain numbers in one array, for example np.save(file, np.stack(rows).astype(np.float32))"
             ) from error
-        raise DataError(f"{path} is damaged or is not a NumPy file ({error})") from error
+        raise DataError(
+            f"{path} is damaged or is not a NumPy file ({error}); save it again with np.save or np.savez"
+        ) from error
     except (OSError, MemoryError) as error:
         raise DataError(f"{path} cannot be read: {reason(error)}") from error
 
 
 def roles(path: Path | str, arrays: Mapping[str, Array]) -> dict[str, str]:
-    """Find which arrays hold the data, the labels and the conditions, as a mapping from roles to array names.
+    """Determine which arrays hold the data, the labels and the conditions.
 
-    The roles are ``x``, which is always present, ``y``, ``c``, ``given`` and ``text``, and the same names with
-    ``_test`` for the test part.
+    Returns:
+        A mapping from roles to array names. The roles are ``x`` (the data, always present), ``y`` (the labels), and
+        ``c``, ``given`` and ``text`` (the conditions). Roles in the test part have the same names with ``_test`` added.
 
     Raises:
         DataError: If two arrays could have the same role, or if it is unclear which array holds the data.
@@ -107,19 +110,19 @@ def roles(path: Path | str, arrays: Mapping[str, Array]) -> dict[str, str]:
     chosen = {role: keys[0] for role, keys in found.items() if keys}
     if "x_test" in chosen and chosen["x"].lower() not in TRAIN:
         raise DataError(
-            f"{path} has both {chosen['x']} and {chosen['x_test']}; rename {chosen['x']} to x_train if it holds the "
-            "training data"
+            f"{path} has both {chosen['x']} and {chosen['x_test']}; rename {chosen['x']} to x_train if it holds "
+            "only the training data, or remove the second array if the first holds all data"
         )
     return chosen
 
 
 def _is_data(second: Array, first: Array) -> bool:
-    """Whether the second of two unnamed arrays holds more data rather than labels."""
+    """Whether the second of two unnamed arrays holds data rather than labels."""
     return second.ndim > 1 and second.shape[1:] != (1,) and second.ndim == first.ndim
 
 
 def _without_targets(path: Path, arrays: dict[str, Array]) -> tuple[dict[str, Array], list[str]]:
-    """Leave out label arrays that hold numbers rather than classes. Return the other arrays, and notes to the user."""
+    """Leave out label arrays that hold numbers rather than classes. Return the other arrays, and notes for the user."""
     found = roles(path, arrays)
     keys = [found[role] for role in ("y", "y_test") if role in found]
     if not any(arrays[key].dtype.kind == "f" and not _are_classes(arrays[key]) for key in keys):
@@ -137,7 +140,7 @@ def _are_classes(y: Array) -> bool:
 
 
 def raw_of(arrays: dict[str, Array], path: Path | str, reading: Reading = AS_IS) -> Raw:
-    """Build a :class:`Raw` from named arrays, with labels and a split if present. ``path`` is used only in messages."""
+    """Build a :class:`Raw` from named arrays, including any labels and split. ``path`` is used only in messages."""
     found = roles(path, arrays)
     key = found["x"]
     kind, channels_last = _layout(path, key, arrays[key], reading)
@@ -165,7 +168,11 @@ def raw_of(arrays: dict[str, Array], path: Path | str, reading: Reading = AS_IS)
 
 
 def _filled(x: Array) -> tuple[Array, Array | None]:
-    """Replace each NaN by the mean of its column. Return the array, and a mask of the known values if any was NaN."""
+    """Replace each NaN by the mean of its column.
+
+    Returns:
+        The array without NaN, and a mask of the values that were not NaN, or ``None`` if no value was NaN.
+    """
     if x.dtype.kind != "f" or x.ndim == 0 or not np.isnan(x).any():
         return x, None
     known, finite = ~np.isnan(x), np.isfinite(x)
@@ -183,7 +190,7 @@ def _known(
     channels_last: bool,
     reading: Reading,
 ) -> tuple[tuple[Known, Known], tuple[str, ...]]:
-    """Return the conditions of the training and of the test samples, and notes on arrays that are left out."""
+    """Return the conditions of the training samples and of the test samples, and notes on arrays that are left out."""
     parts = {"": train} if test is None else {"": train, "_test": test}
     values: list[dict[str, Array]] = [{}, {}]
     notes = []
@@ -202,7 +209,7 @@ def _known(
                 if value.ndim == 0 or len(value) != len(x):
                     raise DataError(
                         f"{path}: array {key!r} has shape {value.shape}, but there are {len(x)} samples; it must have "
-                        "a row for each sample"
+                        "one row per sample"
                     )
                 made.append(_MAKE[role](f"{path}: array {key!r}", value, x.shape[1:], channels_last, reading))
             several = 2 if made[0][0] == "features" else 1  # texts may differ in length
@@ -227,16 +234,16 @@ def _known(
 
 
 def _numbers(where: str, c: Array, *_: object) -> tuple[str, Array]:
-    """Return the numbers that are the condition of each sample, float64 ``(N, K)``."""
+    """Return ``"vector"`` and the numbers in the condition of each sample, float64, shape ``(N, K)``."""
     if c.dtype.kind not in "biuf" or c.ndim > 2 or c.shape[1:] == (0,):
-        raise DataError(f"{where} has dtype {c.dtype} and shape {c.shape}; it must hold numbers, shape (N, K)")
+        raise DataError(f"{where} has dtype {c.dtype} and shape {c.shape}; it must hold numbers and have shape (N, K)")
     if np.isinf(c).any():
         raise DataError(f"{where} has infinite values; replace them, or use NaN for values that are unknown")
     return "vector", c.reshape(len(c), -1).astype(np.float64)
 
 
 def _picture(where: str, x: Array, event: tuple[int, ...], channels_last: bool, reading: Reading) -> tuple[str, Array]:
-    """Return the pictures that are the conditions of samples of shape ``event``, channels first."""
+    """Return ``"image"`` and the pictures that are the conditions of samples of shape ``event``, channels first."""
     ndim = len(event) + 1
     if x.dtype.kind not in "biuf":
         raise DataError(f"{where} has dtype {x.dtype}, but must hold numbers")
@@ -246,7 +253,7 @@ def _picture(where: str, x: Array, event: tuple[int, ...], channels_last: bool, 
         if x.size and np.isnan(x).all():
             raise DataError(f"{where} contains only NaN; fill in values, or leave the array out")
     if not x.size:
-        raise DataError(f"{where} is empty (shape {x.shape}); leave it out")
+        raise DataError(f"{where} is empty (shape {x.shape}); leave the array out")
     if x.ndim == ndim - 1 and ndim > 2:
         x = x[:, None]  # pictures without a channel axis
     elif x.ndim == ndim > 2:
@@ -257,25 +264,25 @@ def _picture(where: str, x: Array, event: tuple[int, ...], channels_last: bool, 
             last = alike[1] if alike[0] != alike[1] else last
         x = np.moveaxis(x, -1, 1) if last else x
     if x.ndim != ndim:
-        raise DataError(f"{where} has shape {x.shape}, but must have {ndim} axes, as many as the array of the samples")
+        raise DataError(f"{where} has shape {x.shape}, but must have {ndim} axes, like the array of samples")
     return "image", x
 
 
 def _proportional(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
-    """Whether two pictures have the same proportions."""
+    """Whether two spatial shapes have the same proportions."""
     return all(m * b[0] == n * a[0] for m, n in zip(a, b, strict=True))
 
 
 def _texts(where: str, text: Array, *_: object) -> tuple[str, Array]:
-    """Return the texts about each sample, shape ``(N,)``, or the features of their words, ``(N, L, E)``."""
+    """Return ``"text"`` and the texts, ``(N,)``, or ``"features"`` and the features of their words, ``(N, L, E)``."""
     if text.dtype.kind == "f" and text.ndim == 3 and text.size:
         if np.isinf(text).any():
             raise DataError(f"{where} has infinite values; write NaN where there is no word")
         return "features", text
     if text.dtype.kind != "U" or text.ndim != 1:
         raise DataError(
-            f"{where} has dtype {text.dtype} and shape {text.shape}; it must hold strings, shape (N,), or features of "
-            "words, shape (N, L, E)"
+            f"{where} has dtype {text.dtype} and shape {text.shape}; it must hold strings and have shape (N,), or "
+            "hold features of words and have shape (N, L, E)"
         )
     if not any(map(str.strip, text.tolist())):
         raise DataError(f"{where} has only empty texts; add texts, or leave the array out")
@@ -295,11 +302,12 @@ def _labels(path: Path | str, key: str, arrays: dict[str, Array], n: int) -> Arr
 
 
 def _layout(path: Path | str, key: str, x: Array, reading: Reading) -> tuple[str, bool]:
-    """Infer from shape and dtype what kind of data an array holds, and whether its channels are last.
+    """Infer from its shape and dtype what kind of data an array holds, and whether its channels are last.
 
-    Channels come first by default. The channels of an image or volume are last if the last axis has length 1, 3 or 4
-    and all other axes of the event are at least :data:`SPACE` long. The channels of a signal are last if the last axis
-    of the event has length 4 or less and the first axis has length 16 or more.
+    Unless ``reading`` sets the layout, the shape of a sample determines which axis holds the channels. The channels of
+    an image or volume are last if the last axis has length 1, 3 or 4 and all other axes are at least :data:`SPACE`
+    long. The channels of a signal are last if the last axis has length 4 or less and the other has length 16 or more.
+    Otherwise, the channels are first. A shape for which both readings are plausible is rejected.
     """
     where = f"{path}: array {key!r}"
     if x.dtype.kind not in "biuf":
@@ -308,8 +316,8 @@ def _layout(path: Path | str, key: str, x: Array, reading: Reading) -> tuple[str
         )
     if x.ndim == 0 or x.size == 0:
         raise DataError(
-            f"{where} is {'a single number' if x.ndim == 0 else f'empty (shape {x.shape})'}; it must hold at least one "
-            "sample, with shape (N, ...)"
+            f"{where} is {'a single number' if x.ndim == 0 else f'empty (shape {x.shape})'}; it must have "
+            "shape (N, ...) and hold at least one sample"
         )
     if x.ndim > 5:
         raise DataError(
@@ -353,7 +361,7 @@ def _checked(path: Path | str, key: str, x: Array, kind: str, channels_last: boo
             row = int(bad.reshape(len(x), -1).any(1).argmax())
             raise DataError(
                 f"{path}: array {key!r} has {int(bad.sum())} NaN or infinite value{'s' if bad.sum() > 1 else ''}, "
-                f"the first in row {row}; drop such rows or fill in the values"
+                f"the first in row {row}, counted from 0; drop such rows or fill in the values"
             )
     return _shaped(x, kind, channels_last)
 

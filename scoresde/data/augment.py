@@ -1,13 +1,14 @@
-"""Non-leaking augmentation: training images are transformed, and the network receives the parameters.
+"""Non-leaking augmentation: training images are transformed, and the network receives the parameters of the
+transformation, so that it does not generate transformed images.
 
 A small set of images can be enlarged by mirroring, shifting and scaling. A model trained on the result also generates
-mirrored and shifted images, unless it can tell them from the originals. If the network F receives the parameters a of
-the transformation T_a as an extra input,
+mirrored, shifted and scaled images, unless it can tell them from the originals. If the network F receives the
+parameters a of the transformation T_a as an extra input,
 
     F(x_t, c, cond, a),    x_t = alpha T_a(x_0) + sigma eps,                                                    (1)
 
-where c is the noise-level input and cond the condition, it learns the score of each augmented distribution. The value
-a = 0 corresponds to the original images (Karras et al. 2022, arXiv:2206.00364, app. F.2). Sampling and likelihood
+where c is the noise-level input and cond is the condition, it learns the score of each augmented distribution. The
+value a = 0 corresponds to the original images (Karras et al. 2022, arXiv:2206.00364, app. F.2). Sampling and likelihood
 evaluation use a = 0.
 
 Each row is first mirrored, then scaled about its centre, then shifted. Pixel i along an axis of n pixels is read from
@@ -16,9 +17,9 @@ the position
     s(i) = m +- (i - m - d) / 2^(0.2 a_scale),    m = (n - 1)/2,    d = a_shift n/8  (an integer),               (2)
 
 by linear interpolation, with reflection at the edges. The minus sign applies to mirrored rows. The distribution of the
-parameters follows table 6 of the paper: a_scale and a_shift are normal, and a mirrored row has a = 1. ``flip`` mirrors
-half of the rows. Each of the other kinds applies to 12 % of the rows, of which ``vflip`` mirrors half. Here, shifts are
-rounded to whole pixels, so that they need no interpolation.
+parameters follows table 6 of the paper: a_scale and a_shift are normal, and the mirroring parameter is 1 for a mirrored
+row. ``flip`` mirrors half of the rows. By default, each of the other kinds applies to 12 % of the rows, of which
+``vflip`` mirrors half. In this implementation, shifts are rounded to whole pixels, so that they need no interpolation.
 
 The parameters of a row depend only on the seed, the step and the position of the row in its batch.
 """
@@ -73,7 +74,7 @@ class Augmentation(Checked):
 
     @classmethod
     def of(cls, text: str) -> Augmentation | None:
-        """Parse a list such as ``flip,shift``. ``all`` means every kind, and ``none`` gives ``None``.
+        """Parse a list of kinds, such as ``flip,shift``, or ``all`` for every kind. Return ``None`` for ``none``.
 
         Raises:
             UsageError: If a kind is unknown.
@@ -92,11 +93,12 @@ class Augmentation(Checked):
         return sum(KINDS[kind] for kind in self.kinds)
 
     def drawn(self, count: int, shape: tuple[int, ...], *, seed: int, step: int) -> Tensor:
-        """Draw the parameters for ``count`` rows of shape ``(C, H, W)`` in a step, ``(count, numbers)`` float64.
+        """Draw the augmentation parameters of ``count`` images of shape ``(C, H, W)`` for one training step.
 
-        A parameter is 0 where a row is not transformed. Otherwise, it is 1 for mirroring and a standard normal number
-        for scaling. The two parameters of a shift are the numbers of whole pixels to the right and down, divided by an
-        eighth of the width and of the height.
+        The result has shape ``(count, numbers)`` and dtype float64. The parameters of a
+        transformation are 0 if it is not applied to an image. Otherwise, the parameter is 1 for mirroring and a
+        standard normal number for scaling. The two parameters of a shift are the number of pixels to the right, divided
+        by an eighth of the width, and the number of pixels down, divided by an eighth of the height.
         """
         noise = Noise.of(count, seed % 2**64)
         # Use two addresses, because normal numbers are computed from the uniform ones. Draw all kinds, so that no kind
@@ -119,7 +121,7 @@ class Augmentation(Checked):
         Mirroring and shifting only move pixels, while scaling interpolates.
 
         Args:
-            x: Images in model units, shape ``(B, C, H, W)``.
+            x: Images in any units, shape ``(B, C, H, W)``.
             numbers: The parameters that :meth:`drawn` returned for the images, shape ``(B, numbers)``.
 
         Returns:
@@ -146,12 +148,12 @@ class Augmentation(Checked):
 
 
 def _eighths(shape: tuple[int, ...]) -> Tensor:
-    """Return an eighth of the width and of the height of ``(C, H, W)``, in pixels, shape ``(2,)``."""
+    """Return one eighth of the width and one eighth of the height of images of shape ``(C, H, W)``, in pixels."""
     return _EIGHTH * torch.tensor([shape[2], shape[1]], dtype=torch.float64)
 
 
 def _read(x: Tensor, source: Tensor, axis: int) -> Tensor:
-    """Interpolate ``x``, ``(B, C, H, W)``, linearly along ``axis`` at the positions ``source``, ``(B, n)``."""
+    """Interpolate the images ``x: (B, C, H, W)`` linearly along ``axis`` at the positions ``source: (B, n)``."""
     size = x.shape[axis]
     below = source.floor()
 

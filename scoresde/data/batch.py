@@ -1,8 +1,8 @@
 """Batches for training, as a function of the seed and the step.
 
-Each pass over the data uses its own permutation, which is determined by the seed and the index of the pass. Each batch
-is the next section of this permutation. No batch depends on earlier ones, so a resumed run continues exactly where it
-stopped.
+Each pass over the data uses its own permutation, which is determined by the seed and the index of the pass. The batches
+are consecutive sections of these permutations. No batch depends on earlier ones, so a resumed run continues exactly
+where it stopped.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Batch:
         eps: The noise paired with each row, with the same shape as ``x0``, or ``None`` without paired noise.
         augment: The augmentation parameters of each row, ``(B, A)``, which are an input to the network, or ``None``
             without augmentation. Unlike a condition, they are never dropped at random.
-        clean: Data in data units, before levels were turned into continuous values, with the same shape as ``x0``, if
-            an operator is to be applied to them.
+        clean: The same data in data units, before dequantisation, with the same shape as ``x0``. ``None`` if no
+            operator is to be applied to them.
     """
 
     x0: Tensor
@@ -54,7 +54,7 @@ class Batch:
         return len(self.x0)
 
     def rows(self, index: Tensor) -> Batch:
-        """Select the rows ``index``, int64 ``(B',)``."""
+        """Return a batch with only the rows ``index``, int64 ``(B',)``."""
         known = None if self.condition is None else self.condition.rows(index)
         return Batch(self.x0[index], known, *each(lambda v: v[index], self.weight, self.eps, self.augment, self.clean))
 
@@ -67,14 +67,14 @@ class Batch:
 
 
 class Source(Protocol):
-    """A data source for batches."""
+    """A source of rows, from which batches are formed."""
 
     def __len__(self) -> int:
         """Return the number of rows."""
         ...
 
     def __call__(self, index: Tensor, generator: torch.Generator, dtype: torch.dtype) -> Batch:
-        """Return the rows ``index``, int64 ``(B,)``. Any random numbers are drawn from ``generator``."""
+        """Return the rows ``index``, int64 ``(B,)``, as a batch. Any random numbers are drawn from ``generator``."""
         ...
 
 
@@ -88,9 +88,10 @@ class Rows:
         labels: Class of each row, int64 ``(n,)``, or ``None`` for batches without class labels.
         classes: Number of classes.
         given: The rest of the condition of each row, in data units, or ``None``.
-        told: The description of the conditions, by which ``given`` is converted to model units.
-        complete: Which values are known, bool ``(n, *event)``, or ``None`` if all are.
-        operator: An operator whose measurement of each row is part of its condition (:func:`degraded`), or ``None``.
+        told: The description of the conditions, which is used to convert ``given`` to model units.
+        complete: A mask of the known values, bool ``(n, *event)``, or ``None`` if all values are known.
+        operator: An operator whose measurement of each row is part of the row's condition (:func:`degraded`), or
+            ``None``.
     """
 
     x: Tensor
@@ -119,13 +120,13 @@ class Rows:
 
 
 def degraded(batch: Batch, operator: Operator, codec: Codec, noise: Noise, step: int) -> Batch:
-    """Return the batch with the measurement of each row by an operator added to its condition.
+    """Measure each row of a batch with an operator, and return the batch with the measurements in its condition.
 
     Args:
         batch: The batch, with ``clean`` set.
-        operator: The operator, for samples of this shape.
+        operator: The operator, already prepared for the shape of the samples by :meth:`Operator.on`.
         codec: The map from data units to model units.
-        noise: The random numbers of the rows.
+        noise: The source of the random numbers for each row.
         step: The training step.
     """
     assert batch.clean is not None
@@ -143,7 +144,7 @@ class Batches:
         source: The data source.
         size: Number of rows per batch.
         seed: Seed of the row order and of the augmentation.
-        augmentation: Augmentation of the rows, or ``None``. Only images without paired noise and weights can be
+        augmentation: Augmentation of the rows, or ``None``. Only images without paired noise or weights can be
             augmented.
     """
 

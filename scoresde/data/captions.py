@@ -1,8 +1,8 @@
 """Pictures with captions: two coloured digits side by side, ``(3, 8, 16)``, made from the bundled digits.
 
 A caption is a sentence such as "a red three left of a green seven", or, for the same picture, "a green seven right of a
-red three". The words alone do not say which digit has which colour, or which one is on the left, so a model has to use
-their order.
+red three". Without their order, the words do not say which digit has which colour or which digit is on the left, so a
+model has to use the order.
 
 The training part and the test part share no digit images. They share no captions either: no training caption has the
 same two digits and the same two colours as a test caption, in any order. The samples are the same on every machine.
@@ -33,11 +33,11 @@ def captioned(digits: Raw, train: Tensor, test: Tensor) -> Raw:
 
     Args:
         digits: The bundled digits, ``(N, 1, 8, 8)``, with levels from 0 to 16 and labels from 0 to 9.
-        train: The digits for the training part, int64 ``(n,)``.
-        test: The digits for the test part, int64 ``(m,)``.
+        train: Indexes of the digits to use in training pictures, int64 ``(n,)``.
+        test: Indexes of the digits to use in test pictures, int64 ``(m,)``.
 
     Returns:
-        Pictures of both parts, uint8 ``(n, 3, 8, 16)``, each with its caption.
+        :data:`TRAIN` training pictures and :data:`TEST` test pictures, uint8 ``(3, 8, 16)``, each with a caption.
     """
     scenes = np.array(list(product(range(10), range(4), range(10), range(4))))  # digit and colour, left and right
     sets = np.concatenate([np.sort(scenes[:, ::2], 1), np.sort(scenes[:, 1::2], 1)], 1) @ (1000, 100, 10, 1)
@@ -50,7 +50,11 @@ def captioned(digits: Raw, train: Tensor, test: Tensor) -> Raw:
 
 
 def _part(digits: Raw, index: Tensor, scenes: Array, noise: Noise) -> tuple[Array, Array]:
-    """Draw n of the scenes ``(k, 4)``. Return their pictures, uint8 ``(n, 3, 8, 16)``, and their captions, ``(n,)``."""
+    """Draw one of the ``scenes``, shape ``(k, 4)``, for each of the n rows of ``noise``.
+
+    Returns:
+        The pictures of these scenes, uint8 ``(n, 3, 8, 16)``, and their captions, ``(n,)``.
+    """
     assert digits.train_labels is not None
     grey, labels = digits.train[index.numpy(), 0] / 16, digits.train_labels[index.numpy()]
     u = noise.uniform((4,), stream="user", dtype=torch.float64).numpy()
@@ -68,7 +72,7 @@ def _part(digits: Raw, index: Tensor, scenes: Array, noise: Noise) -> tuple[Arra
 
 
 def _caption(scene: list[int], from_left: bool) -> str:
-    """Describe a scene, starting with the digit on the left or on the right."""
+    """Describe a scene, starting with the digit on the left if ``from_left``, else with the digit on the right."""
     names = tuple(COLOURS)
     left, right = (f"a {names[colour]} {DIGITS[digit]}" for digit, colour in (scene[:2], scene[2:]))
     return f"{left} left of {right}" if from_left else f"{right} right of {left}"

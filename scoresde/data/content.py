@@ -46,8 +46,8 @@ def contents(x: Array, classes: Sequence[str] | None = None, files: Sequence[byt
 
     Args:
         x: The rows, shape ``(N, *event)``.
-        classes: Class name of each row.
-        files: Hash of the file of each row, which is used instead of the values of the row.
+        classes: Class name of each row, or ``None`` if the content does not include the class.
+        files: Hash of the file of each row, to be used instead of the values of the row. If empty, the values are used.
     """
     found = []
     for i, row in enumerate(files or _plain(x)):
@@ -79,13 +79,13 @@ def held_out(
         rows: Content hash of each row.
         seed: Seed of the split.
         fraction: Fraction of the rows to hold out, in (0, 1).
-        copies_apart: Whether equation 1 includes the number of equal rows before a row. False only for images from
-            files.
-        test: Whether to choose test rows. False if the data have their own test part.
+        copies_apart: Whether equation 1 includes the number of equal rows before a row. This is false only for images
+            from files.
+        test: Whether to choose test rows. This is false if the data come with a test part.
 
     Returns:
-        Three sorted int64 arrays: the indexes of the training rows, the positions *among the training rows* of the
-        validation rows, and the indexes of the test rows.
+        Three sorted int64 arrays: the indexes of the training rows, the positions of the validation rows *among the
+        training rows*, and the indexes of the test rows.
     """
     before: Counter[bytes] = Counter()
     u, key = np.empty(len(rows)), (seed % 2**64).to_bytes(8, "little")
@@ -110,8 +110,8 @@ class Identity:
     """The identity of data, which depends on their content but not on their name or location.
 
     Attributes:
-        hashes: Hash of each row, sorted, uint64 ``(N,)``, or a single hash of all files for large data.
-        order: Order-dependent hash of all rows.
+        hashes: The sorted hashes of the rows, uint64 ``(N,)``, or a single hash of all files for large data.
+        order: A hash of all rows that depends on their order.
         large: Whether files were hashed instead of rows.
     """
 
@@ -121,7 +121,7 @@ class Identity:
 
     @classmethod
     def of(cls, rows: Sequence[bytes], own_test: int = 0) -> Identity:
-        """Build the identity from content hashes. The last ``own_test`` rows are the data's own test part."""
+        """Build the identity from content hashes, of which the last ``own_test`` belong to the data's own test part."""
         parts = [row[:8] for row in rows[: len(rows) - own_test]]
         parts += [hashlib.blake2b(row, digest_size=8, key=b"test").digest() for row in rows[len(rows) - own_test :]]
         hashes = np.frombuffer(b"".join(parts), "<u8").astype(np.uint64)
@@ -147,8 +147,8 @@ class Identity:
         """Compare this identity with the identity ``now`` of the current data.
 
         Returns:
-            The result (``same``, ``re-sorted``, ``grown``, ``shrunk`` or ``other``; only ``same`` or ``other`` for
-            large data), the number of new rows, and the number of missing rows.
+            The result, the number of new rows, and the number of missing rows. The result is ``same``, ``re-sorted``,
+            ``grown``, ``shrunk`` or ``other``. For large data, it is ``same`` or ``other``, and both numbers are 0.
         """
         if self.large or now.large:
             return ("same", 0, 0) if self.large == now.large and self.order == now.order else ("other", 0, 0)
@@ -160,7 +160,10 @@ class Identity:
         return "same" if self.order == now.order else "re-sorted", 0, 0
 
     def joined(self, now: Identity) -> Identity:
-        """Merge two identities into one of all rows a run was trained on, with the larger count for each row."""
+        """Merge this identity and ``now`` into the identity of all rows that a run was trained on.
+
+        If a row occurs more often in one identity than in the other, the larger count is used.
+        """
         _, new, missing = self.compared(now)
         if self.large or now.large or not new:
             return self

@@ -62,7 +62,7 @@ class DataInfo:
         classes: Class names in label order. Empty if there are no labels.
         n_train: Number of training samples.
         n_test: Number of test samples.
-        channels_last: Whether the source had its channels last. Data and samples have them first in any case.
+        channels_last: Whether the source had its channels last. They are moved to the front when the source is read.
         names: Column names of a table, or empty.
         wide: Whether the values need float64, in which case samples are also written in float64.
         n_validation: Number of training samples that are used only to choose between checkpoints.
@@ -212,16 +212,16 @@ class Dataset:
     Attributes:
         info: Description of the data, stored in the run folder.
         codec: The map from data units to model units.
-        train: Training samples, ``(n_train, *event)``. The dtype is uint8 for 8-bit sources, int32 for other integers
-            and float32 for other numbers, or int64 and float64 where int32 and float32 would round.
+        train: Training samples, ``(n_train, *event)``. The dtype is uint8 if the source has unsigned bytes or booleans.
+            Otherwise, it is int32 or float32, or int64 or float64 if ``info.wide``.
         test: Test samples, ``(n_test, *event)``, with the same dtype.
         train_labels: Indexes into ``info.classes``, ``(n_train,)`` int64, or None.
         test_labels: Indexes into ``info.classes``, ``(n_test,)`` int64, or None.
-        log_density: The true log density where it is known: a function from ``(N, *event)`` in data units to ``(N,)``
-            in nats.
+        log_density: A function that computes the true log density in nats, ``(N,)``, of samples ``(N, *event)`` in data
+            units, or ``None`` if the density is unknown.
         validates: Indexes of the validation rows, int64 ``(n_validation,)``. These are training rows that are used only
             to choose between checkpoints.
-        identity: Identity of the data by content, or ``None`` for toys, for the digits and for a split by rows.
+        identity: Identity of the data by content, or ``None`` if the data were split by rows.
         known_again: Number of test rows that equal a training row.
         notes: Messages from the reader about what it did.
         how: Options used to read and split the data, or ``None``.
@@ -230,8 +230,8 @@ class Dataset:
             each sample has its own file.
         files: The file of each sample, training samples first. Empty if samples do not have their own files.
         train_given, test_given: The condition of each sample, except its class, in data units.
-        complete: Which values of the training samples are known, bool ``(n_train, *event)``, or ``None`` if all values
-            are known. An unknown value is stored as the mean of its column, and has no weight in training. Test
+        complete: A mask of the known values of the training samples, bool ``(n_train, *event)``, or ``None`` if all
+            values are known. An unknown value is stored as the mean of its column, and has no weight in training. Test
             samples are always complete.
     """
 
@@ -254,7 +254,7 @@ class Dataset:
     complete: Tensor | None = None
 
     def described(self, known: CondInfo) -> Dataset:
-        """Return the data with ``known`` as the description of their conditions, and with words numbered by it."""
+        """Return the data with ``known`` as the description of their conditions, and with word indices to match."""
         train, test = (known.translated(given, self.info.known) for given in (self.train_given, self.test_given))
         return replace(self, info=replace(self.info, known=known), train_given=train, test_given=test)
 
@@ -302,17 +302,17 @@ class Dataset:
         return x, y, Condition(label, vector, image, tokens, self.train_given.classes)
 
     def origin(self, index: int) -> int | Path:
-        """The file of a sample, or its position in the source if samples do not have a file each.
+        """Return the file of a sample, or its position in the source if samples do not have their own files.
 
         Args:
-            index: The sample, counted through ``train`` and then through ``test``.
+            index: Index of the sample, where the test samples follow the training samples.
         """
         if self.files:
             return self.files[index]
         return index if self.rows is None else int(self.rows[index])
 
     def told_as(self, known: CondInfo) -> Dataset:
-        """Return the data with the vocabulary and the standardisation of a model for their conditions.
+        """Return the data with conditions that use the vocabulary and the standardisation of a model.
 
         Args:
             known: The description of the conditions that is stored with the model.
@@ -368,12 +368,12 @@ class Dataset:
         layout: str = "auto",
         split: str = "content",
     ) -> Dataset:
-        """Make a data set from arrays, as :func:`load_data` does from a file that holds them.
+        """Make a data set from arrays, in the same way as :func:`load_data` does from a file that contains them.
 
         Args:
-            train: All samples, or the training samples: ``(N, D)`` vectors, ``(N, C, L)`` signals, ``(N, C, H, W)``
-                images or ``(N, C, D, H, W)`` volumes.
-            test: Samples to hold out (default: a fraction of ``train``).
+            train: The training samples, or all samples if ``test`` is ``None``: ``(N, D)`` vectors, ``(N, C, L)``
+                signals, ``(N, C, H, W)`` images or ``(N, C, D, H, W)`` volumes.
+            test: The samples to hold out. By default, a fraction of ``train`` is held out.
             classes, test_classes: The class of each sample, as integers or strings, shape ``(N,)``.
             given, test_given: The condition of each sample, except its class, in data units: a ``vector``, an
                 ``image``, or features of words as ``tokens``.
@@ -383,7 +383,7 @@ class Dataset:
             layout: Position of the channel axis: ``first``, ``last``, or ``auto`` to infer it from the shape.
 
         Raises:
-            DataError: If the array cannot be used as data.
+            DataError: If an array cannot be used as data, labels or conditions.
 
         >>> data = Dataset.of(np.random.default_rng(0).normal(3.0, 2.0, (100, 2)))
         >>> data.info.kind, len(data.train), len(data.test)
@@ -402,7 +402,7 @@ class Dataset:
 
 
 def _joined(a: Tensor, b: Tensor) -> Tensor:
-    """Join the rows of two tensors. Texts of different lengths are filled with -1, or NaN for features."""
+    """Join the rows of two tensors. Texts of different lengths are padded with -1, or with NaN if they are features."""
     if a.ndim < 2 or a.shape[1:] == b.shape[1:] or a.shape[2:] != b.shape[2:]:
         return torch.cat([a, b])
     length, nothing = max(a.shape[1], b.shape[1]), torch.nan if a.is_floating_point() else -1
@@ -444,13 +444,14 @@ def load_data(
     """Load a data set.
 
     Args:
-        spec: One of ``NAMES``, or the path of a file or folder (``./digits`` for a path that is also a name).
-        seed: Seed for sampling toys, and for splitting data that do not come with a test part.
+        spec: One of ``NAMES``, or the path of a file or folder. Write ``./digits`` for a file or folder called
+            ``digits``, because ``digits`` is one of the names.
+        seed: Seed for sampling toys and for choosing test and validation samples.
         test_fraction: Fraction of the samples to hold out, in (0, 1). Ignored if the source has a test part.
         reading: Options for files that can be read in more than one way.
         split: ``content`` holds out samples by their content, so that adding or reordering data never moves a sample
-            between training and test; ``rows`` uses a random permutation of the rows. Toys and digits are always split
-            by rows, and the captions have a test part of their own.
+            between training and test; ``rows`` uses a random permutation of the rows. All data sets in ``NAMES`` are
+            split by rows, except ``captions``, which comes with a test part.
 
     Raises:
         DataError: If ``spec`` is neither a name nor a path, or if the data are unreadable or inconsistent.
@@ -502,14 +503,14 @@ def _names_in(folder: Path) -> list[str]:
 
 @checked(seed=SEED, test_fraction=SHARE)
 def split(n: int, test_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Split ``range(n)`` into disjoint training and test indexes (int64), at random but determined by ``seed``."""
+    """Split ``range(n)`` at random, as determined by ``seed``, into training indexes and test indexes, both int64."""
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     n_test = max(1, round(test_fraction * n))
     return order[n_test:], order[:n_test]
 
 
 def _captions() -> Raw:
-    """Make the pictures with captions. Their test part uses the digits that are held out by default."""
+    """Make the pictures with captions. The test pictures use the digits that ``load_data("digits")`` holds out."""
     digits = read_digits()
     return captioned(digits, *split(len(digits.train), 0.1, seed=0))
 
@@ -536,7 +537,7 @@ def _build(raw: Raw, name: str, source: str, how: How) -> Dataset:
             what = f"{int((~whole).sum()):,} of the {len(x):,} samples have missing values"
             raise DataError(
                 f"{source}: {what}, and no complete sample is left to hold out; add complete samples, or "
-                + ("hold out more of them" if some else "leave out columns that are mostly empty"),
+                + ("hold out a larger fraction" if some else "leave out columns that are mostly empty"),
                 parameter="test_fraction" if some else None,
                 value=0.3 if some else None,
             )
@@ -607,7 +608,7 @@ class _Parts:
 def _by_content(raw: Raw, how: How) -> _Parts:
     """Split the rows by equation 1 of :mod:`scoresde.data.content`, but keep any test part of the source."""
     n, own_test = len(raw.train), 0 if raw.test is None else len(raw.test)
-    # The mean that stands for an unknown value depends on the other rows.
+    # Hash NaN for an unknown value, because the mean that is stored in its place depends on the other rows.
     x = raw.train if raw.complete is None else np.where(raw.complete, raw.train.astype(np.float64), np.nan)
     rows = contents(x, _names(raw.train_labels, raw.classes), raw.hashes[:n])
     if raw.test is not None:
@@ -624,7 +625,7 @@ def _by_content(raw: Raw, how: How) -> _Parts:
 
 
 def _files(raw: Raw, train: Tensor, test: Tensor) -> tuple[Path, ...]:
-    """Return the files of the training samples, then those of the test samples, if each sample has its own file."""
+    """Return the file of each sample, training samples first, or nothing if samples do not have their own files."""
     if not raw.hashes:
         return ()
     first = 0 if raw.test is None else len(raw.train)
@@ -637,7 +638,7 @@ def _names(y: Array | None, classes: tuple[str, ...]) -> list[str] | None:
 
 
 def _tensor(x: Array, wide: bool) -> Tensor:
-    """Convert an array to a tensor: uint8 for uint8 or bool, otherwise 32-bit numbers, or 64-bit if ``wide``."""
+    """Convert a uint8 or bool array to a uint8 tensor, and other arrays to 32-bit tensors, or 64-bit if ``wide``."""
     small = x.dtype in (np.uint8, np.bool_)
     dtype: type[np.generic]
     if x.dtype.kind == "f":

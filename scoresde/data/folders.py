@@ -4,8 +4,8 @@ Images may be at any depth. The classes are the top-level folders or, if there a
 the folders inside these. Everything in or below a class folder belongs to that class. Files that are not images are
 reported as left out, except for hidden files and files that operating systems create.
 
-Two kinds of file are not samples, but hold the condition of an image: an image of the same name in a folder
-``given`` at the top level (``given/cat/7.png`` for ``cat/7.png``), and a text file of the same name beside the image
+Two kinds of files are not samples, but contain the condition of an image: an image of the same name in a folder
+``given`` at the top level (``given/cat/7.png`` for ``cat/7.png``), and a text file of the same name next to the image
 (``cat/7.txt``).
 """
 
@@ -39,12 +39,13 @@ class Found:
 
     Attributes:
         train: File and class of each training image, or of each image if the folder has no split. The class is ""
-            if there are no classes. The order is that of the data rows.
+            if there are no classes. The images are in the order of the data rows.
         test: File and class of each test image.
         problems: Problems that prevent the folder from being read.
         notes: Notes on what was left out, one sentence each.
-        given: For each image with a counterpart in the folder ``given``, the path of the counterpart.
-        texts: For each image with a text file beside it, the path of the text file.
+        given: The counterpart of each image in the folder ``given``, keyed by the path of the image. Images without a
+            counterpart are omitted.
+        texts: The text file of each image, keyed by the path of the image. Images without a text file are omitted.
     """
 
     train: Classed
@@ -79,8 +80,8 @@ def find_pictures(folder: Path, older: bool = False) -> Found:
     beside = [p for top, inside in search.visible(folder) if top not in used for p in search.pictures(top, inside)]
     if beside and not search.older:
         search.refuse(
-            f"{parts['train'][0].name}/ is read as the training part, but some images are in no part "
-            f"({search.shown(beside)}); rename that folder if it is a class, or move these images"
+            f"{parts['train'][0].name}/ is read as the training part, but some images are not in any part "
+            f"({search.shown(beside)}); rename that folder if it is a class, or move these images into a part"
         )
     if train and test and bool(train[0][1]) != bool(test[0][1]):
         which = "test" if train[0][1] else "training"
@@ -89,12 +90,12 @@ def find_pictures(folder: Path, older: bool = False) -> Found:
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """Return all images in and below a folder, sorted by path, without regard to parts, classes and conditions."""
+    """Return all images in and below a folder, sorted by path, regardless of splits, classes and conditions."""
     return [path for path in _Search(folder, older=False, alone=False).walk(folder) if _is_picture(path)]
 
 
 def _held_out(search: _Search, parts: dict[str, list[Path]]) -> Path | None:
-    """Choose the test folder, or the validation folder if there are no test images."""
+    """Choose the test folder, or the validation folder if there are no test images. Return ``None`` without either."""
     folders = [parts[part][0] for part in ("test", "validation") if part in parts]
     if not folders:
         return None
@@ -108,12 +109,12 @@ def _held_out(search: _Search, parts: dict[str, list[Path]]) -> Path | None:
 
 
 class _Search:
-    """A search of a folder for images, which also collects problems, notes and other files.
+    """A search of a folder for images, which also collects problems, notes and the files that are not images.
 
     Args:
         folder: The folder.
         older: See :class:`~scoresde.data.Reading`.
-        alone: Whether images in a folder ``given`` are set apart from the others.
+        alone: Whether images in a folder ``given`` may be conditions of the other images instead of samples.
     """
 
     def __init__(self, folder: Path, older: bool, alone: bool = True) -> None:
@@ -133,7 +134,7 @@ class _Search:
             path for path, inside in self.visible(self.folder) if path != folder for path in self.walk(path, inside)
         ]
         names = {path.relative_to(self.folder).with_suffix("") for path in apart if _is_picture(path)}
-        # The folder may also be a class called "given". Then no image elsewhere has the same name as one of its images.
+        # If no image elsewhere has the same name as an image in this folder, the folder is a class called "given".
         return found if names & found.keys() else {}
 
     def refuse(self, text: str) -> None:
@@ -146,7 +147,7 @@ class _Search:
         return some([path.relative_to(self.folder).as_posix() for path in paths])
 
     def visible(self, folder: Path) -> list[tuple[Path, bool]]:
-        """List the visible entries of a folder, sorted by name, each with a flag for whether it is a folder."""
+        """List the visible entries of a folder, sorted by name, each with a flag that is true for a folder."""
         with os.scandir(folder) as inside:
             seen = sorted((e.name, e.is_dir()) for e in inside if e.name[0] != "." and e.name.lower() not in JUNK)
         apart = GIVEN if folder == self.folder and getattr(self, "known", None) else ""
@@ -165,7 +166,7 @@ class _Search:
                 yield from self.walk(inside, folded, (*above, here))
 
     def pictures(self, path: Path, is_folder: bool) -> list[Path]:
-        """List the images in and below a folder (or ``path`` itself), and record the other files."""
+        """List the images in and below a folder, or only ``path`` if it is an image, and record all other files."""
         found: list[Path] = []
         for file in self.walk(path, is_folder):
             (found if _is_picture(file) else self.others).append(file)
@@ -231,7 +232,7 @@ def _by_suffix(search: _Search, paths: Sequence[Path]) -> str:
 
 
 def some(names: Sequence[str], most: int = 3, of: int = 0) -> str:
-    """Abbreviate a list as ``a, b, c and 9 more``. If the total ``of`` is given, ``names`` may be incomplete."""
+    """Abbreviate a list as ``a, b, c and 9 more``. If ``names`` is incomplete, ``of`` is the total number of names."""
     rest = max(of, len(names)) - most
     more = f" and {rest:,} more" if rest > 0 else ""
     return f"{', '.join(map(one_line, names[:most]))}{more}"

@@ -8,13 +8,13 @@ The option ``cond`` lists the sources of a model's condition, joined by ``+``:
     `class`            the class of the sample
     `vector`           numbers: the array ``c`` of an ``.npz`` file, or named columns, ``vector:age,dose``
     `image`            another picture or signal: the array ``given``, or the pictures in a folder ``given/``
-    `text`             a text: the array ``text``, or a ``.txt`` file beside each picture
+    `text`             a text: the array ``text``, or a ``.txt`` file next to each picture
     an operator        the measurement of the sample by the operator, such as ``pool:2`` or ``grey/hole``
     =================  ====================================================================================
 
-Numbers are standardised, and pictures are mapped to [-1, 1]. Words are numbered by the vocabulary of the training
-texts. :class:`CondInfo` holds the statistics and the vocabulary that this requires, and is stored with a run. A missing
-value is stored as NaN, or as -1 for a word.
+Numbers are standardised, and pictures are mapped to [-1, 1]. Each word is replaced by its index in the vocabulary of
+the training texts. :class:`CondInfo` contains the statistics and the vocabulary that this requires, and is stored with
+a run. A missing number or pixel is stored as NaN, and a missing word as -1.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Sources:
     Attributes:
         label: Whether the condition contains the class.
         vector: Whether it contains numbers.
-        columns: The columns of a table that hold these numbers. Empty for numbers that are stored separately.
+        columns: The columns of a table that hold these numbers. Empty if the numbers do not come from a table.
         image: Whether it contains another picture.
         text: Whether it contains a text.
         operator: The operator whose measurement of the sample is part of the condition, or "".
@@ -65,10 +65,11 @@ class Sources:
 
     @classmethod
     def of(cls, cond: str) -> Sources:
-        """Read the option ``cond``, such as ``class+vector`` or ``pool:2``.
+        """Parse the option ``cond``, such as ``class+vector`` or ``pool:2``.
 
         Raises:
-            UsageError: If a source is unknown or listed twice, or if two sources are pictures.
+            UsageError: If a source is unknown or listed twice, or if the sources include two operators, or an operator
+                and ``image``.
 
         >>> Sources.of("class+pool:2").operator
         'pool:2'
@@ -109,8 +110,8 @@ class Sources:
                 raise UsageError(f"cond={cond!r} lists {part!r} twice; list it once", parameter="cond")
         if found.image and found.operator:
             raise UsageError(
-                f"cond={cond!r} lists both the pictures in the data and those made by the operator {found.operator}, "
-                "but a model is shown only one picture; leave out one of the two",
+                f"cond={cond!r} lists both image, which means the pictures in the data, and the operator "
+                f"{found.operator}, but a model is shown only one picture for each sample; leave out one of the two",
                 parameter="cond",
             )
         return found
@@ -122,12 +123,12 @@ class Sources:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The kinds of condition, besides the class, that must be readable: ``needs`` of a ``Reading``."""
+        """The kinds of condition, besides the class, that must be readable (``Reading.needs``)."""
         return tuple(name for name in ("vector", "image", "text") if getattr(self, name))
 
     @property
     def gaps(self) -> bool:
-        """Whether the operator hides single cells, so that a model can be trained on samples with empty cells."""
+        """Whether the operator can hide single cells, so that a model can be trained on samples with empty cells."""
         parts = [] if self.operator.startswith("mask:") else self.operator.split("/")
         return any(part.partition(":")[0] == "cells" for part in parts)
 
@@ -138,12 +139,12 @@ class CondInfo:
 
     Attributes:
         vector: Names of the numbers.
-        shift, scale: Mean and standard deviation of each number over the training rows, by which the numbers
-            are standardised.
-        image: Shape of the picture, ``(C, *space)``; empty without pictures.
+        shift, scale: Mean and standard deviation of each number over the training rows, which are used to standardise
+            the numbers.
+        image: Shape of a picture, ``(C, *space)``, or empty if there are no pictures.
         low, high: Lowest and highest value of the pictures. Pictures are mapped from this range to [-1, 1].
-        words: The vocabulary. Word i has the index i + 1, and the index 0 means a word that is not in the vocabulary.
-        features: Size of the features of a word, if texts are stored as features ``(L, features)``.
+        words: The vocabulary. Word i has the index i + 1. All words outside the vocabulary have the index 0.
+        features: Number of features of each word if the texts are stored as features, else 0.
     """
 
     vector: tuple[str, ...] = ()
@@ -207,13 +208,13 @@ class CondInfo:
         return ", ".join(parts)
 
     def told(self, sources: Sources) -> CondInfo:
-        """Return the description without the parts that ``sources`` does not list."""
+        """Return the description without the kinds of condition that ``sources`` does not list."""
         found = self if sources.vector else replace(self, vector=(), shift=(), scale=())
         found = found if sources.image else replace(found, image=(), low=_NOTHING.low, high=_NOTHING.high)
         return found if sources.text else replace(found, words=(), features=0)
 
     def translated(self, known: Condition, other: CondInfo) -> Condition:
-        """Return a condition with its words numbered by this vocabulary instead of that of ``other``."""
+        """Convert the word indices of a condition from the vocabulary of ``other`` to this vocabulary."""
         if known.tokens is None or known.tokens.ndim != 2 or self.words == other.words:
             return known
         index = {word: i + 1 for i, word in enumerate(self.words)}
@@ -233,7 +234,7 @@ class CondInfo:
         """Convert a condition to model units, in float32: standardise numbers, and map pictures to [-1, 1].
 
         Raises:
-            UsageError: If a shape differs from that of the conditions in training, or if tokens are invalid.
+            UsageError: If a shape does not match that of the conditions in training, or if tokens are invalid.
         """
         vector, image = known.vector, known.image
         if vector is not None and self.vector:
@@ -257,7 +258,7 @@ class CondInfo:
         return replace(known, vector=vector, image=image)
 
     def _check_tokens(self, tokens: Tensor) -> None:
-        """Reject tokens that are not words of the vocabulary, or features of another size."""
+        """Reject word indices outside the vocabulary, and features of the wrong shape."""
         if not self.words:
             if tokens.ndim != 3 or tokens.shape[2] != self.features or not tokens.is_floating_point():
                 raise UsageError(
@@ -274,8 +275,9 @@ class CondInfo:
         low, high = (int(v) for v in tokens.aminmax()) if tokens.numel() else (0, 0)
         if low < -1 or high > len(self.words):
             raise UsageError(
-                f"the condition has the word indices {low} to {high}, but the vocabulary of the model has the indices "
-                f"1 to {len(self.words)}, 0 for an unknown word and -1 for no word; pass a text instead"
+                f"the condition has word indices from {low} to {high}, but the only valid indices are 1 to "
+                f"{len(self.words)} for the words of the vocabulary, 0 for an unknown word and -1 for no word; pass a "
+                "text instead"
             )
 
     def tokens(self, texts: Sequence[str]) -> Tensor:
@@ -303,13 +305,13 @@ class CondInfo:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> CondInfo:
-        """Rebuild a description from :meth:`to_dict`.
+        """Restore a description from the output of :meth:`to_dict`.
 
         Raises:
             DataError: If a key is unknown or a value is malformed.
         """
         if not isinstance(stored, Mapping):
-            raise DataError(f"malformed description of the conditions: expected an object, got {stored!r:.40}")
+            raise DataError(f"malformed description of the conditions: expected a JSON object, got {stored!r:.40}")
         unknown = sorted(set(stored) - set(vars(_NOTHING)))
         if unknown:
             raise DataError(f"malformed description of the conditions: unknown keys {unknown}")
@@ -346,7 +348,7 @@ _NOTHING = CondInfo()
 
 
 def _plain(x: Array) -> Tensor:
-    """Convert an array of numbers to a tensor: uint8, or 32-bit or 64-bit numbers."""
+    """Convert an array of numbers to a tensor of uint8, or of 32-bit or 64-bit numbers."""
     if x.dtype.kind == "f":
         return torch.from_numpy(np.ascontiguousarray(x, np.float64 if x.dtype.itemsize > 4 else np.float32))
     small, wide = x.dtype in (np.uint8, np.bool_), x.dtype.itemsize > 4 or x.dtype == np.uint32

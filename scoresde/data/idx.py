@@ -1,4 +1,4 @@
-"""IDX files, such as those of MNIST, which consist of a magic number, big-endian sizes and the data.
+"""Read IDX files, such as those of MNIST, which consist of a magic number, big-endian sizes and the data.
 
 References:
     LeCun, Cortes and Burges, The MNIST database.
@@ -91,7 +91,9 @@ def read_idx_folder(folder: Path, names: dict[str, re.Match[str]]) -> Raw:
     found = sorted(names.items(), reverse=True)
     role = {(m[1].lower() != "train", m[2].lower()): folder / name for name, m in found}
     if (False, "images") not in role:
-        raise DataError(f"{folder} has the IDX files {sorted(names)}, but no train-images-idx3-ubyte[.gz]")
+        raise DataError(
+            f"{folder} has the IDX files {sorted(names)}, but no train-images-idx3-ubyte[.gz]; add that file"
+        )
     x, y = _read_idx_pair(role[False, "images"], role.get((False, "labels")))
     test_x, test_y = None, None
     if (True, "images") in role:

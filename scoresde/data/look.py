@@ -31,7 +31,7 @@ class Look:
 
     @property
     def answers(self) -> Mapping[str, object] | None:
-        """Parameter values, by name, that together solve all problems, or ``None`` if no values can."""
+        """Parameter values, keyed by name, that together fix all problems, or ``None`` if no values can."""
         if not all(problem.answers for problem in self.problems):
             return None
         return {name: value for problem in self.problems for name, value in problem.answers.items()}
@@ -56,7 +56,7 @@ class Look:
 
 
 def look(data: str, *, reading: Reading = AS_IS, seed: int = 0, test_fraction: float = 0.1) -> Look:
-    """Read data as training does, and report all problems at once.
+    """Read data in the same way as training does, and report all problems at once.
 
     Args:
         data: A name or a path (see :func:`scoresde.load_data`).

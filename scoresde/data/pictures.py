@@ -4,9 +4,9 @@ Every file is read before anything is rejected, so that all problems are reporte
 five image formats are opened, and every problem is reported with the name of the file. A file is rejected if decoding
 would round its values.
 
-Images of different kinds are converted to the smallest format that holds them all: colour if any image has colour,
-with an alpha channel if any image is transparent anywhere. An alpha channel that is fully opaque carries no information
-and is dropped.
+Images of different kinds are converted to a common pixel format: colour if any image has colour, and with an alpha
+channel if any image is transparent anywhere. An alpha channel that is fully opaque carries no information and is
+dropped.
 
 References:
     PNG (third edition, W3C 2025), 5.3 to 5.6 and 11.2.1, for the checksums and the header.
@@ -105,7 +105,12 @@ def read_image_folder(folder: Path, reading: Reading = AS_IS) -> Raw:
     if kept and not train:
         problems.append(Problem("none of the training images can be read"))
     elif strangers:
-        problems.append(Problem(f"the test split has classes that the training split lacks: {some(strangers, 5)}"))
+        problems.append(
+            Problem(
+                f"the test split has classes that the training split lacks: {some(strangers, 5)}; add training "
+                "images of these classes, or remove their test images"
+            )
+        )
     known, faults, left_out = _known(found, [path for path, _ in (*train, *test)], folder, reading)
     problems += faults
     if problems:
@@ -160,24 +165,26 @@ def _known(
                 file = found.texts[path].relative_to(folder).as_posix()
                 faults["text"].append(Problem(f"{file} cannot be read: {reason(error)}"))
         if not any(texts) and not faults["text"]:
-            faults["text"].append(Problem("the .txt files beside the images are empty; add texts, or remove the files"))
+            faults["text"].append(
+                Problem("the .txt files next to the images are empty; add texts, or remove the files")
+            )
         text = None if faults["text"] else np.array(texts, dtype=str)
     problems = []
     for name, several in faults.items():
         if name in reading.needs:
             problems += several
         elif several:
-            what = f"the images in {GIVEN}/" if name == "image" else "the texts beside the images"
+            what = f"the images in {GIVEN}/" if name == "image" else "the texts next to the images"
             more = f" (and {len(several) - 1} more problem{'s' * (len(several) > 2)})" if several[1:] else ""
             notes.append(f"{what} are not used as a condition: {several[0].message}{more}")
     return Known(image=image, text=text), problems, tuple(notes)
 
 
 def read_pictures(folder: Path, paths: Sequence[Path], reading: Reading = AS_IS) -> tuple[Array, tuple[int, int]]:
-    """Read the images at ``paths``, in the given order.
+    """Read the images at ``paths``, in that order.
 
     Args:
-        folder: The folder that file names in messages are relative to.
+        folder: The folder. File names in messages are relative to it.
         paths: The files.
         reading: The options for files.
 
@@ -198,10 +205,11 @@ def read_pictures(folder: Path, paths: Sequence[Path], reading: Reading = AS_IS)
 def mask_from_file(path: str) -> Tensor:
     """Read a mask from an image or from the first array of a NumPy file.
 
-    A value is missing where the image is white, or where the array is not zero.
+    A value is missing where the image is closer to white than to black, or where the array is not zero.
 
     Returns:
-        A mask of the known values, bool: ``(1, H, W)`` for an image, and in the shape of the array otherwise.
+        A mask that is true where values are known, bool. Its shape is ``(1, H, W)`` for an image, and the shape of the
+        array otherwise.
 
     Raises:
         DataError: If the file cannot be read.
@@ -230,7 +238,7 @@ def _indexes(rows: Classed, classes: tuple[str, ...]) -> Array | None:
 
 
 def _copies(pile: _Pile, rows: Classed) -> list[str]:
-    """Return a note on files that are identical byte for byte, if there are any."""
+    """Return a list with a note on files that are identical byte for byte, or an empty list if there are none."""
     first: dict[bytes, int] = {}
     copies: list[tuple[int, int]] = []
     apart = 0
@@ -264,7 +272,7 @@ _NO_BOMBS = Shared(_bombs_are_errors)
 
 
 class _Fault(Exception):
-    """A file that cannot be used. The error holds the kind of fault and the reason."""
+    """Raised for a file that cannot be used, with the kind of fault (a key of :data:`FAULTS`) and the reason."""
 
     def __init__(self, kind: str, reason: str) -> None:
         super().__init__(reason)
@@ -349,7 +357,14 @@ def _picture(image: Image.Image, data: bytes, reading: Reading) -> _Picture:
 
 
 def _squared(image: Image.Image, part: tuple[float, float], side: int, fit: str) -> Image.Image:
-    """Resize the upper left ``part`` of an image to a square of ``side`` pixels, smoothing it if it shrinks."""
+    """Resize the upper left part of an image to a square with ``side`` pixels per side.
+
+    Args:
+        image: The image.
+        part: Width and height of the upper left part, in pixels. The rest of the image is ignored.
+        side: Side length of the square, in pixels.
+        fit: How to treat a part that is not square: ``crop``, ``pad`` or ``stretch``.
+    """
     from PIL import Image as Images
 
     width, height = part
@@ -370,7 +385,7 @@ def _squared(image: Image.Image, part: tuple[float, float], side: int, fit: str)
 
 
 def _bits(image: Image.Image, data: bytes) -> int:
-    """Return the number of bits per channel in the file. Pillow hides it, because it reduces colours to 8 bits."""
+    """Return the number of bits per channel in the file. Pillow does not report it, and reduces colours to 8 bits."""
     if image.format == "PNG":
         return data[24]  # in the header, after width and height
     stored = getattr(image, "tag_v2", {}).get(BITS, 8)
@@ -409,7 +424,7 @@ def _what(data: bytes) -> str:
 
 
 class _Stack:
-    """The images of one bit depth in a single array, with enough channels to hold them all.
+    """All images of one bit depth, in a single array with enough channels to hold them all.
 
     Attributes:
         at: File index of each image.
@@ -429,7 +444,7 @@ class _Stack:
         self.short = 0
 
     def add(self, file: int, picture: _Picture, keep: bool) -> None:
-        """Count an image and, with ``keep``, store it if it has the same height and width as the others."""
+        """Count an image and store its pixels. Without ``keep``, or if sizes differ, discard all pixels instead."""
         x, row = picture.pixels, len(self.at)
         self.at.append(file)
         self.sizes.setdefault(picture.size, []).append(file)
@@ -457,12 +472,12 @@ class _Stack:
 
 
 def _common(a: int, b: int) -> int:
-    """Return how many channels can hold both images with ``a`` channels and images with ``b`` channels."""
+    """Return how many channels an array needs to hold both images with ``a`` and images with ``b`` channels."""
     return (3 if max(a, b) > 2 else 1) + (a % 2 == 0 or b % 2 == 0)
 
 
 def _promote(x: Array, out: Array) -> None:
-    """Copy images ``(..., C, H, W)`` to an array with more channels: repeat grey as colours, and add opaque alpha."""
+    """Copy images ``(..., C, H, W)`` to ``out``, repeating grey as colours and adding opaque alpha where needed."""
     have, want = x.shape[-3], out.shape[-3]
     if have == want:
         out[...] = x
@@ -474,7 +489,7 @@ def _promote(x: Array, out: Array) -> None:
 
 
 class _Pile:
-    """All images of a folder, readable or not.
+    """All image files of a folder, including those that cannot be read.
 
     Args:
         folder: The folder. File names in messages are relative to it.
@@ -518,7 +533,7 @@ class _Pile:
 
     @property
     def main(self) -> _Stack:
-        """The images of the more frequent bit depth."""
+        """The images with the more common bit depth."""
         return self.depths[16 if len(self.depths[16].at) > len(self.depths[8].at) else 8]
 
     @property
@@ -538,7 +553,7 @@ class _Pile:
     # -------------------------------------------------------------------------------------------------------- messages
 
     def problems(self) -> list[Problem]:
-        """List the problems that prevent the images from becoming rows."""
+        """List the problems that prevent the images from becoming rows of one array."""
         if self.reading.on_bad == "skip":
             if self.paths and not self.kept:
                 why = ". ".join(self._left_out())
@@ -577,7 +592,7 @@ class _Pile:
         return found
 
     def _faulty(self) -> list[tuple[str, str]]:
-        """List the kinds of fault that occur, each with a sentence about the files concerned."""
+        """List the kinds of fault that occur, each with a sentence about the affected files."""
         found = []
         for kind, (one, several, _) in FAULTS.items():
             files = self.faults.get(kind, [])
@@ -603,7 +618,7 @@ class _Pile:
         fit = {"fit": "crop"} if apart else {}
         missing = sum(stack.short for stack in stacks)
         much = (
-            f"{_number(len(self.kept))} of this size would need more memory than is available ({missing / 1e9:,.1f} GB)"
+            f"{_number(len(self.kept))} of this size would need {missing / 1e9:,.1f} GB, more memory than is available"
         )
         if self.reading.size:
             if not apart or self.reading.fit:

@@ -30,12 +30,12 @@ class Reading(Checked):
         fit: How to resize an image that is not square: ``crop`` (keep the centre), ``pad`` (add black borders)
             or ``stretch``. If empty, such images are rejected.
         layout: Position of the channel axis of an array: ``first``, ``last`` or ``auto``.
-        on_bad: What to do with a file that cannot be read: ``stop`` or ``skip``.
+        on_bad: What to do with a file that cannot be read: ``stop`` with an error, or ``skip`` the file.
         older: Whether to read a folder of images as earlier versions did, for runs without stored row hashes. Those
             versions read only files directly in a class folder, rounded colours to 8 bits, and kept alpha channels.
         columns: Names of the columns of a table that hold the condition of each sample, not the sample itself.
-        empty: What to do with an empty cell of a table, or NaN in an array of samples: ``stop``, or ``keep`` it as
-            unknown.
+        empty: What to do with an empty cell of a table, or NaN in an array of samples: ``stop`` with an error, or
+            ``keep`` it as an unknown value.
         needs: The conditions that must be readable, from ``vector``, ``image`` and ``text``. Any other condition that
             cannot be read is left out with a note.
     """
@@ -77,11 +77,11 @@ class Known:
     """The conditions of the samples in a source, except their classes.
 
     Attributes:
-        vector: Numbers, shape ``(N, K)``, with NaN where a number is missing.
-        names: Names of these numbers, or empty.
-        image: Other pictures or signals, shape ``(N, C, *space)``, with NaN for unknown values.
-        text: Texts, shape ``(N,)``, "" where there is none.
-        features: Features of the words of a text, shape ``(N, L, E)``, with NaN where there is no word.
+        vector: K numbers for each sample, shape ``(N, K)``, with NaN where a number is missing.
+        names: Names of the K numbers, or empty if they have no names.
+        image: A picture or signal for each sample, shape ``(N, C, *space)``, with NaN for unknown values.
+        text: The text of each sample, shape ``(N,)``, or "" for a sample without a text.
+        features: Features of the words of each text, shape ``(N, L, E)``, with NaN where there is no word.
     """
 
     vector: Array | None = None
@@ -111,13 +111,13 @@ class Raw:
         levels: Lowest value, highest value and number of levels if the format fixes them, else None.
         channels_last: Whether the source had its channels last.
         names: Column names of a table, or empty.
-        whole: For each column of a table, whether it holds only integers. Empty if the dtype of ``train`` decides.
+        whole: Whether each column of a table holds only integers. If empty, the dtype of ``train`` determines this.
         hashes: 8-byte hash of the file of each sample, training samples first. Empty if samples do not have their own
             files.
         files: The files that were read.
         notes: Messages from the reader about what it did, one sentence each.
-        complete: Which values of ``train`` are known, bool, with the same shape, or None if all are. An unknown value
-            is stored as the mean of its column.
+        complete: A mask of the known values of ``train``, bool, with the same shape, or None if all values are known.
+            An unknown value is stored as the mean of its column.
         train_known: The condition of each sample in ``train``, except its class.
         test_known: The condition of each sample in ``test``, except its class.
     """
@@ -141,7 +141,7 @@ class Raw:
 
 
 def index_labels(path: Path | str, *parts: Array | None) -> tuple[list[Array | None], tuple[str, ...]]:
-    """Replace labels with indexes into the sorted distinct labels of all parts, and return these as class names."""
+    """Return the labels of each part as indexes into the sorted distinct labels of all parts, and the class names."""
     found = [p for p in parts if p is not None]
     for p in found:
         if p.dtype.kind not in "biuU" and not (p.dtype.kind == "f" and np.array_equal(p, np.round(p))):

@@ -1,5 +1,5 @@
-"""Read tables: CSV and TSV files with a line for each sample and a column for each number, as written by data frames
-and spreadsheets.
+"""Read tables: CSV and TSV files with a line for each sample and a column for each number, as written by spreadsheets
+and data-frame libraries.
 
 The meaning of a cell is never guessed. Cells that are neither numbers nor classes are rejected with a single error that
 covers all columns. Notes report every decision, such as which column is left out as an index, or which column holds the
@@ -76,8 +76,8 @@ class _Column:
         cells: The cells as text.
         numbers: The values of the cells if all of them are numbers, else ``None``.
         whole: Whether all cells were written as integers.
-        known: Which cells are not empty, bool ``(N,)``, or ``None`` if no cell is empty or empty cells are not kept.
-            The mean of the other cells is stored as the number of an empty cell.
+        known: A mask of the cells that are not empty, bool ``(N,)``, or ``None`` if no cell is empty or empty cells are
+            not kept. The number that is stored for an empty cell is the mean of the other cells.
     """
 
     name: str
@@ -110,10 +110,12 @@ def read_table(path: Path, reading: Reading = AS_IS, keep: Collection[str] = ())
         keep: Names of columns to keep as data, even if they look like an index or the class.
 
     Returns:
-        The table, with ``train`` of shape ``(N, D)``, float64, or int64 if all columns hold integers.
+        The content of the table. ``train`` has shape ``(N, D)`` and dtype int64 if all columns hold integers, else
+        float64.
 
     Raises:
-        DataError: If a cell is neither a number nor a class. The message names the line and column of the cell.
+        DataError: If the file is not a valid table, or if a cell is neither a number nor a class. In the second case,
+            the message names the line and column of the cell.
     """
     text = _text(path)
     separator = _separator(text)
@@ -134,8 +136,8 @@ def read_table(path: Path, reading: Reading = AS_IS, keep: Collection[str] = ())
     columns = [c for c in columns if c.name not in told]
     if not columns:
         raise DataError(
-            f"{path}: every column is part of the condition, so none is left for the model to draw; leave out at least "
-            "one of these columns"
+            f"{path}: every column is part of the condition, so none is left for the model to generate; remove at "
+            "least one column from the condition"
         )
     _check(path, given, None, lines)
     classes = _classes(path, columns, keep, notes)
@@ -174,7 +176,7 @@ def read_table(path: Path, reading: Reading = AS_IS, keep: Collection[str] = ())
 
 @dataclass(frozen=True, eq=False)
 class Sheet:
-    """The cells of a table as they were typed, so that a table with empty cells can be filled and written again.
+    """The cells of a table as they were typed, so that the empty cells can be filled in and the table written again.
 
     Attributes:
         path: The file.
@@ -193,16 +195,16 @@ class Sheet:
     commas: bool = False
 
     def column(self, place: int) -> list[str]:
-        """Return the cells of the column ``place``, without the spaces around them and with decimal points."""
+        """Return the cells of column ``place``, counted from 0, without surrounding spaces and with decimal points."""
         cells = [row[place].strip() for row in self.rows]
         return [cell.replace(",", ".") if self.commas and COMMA.fullmatch(cell) else cell for cell in cells]
 
     def empty(self, place: int) -> list[bool]:
-        """Return which cells of the column ``place`` are empty."""
+        """Return whether each cell of column ``place``, counted from 0, is empty."""
         return [cell.lower() in MISSING for cell in self.column(place)]
 
     def numbers(self, places: Iterable[int]) -> Array:
-        """Return the numbers of some columns, float64 ``(N, K)``, with NaN in empty cells.
+        """Return the numbers in the columns ``places``, float64 ``(N, K)``, with NaN for empty cells.
 
         Raises:
             DataError: If a cell is neither empty nor a number. The message names the line and column of the cell.
@@ -223,7 +225,9 @@ class Sheet:
 
 
 def read_sheet(path: Path) -> Sheet:
-    """Read a table, gzipped or not, and keep its cells as they were typed. The formats are those of :func:`read_table`.
+    """Read a table, gzipped or not, and keep its cells as they were typed.
+
+    The supported formats are those of :func:`read_table`.
 
     Raises:
         DataError: If the file is not a table.
@@ -332,16 +336,20 @@ def _rows(path: Path, text: str, separator: str) -> tuple[list[str], list[list[s
     twice = [name for name, count in Counter(names).items() if count > 1 and name]
     if twice:
         raise DataError(
-            f"{path}: several columns have the same name ({', '.join(map(repr, twice[:5]))}); give each column a name "
-            "of its own"
+            f"{path}: several columns have the same name ({', '.join(map(repr, twice[:5]))}); give each column a "
+            "unique name"
         )
     if len(rows) == 1:
-        raise DataError(f"{path} has column names but no rows below them")
+        raise DataError(f"{path} has column names but no rows below them; add a row for each sample")
     return names, rows[1:], lines[1:]
 
 
 def _is_header(first: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
-    """Whether the first row names the columns, which is assumed if one of its words is above a number."""
+    """Whether the first row names the columns.
+
+    This is assumed if one of its words is above a number, or if it contains no numbers and one of its words is a usual
+    name for a column of classes, such as ``label``.
+    """
     for i, name in enumerate(first):
         if name.lower() in MISSING or name[0] in FIRST:
             continue
@@ -388,21 +396,21 @@ def _told(path: Path, names: Sequence[str], asked: Sequence[str]) -> tuple[str, 
 
 
 def _complete(columns: Sequence[_Column]) -> Array | None:
-    """Return which cells are not empty, bool ``(N, D)``, or ``None`` if no cell is empty."""
+    """Return a mask of the cells that are not empty, bool ``(N, D)``, or ``None`` if no cell is empty."""
     if all(c.known is None for c in columns):
         return None
     return np.stack([np.ones(len(c.cells), bool) if c.known is None else c.known for c in columns], 1)
 
 
 def _vector(columns: Sequence[_Column]) -> Array:
-    """Return the numbers of some columns, float64 ``(N, K)``, with NaN in empty cells."""
+    """Return the numbers in some columns, float64 ``(N, K)``, with NaN for empty cells."""
     x = np.stack([np.asarray(c.numbers, np.float64) for c in columns], 1)
     known = _complete(columns)
     return x if known is None else np.where(known, x, np.nan)
 
 
 def _parsed(column: _Column, gaps: bool = False) -> _Column:
-    """Return the column with its numbers, if all cells are numbers. With ``gaps``, cells may also be empty."""
+    """Return the column with its numbers if all cells are numbers, else unchanged. ``gaps`` also allows empty cells."""
     empty = _missing(column.cells, MISSING) if gaps else []
     if empty and len(empty) < len(column.cells):
         known = np.ones(len(column.cells), bool)
@@ -429,7 +437,7 @@ def _parsed(column: _Column, gaps: bool = False) -> _Column:
 
 
 def _without_index(path: Path, columns: list[_Column], keep: Collection[str], notes: list[str]) -> list[_Column]:
-    """Leave out columns that were added by a data frame or a spreadsheet."""
+    """Leave out index columns and empty columns that were added by a data-frame library or a spreadsheet."""
     named = any(c.name for c in columns)
     if not named and _counts(columns[0]) and len(columns) > 1:
         notes.append("column 1 numbers the lines; leave it out if it is not part of the data")
@@ -442,7 +450,7 @@ def _without_index(path: Path, columns: list[_Column], keep: Collection[str], no
         elif not c.name and not any(c.cells):
             notes.append(f"{c} has neither a name nor values, so it is left out")
         elif not c.name:
-            raise DataError(f"{path}: {c} has no name in the first line; name or remove it")
+            raise DataError(f"{path}: {c} has no name in the first line; name it or remove it")
         else:
             if _counts(c) and c.name not in keep:
                 notes.append(f"{c} numbers the lines; leave it out if it is not part of the data")
@@ -535,7 +543,7 @@ def _missing(cells: Sequence[str], marks: Collection[str]) -> list[int]:
 
 
 def _fault(column: _Column, lines: Sequence[int], whole: bool) -> str:
-    """Describe the first invalid cell of a column, ignoring missing cells, or return an empty string."""
+    """Describe the first invalid cell of a column, ignoring missing cells, or return "" if all cells are valid."""
     x, cells = column.numbers, column.cells
     if x is None:
         bad = [i for i, cell in enumerate(cells) if not NUMBER.fullmatch(cell) and cell.lower() not in MISSING]

@@ -1,4 +1,4 @@
-"""Tinted digits: the bundled digits, each in a colour of its own, as 8 x 8 pictures with three channels.
+"""Tinted digits: the bundled digits, each in a random hue, as 8 x 8 pictures with three channels.
 
 A picture with the grey values g and the hue h has the colours
 
@@ -9,7 +9,8 @@ grey(x) = g exactly, and the grey picture says nothing about the hue. The hues a
 of the digits, so a model that colours grey digits correctly draws hues that are uniform on the circle, whatever digit
 it is given.
 
-The grey values are those of the digits, from 0 to :data:`BRIGHTEST`. Values are continuous, from 0 to about 0.95.
+The grey values are those of the digits, scaled to the range from 0 to :data:`BRIGHTEST`. The values of the three
+channels are continuous, from 0 to about 0.97.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def _colours() -> Tensor:
 
 
 def tinted(grey: Tensor, hues: Tensor) -> Tensor:
-    """Return pictures with given grey values and hues (equation 1), ``(N, 3, H, W)`` float64.
+    """Return pictures with the given grey values and hues (equation 1), float64 ``(N, 3, H, W)``.
 
     Args:
         grey: The grey values, ``(N, 1, H, W)``.

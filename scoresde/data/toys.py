@@ -5,7 +5,8 @@ density, so they can be used to check likelihoods: ``8gaussians`` (smooth, full 
 (discontinuous, with log density -inf outside its squares).
 
 References:
-    Grathwohl et al. (2019), FFJORD, https://arxiv.org/abs/1810.01367. The toys follow the paper, but at other scales.
+    Grathwohl et al. (2019), FFJORD, https://arxiv.org/abs/1810.01367. The toys are those of the paper, but with
+    different scales.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ SIDE = 2.0  # side of a checkerboard square; the board has 4 x 4 squares, centre
 
 @checked(n=COUNT, seed=SEED)
 def sample_toy(name: str, n: int, seed: int) -> Tensor:
-    """Draw ``n`` points from the toy ``name`` with a given ``seed``. The result is ``(n, 2)`` float32."""
+    """Draw ``n`` points, float32 ``(n, 2)``, from the toy distribution ``name``, with the given ``seed``."""
     enough_memory(64 * n, f"{n:,} points", "n")
     return TOYS[name](n, Generator().manual_seed(seed)).float()
 
@@ -39,14 +40,14 @@ def eight_gaussians(radius: float = RADIUS, std: float = STD) -> tuple[Tensor, f
 
 
 def eight_gaussians_log_density(x: Tensor, radius: float = RADIUS, std: float = STD) -> Tensor:
-    """Return the exact log density, in nats, of the eight Gaussians at points ``(N, 2)``, shape ``(N,)``."""
+    """Return the exact log density ``(N,)`` of the eight Gaussians, in nats, at the points ``x: (N, 2)``."""
     means, std = eight_gaussians(radius, std)
     square = (x[:, None] - means.to(x)).square().sum(-1)
     return torch.logsumexp(-square / (2 * std**2), 1) - math.log(8 * 2 * math.pi * std**2)
 
 
 def checkerboard_log_density(x: Tensor) -> Tensor:
-    """Return the exact log density, in nats, of the checkerboard at points ``(N, 2)``, shape ``(N,)``.
+    """Return the exact log density ``(N,)`` of the checkerboard, in nats, at the points ``x: (N, 2)``.
 
     The density is constant on 8 of the 16 squares and 0 elsewhere.
     """

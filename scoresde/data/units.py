@@ -44,7 +44,7 @@ class Units:
         low, high: The smallest and the largest value.
         levels: The codec for values that are levels, or ``None``.
         each: Whether each column or channel has its own shift and scale.
-        wide: Whether values need float64.
+        wide: Whether the values need 64-bit numbers.
     """
 
     low: float
@@ -72,16 +72,17 @@ class Units:
             train: Training rows in data units, ``(n, *event)``.
             source: Source of the data, for messages.
             names: Column names, for messages.
-            complete: Which values are known, bool ``(n, *event)``, or ``None`` if all are.
+            complete: A mask of the known values, bool ``(n, *event)``, or ``None`` if all values are known.
 
         Raises:
-            DataError: If a column has the same value in all training rows, or is unknown in all of them.
+            DataError: If a column has the same value in all training rows, if it is unknown in all of them, or if the
+                squares of its values overflow.
         """
         affine = self._standardised(kind, train, source, names, complete) if self.each else self._ranged()
         return affine if self.levels is None else Composed((self.levels, affine))
 
     def _ranged(self) -> Affine:
-        """Build the map from the range of the data, including the whole cell of the highest level, to [-1, 1]."""
+        """Build the map from the range of the data, including the full width of the highest level, to [-1, 1]."""
         assert self.levels is None or isinstance(self.levels.width, float)
         top = self.high if self.levels is None else self.high + self.levels.width
         half = torch.tensor((top - self.low) / 2, dtype=torch.float64)
@@ -107,7 +108,7 @@ class Units:
         width = torch.zeros_like(std)
         if self.levels is not None:
             width = torch.as_tensor(self.levels.width, dtype=torch.float64).expand(std.shape)
-        # A value of level k is spread over [k, k + w).
+        # Dequantisation spreads level k over [k, k + w).
         mean, std = mean + width / 2, (std.square() + width.square() / 12).sqrt()
         constant = (std == 0) | (lows == highs).reshape(std.shape) & (width == 0)
         if bool(constant.any()):
@@ -179,12 +180,12 @@ def constant_column(kind: str, constant: Tensor, source: str, names: Sequence[st
 
 
 def _levels(whole: Array, lows: Array, highs: Array, each: bool) -> Levels:
-    """Build the levels of integers, with a range for each column or a common range."""
+    """Build the codec for integer levels, with a separate range for each column or a common range for all columns."""
     if not each or (whole.all() and lows.min() == lows.max() and highs.min() == highs.max()):
         low, high = float(lows.min()), float(highs.max())
         return Levels(low, high, int(high - low) + 1)
     counts = np.where(whole, highs - lows + 1, 0).astype(np.int64)
-    lows, highs = np.where(whole, lows, 0.0), np.where(whole, highs, 0.0)  # a continuous column has no ends
+    lows, highs = np.where(whole, lows, 0.0), np.where(whole, highs, 0.0)  # a continuous column has no range
     return Levels(torch.from_numpy(lows), torch.from_numpy(highs), torch.from_numpy(counts))
 
 
@@ -198,14 +199,14 @@ def _unlike(x: Array, axes: tuple[int, ...], lows: Array, highs: Array) -> bool:
 
 
 def _rounded(x: Array, axes: tuple[int, ...], whole: Array) -> bool:
-    """Whether float32 would round a column by more than :data:`ROUNDED` times its standard deviation."""
+    """Whether float32 would round values of any column by more than :data:`ROUNDED` times its standard deviation."""
     with np.errstate(over="ignore", invalid="ignore"):
         lost = np.abs(x - x.astype(np.float32).astype(x.dtype)).max(axes)
         return bool((~(lost <= ROUNDED * x.std(axes, dtype=np.float64)) & ~whole.reshape(lost.shape)).any())
 
 
 def _name_the_absurd(raw: Raw, axes: tuple[int, ...], source: str) -> None:
-    """Warn about a value that is so far from the others that they fill only a small part of the range."""
+    """Warn about a value that is so far from the others that the others fill only a small part of the range."""
     x = raw.train
     for c in range(x.shape[1]):
         values = x[:, c]

@@ -9,17 +9,17 @@ A linear operator A has four methods. ``__call__`` computes the measurement,
     solve(r, a, b) = (A diag(a) A^T + b I)^-1 r,                                                              (2)
 
 where ``a`` is the prior variance of each value of x and ``b`` is the variance of the noise. If b is 0 and the matrix is
-singular, ``solve`` applies the pseudo-inverse of the matrix. ``pinv`` is the pseudo-inverse of A,
+singular, ``solve`` applies the pseudo-inverse of the matrix. ``pinv`` applies the pseudo-inverse of A,
 
     A^+ y = A^T (A A^T)^+ y,        A A^+ A = A.                                                              (3)
 
-To write an operator, subclass :class:`Linear` as a frozen dataclass and implement ``__call__``. By default, the
+To write a linear operator, subclass :class:`Linear` as a frozen dataclass and implement ``__call__``. By default, the
 transpose is computed by automatic differentiation, and equations 2 and 3 are solved by conjugate gradients. An operator
 for which equation 2 has a closed form should override ``solve``.
 
-The same object degrades the training data of a conditional model, and later corrects its samples so that they agree
-with the measurement (:mod:`scoresde.run.seen`). The network does not need to know the operator, because it is always
-shown an estimate with the shape of the data (:meth:`Operator.shown`), in most cases ``A^+ y``.
+The same object degrades the training data of a conditional model, and later corrects the model's samples so that they
+agree with the measurement (:mod:`scoresde.run.seen`). The network does not need to know the operator, because it is
+always shown an estimate with the shape of the data (:meth:`Operator.shown`), which is ``A^+ y`` in most cases.
 
 References:
     Hestenes and Stiefel (1952), Methods of conjugate gradients for solving linear systems, J. Res. NBS 49: equation 2,
@@ -53,7 +53,7 @@ class Operator(Checked, ABC):
     """A measurement of a sample. Subclass this directly only if the measurement is not linear in the sample.
 
     Args:
-        event: Shape of a sample, without the batch axis, once it is known (see :meth:`on`).
+        event: Shape of a sample, without the batch axis, or ``None`` until :meth:`on` sets it.
     """
 
     linear: ClassVar[bool] = False
@@ -66,14 +66,14 @@ class Operator(Checked, ABC):
 
     @abstractmethod
     def pinv(self, y: Tensor) -> Tensor:
-        """Return an estimate of the samples, ``(B, *event)``, from their measurements ``y``, ``(B, *measured)``."""
+        """Return an estimate of the samples, ``(B, *event)``, from their measurements ``y: (B, *measured)``."""
 
     def on(self, event: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Self:
         """Return the operator for samples of a given shape and range.
 
         Args:
             event: Shape of a sample, without the batch axis.
-            low, high: Range of the values, in data units. Only operators that encode pictures as bytes use it.
+            low, high: Range of the values, in data units. Only operators that encode pictures as bytes use them.
 
         Raises:
             UsageError: If the operator does not apply to samples of this shape.
@@ -81,16 +81,17 @@ class Operator(Checked, ABC):
         return replace(self, event=tuple(event))
 
     def drawn(self, noise: Noise, step: int = 0) -> Operator:
-        """Return the operator with its random parts drawn separately for each row of ``noise``.
+        """Return the operator with its random values drawn independently for each row of ``noise``.
 
         Args:
-            noise: The random numbers of the rows. Draws come from the stream "condition".
+            noise: The source of the random numbers for each row. They come from the stream "condition", or from "task"
+                for the choice between operators.
             step: The training step, or 0 outside training.
         """
         return self
 
     def shown(self, y: Tensor) -> Tensor:
-        """Return the estimates that a network is shown for the measurements ``y``, shape ``(B, *event)``.
+        """Return the estimates, ``(B, *event)``, that a network is shown for measurements ``y: (B, *measured)``.
 
         By default, this is :meth:`pinv`. Operators that hide values override this method to mark these values with NaN.
         """
@@ -115,7 +116,7 @@ class Operator(Checked, ABC):
         return replace(self, **chosen)
 
     def __str__(self) -> str:
-        """Return the operator as it is typed, such as ``pool:2``."""
+        """Return the operator as a user would type it, such as ``pool:2``."""
         options = [getattr(self, f.name) for f in fields(self) if f.init and f.name != "event" and f.repr]
         shown = [_typed(value) for value in options if value]  # 0 and "" mean that the operator decides
         return ":".join([name_of(self, OPERATORS), *shown])
@@ -170,7 +171,7 @@ class Linear(Operator):
         Args:
             r: The right-hand side, ``(B, *measured)``.
             a: The prior variances: a positive number, or a tensor that broadcasts to ``(B, *event)``.
-            b: The variance of the noise: a number of at least 0, or a tensor that broadcasts to the shape of ``r``. If
+            b: The variance of the noise: a non-negative number, or a tensor that broadcasts to the shape of ``r``. If
                 it is 0, the pseudo-inverse of the matrix is applied.
         """
         if isinstance(b, Tensor) or b > 0:
@@ -197,7 +198,7 @@ class Linear(Operator):
 def conjugate_gradients(matrix: Callable[[Tensor], Tensor], r: Tensor, steps: int = 0) -> Tensor:
     """Solve ``matrix(u) = r`` for each row, where the matrix is symmetric and positive definite.
 
-    The iteration of a row stops once its residual is as small as rounding allows. Rows do not affect each other.
+    The iteration for a row stops once its residual is as small as rounding allows. Rows do not affect each other.
 
     Args:
         matrix: A function that multiplies ``u: (B, *shape)`` by the matrix. The result has the same shape.

@@ -1,7 +1,7 @@
 """A choice of several operators, one of which is drawn at random for each row of a batch.
 
 A network that is trained on such batches learns to restore samples that were degraded by any of the operators (Palette;
-Saharia et al. 2022, arXiv:2111.05826, sec. 4.7). It is not told which operator was applied.
+Saharia et al. 2022, arXiv:2111.05826, sec. 4.7). The network does not receive the index of the operator.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def choices(operator: Operator) -> tuple[Operator, ...]:
 
 
 def options_typed(factory: Callable[..., Operator]) -> list[str]:
-    """Return the names of the options that can be set in text. The value after the colon is that of the first option.
+    """Return the names of the options that can be set in text. The value in ``name:value`` sets the first option.
 
     >>> from scoresde.operators import Half, Pool
     >>> options_typed(Pool), options_typed(Half)
@@ -120,7 +120,7 @@ def parse(text: str, *, typed: Typed = True, read_mask: Callable[[str], Tensor] 
         if not isinstance(made, Operator):
             raise UsageError(
                 f"{text!r} creates an object of type {type(made).__name__}, which is not an operator; derive that "
-                "class from scoresde.operators.Linear"
+                "class from scoresde.operators.Linear or Operator"
             )
         return made
     factory: Callable[..., Operator] = resolve(head, OPERATORS, "operator", typed=typed)

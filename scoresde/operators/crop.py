@@ -31,8 +31,8 @@ class Crop(Linear):
         space = self._space(event)
         if self.size >= min(space) or min(space) < 2:
             raise UsageError(
-                f"crop:{self.size} needs sides longer than {max(self.size, 1)} pixels, but the samples are "
-                f"{' x '.join(map(str, space))}; use a smaller window, or another operator",
+                f"crop:{self.size} needs sides longer than {max(self.size, 1)} px, but the samples are "
+                f"{' x '.join(map(str, space))} px; use a smaller window, or another operator",
                 parameter="cond",
             )
         return super().on(event)

@@ -29,7 +29,7 @@ class Grey(Linear):
         self._space(event)
         if event[0] != 3:
             raise UsageError(
-                f"grey needs colour pictures, with 3 channels, but the samples have {event[0]}; use another operator",
+                f"grey needs pictures with 3 channels, but the number of channels is {event[0]}; use another operator",
                 parameter="cond",
             )
         return super().on(event)

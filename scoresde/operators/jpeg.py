@@ -21,7 +21,7 @@ __all__ = ["JPEG"]
 class JPEG(Operator):
     """Compression by JPEG.
 
-    Pillow compresses the pictures, in 256 levels from ``low`` to ``high``.
+    The values are rounded to 256 levels from ``low`` to ``high``, and the pictures are compressed with Pillow.
 
     Args:
         quality: The quality, from 1 to 100.

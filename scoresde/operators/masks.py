@@ -64,8 +64,8 @@ class Mask(Masking):
     """A mask given as a tensor or read from a file.
 
     Args:
-        mask: Where values are known, bool, in a shape that broadcasts to ``(B, *event)``. A mask without a batch axis
-            applies to all samples, and one without a channel axis to all channels.
+        mask: A mask that is true where values are known, bool, with a shape that broadcasts to ``(B, *event)``. A mask
+            without a batch axis applies to all samples, and a mask without a channel axis applies to all channels.
         file: The file that the mask was read from, if any.
 
     >>> Mask(torch.tensor([True, False]))(torch.ones(3, 2))[0]
@@ -118,7 +118,7 @@ class Hole(Masking):
     def on(self, event: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Self:
         if self.size >= min(self._space(event)):
             raise UsageError(
-                f"hole:{self.size} needs sides longer than {self.size} pixels, but the samples have shape "
+                f"hole:{self.size} needs sides longer than {self.size} px, but the samples have shape "
                 f"{tuple(event)}; use a smaller hole",
                 parameter="cond",
             )
@@ -179,7 +179,7 @@ class Half(Masking):
 
 @dataclass(frozen=True, eq=False)
 class Cells(Masking):
-    """A mask that hides values at random: columns of a table, points of a signal, or pixels of a picture.
+    """A mask that hides values at random: cells of a table, values of a signal, or pixels of a picture.
 
     Args:
         share: Probability that a value is missing. If it is 0, a separate probability is drawn for each row, uniformly

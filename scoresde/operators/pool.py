@@ -1,7 +1,7 @@
 """Pooling to a lower resolution: each pixel of the measurement is the mean of a block of pixels.
 
-If the blocks have k pixels along each of d spatial axes, each row of A has k^d entries that are not zero, all equal to
-k^-d. No two rows have such entries in the same column. Hence
+If the blocks have k pixels along each of d spatial axes, each row of A has k^d non-zero entries, all equal to k^-d. No
+two rows have non-zero entries in the same column. Hence
 
     A diag(a) A^T = diag(A a) / k^d,
 

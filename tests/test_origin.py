@@ -119,6 +119,48 @@ def test_what_a_run_was_trained_on_only_grows(own: Path) -> None:
         load(own).data()
 
 
+@pytest.mark.parametrize("kind", ["c", "given", "text", "features"])
+def test_a_run_knows_the_conditions_of_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    x = table().reshape(120, 1, 2)
+    rows = np.arange(120)
+    conditions = {
+        "c": rows[:, None] / 120.0, "given": x + 1, "text": np.array([f"row {i}" for i in rows]),
+        "features": np.tile(rows[:, None, None] / 120.0, (1, 2, 3)),
+    }[kind]  # fmt: skip
+    name = "text" if kind == "features" else kind
+    cond = {"c": "vector", "given": "image"}.get(kind, "text")
+    config = TrainConfig(data="z.npz", cond=cond, layout="first", steps=2, batch=8, network_options=SMALL)
+    np.savez("z.npz", x=x, **{name: conditions})
+    fit(config, out="runs/told", quiet=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load("runs/told").data()
+    order = rows[::-1]
+    np.savez("z.npz", x=x[order], **{name: conditions[order]})  # the same pairs
+    with pytest.warns(UserWarning, match="different order"):
+        load("runs/told").data()
+    conditions[[3, 5]] = conditions[[5, 3]]
+    np.savez("z.npz", x=x, **{name: conditions})
+    with pytest.raises(DataError, match="2 of the 120 rows have another condition") as caught:
+        fit(replace(config, steps=3), out="runs/told", resume=True, quiet=True)
+    assert caught.value.parameter == "changed_data"
+    with pytest.warns(UserWarning, match="used as they are"):
+        fit(replace(config, steps=3), out="runs/told", resume=True, quiet=True, changed_data=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load("runs/told").data()  # both conditions are known by now
+
+
+def test_a_run_without_conditions_ignores_those_of_its_data(own: Path) -> None:
+    np.savez("z.npz", x=table(), c=np.arange(120)[:, None])
+    fit(TrainConfig(data="z.npz", steps=2, batch=8, network_options=SMALL), out="runs/plain", quiet=True)
+    np.savez("z.npz", x=table(), c=np.zeros((120, 1)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load("runs/plain").data().n_train
+
+
 def test_test_rows_stay_the_same_when_data_grow(own: Path) -> None:
     held = {tuple(row) for row in load(own).data().test.tolist()}
     trained = {tuple(row) for row in load(own).data().train.tolist()}

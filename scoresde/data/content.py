@@ -28,9 +28,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.opened import opened, regular
-from .raw import Array
+from .raw import Array, Known
 
-__all__ = ["LARGE", "MOST", "VALIDATION", "Identity", "contents", "held_out", "known_again"]
+__all__ = ["LARGE", "MOST", "VALIDATION", "Identity", "contents", "held_out", "known_again", "told"]
 
 VALIDATION = 0.05
 MOST = 2_000
@@ -54,6 +54,28 @@ def contents(x: Array, classes: Sequence[str] | None = None, files: Sequence[byt
         digest = hashlib.blake2b(row, digest_size=16)
         if classes is not None:
             digest.update(classes[i].encode("utf-8", "surrogateescape"))
+        found.append(digest.digest())
+    return found
+
+
+def told(rows: Sequence[bytes], known: Known) -> list[bytes]:
+    """Hash each row together with its condition to 16 bytes.
+
+    Args:
+        rows: Content hash of each row (:func:`contents`).
+        known: The conditions of the rows.
+    """
+    parts: list[Iterable[memoryview | bytes]] = [
+        _plain(part) for part in (known.vector, known.image, known.features) if part is not None
+    ]
+    if known.text is not None:
+        parts.append([str(text).encode("utf-8", "surrogateescape") for text in known.text])
+    found = []
+    for row, *conditions in zip(rows, *parts, strict=True):
+        digest = hashlib.blake2b(row, digest_size=16)
+        for condition in conditions:
+            digest.update(len(condition).to_bytes(8, "little"))
+            digest.update(condition)
         found.append(digest.digest())
     return found
 
@@ -113,20 +135,30 @@ class Identity:
         hashes: The sorted hashes of the rows, uint64 ``(N,)``, or a single hash of all files for large data.
         order: A hash of all rows that depends on their order.
         large: Whether files were hashed instead of rows.
+        told: The sorted hashes of the rows together with their conditions, uint64 ``(N,)``, or ``None`` if the rows
+            have no conditions or files were hashed.
     """
 
     hashes: Hashes
     order: int
     large: bool = False
+    told: Hashes | None = None
 
     @classmethod
-    def of(cls, rows: Sequence[bytes], own_test: int = 0) -> Identity:
-        """Build the identity from content hashes, of which the last ``own_test`` belong to the data's own test part."""
+    def of(cls, rows: Sequence[bytes], own_test: int = 0, told: Sequence[bytes] | None = None) -> Identity:
+        """Build the identity from content hashes.
+
+        Args:
+            rows: Content hash of each row.
+            own_test: Number of rows, at the end, that belong to the data's own test part.
+            told: Hash of each row together with its condition, or ``None`` if the rows have no conditions.
+        """
         parts = [row[:8] for row in rows[: len(rows) - own_test]]
         parts += [hashlib.blake2b(row, digest_size=8, key=b"test").digest() for row in rows[len(rows) - own_test :]]
         hashes = np.frombuffer(b"".join(parts), "<u8").astype(np.uint64)
         order = hashlib.blake2b(hashes.astype("<u8").tobytes(), digest_size=8).digest()
-        return cls(np.sort(hashes), int.from_bytes(order, "little"))
+        conditions = None if told is None else np.sort(np.frombuffer(b"".join(row[:8] for row in told), "<u8"))
+        return cls(np.sort(hashes), int.from_bytes(order, "little"), told=conditions)
 
     @classmethod
     def of_files(cls, files: Iterable[Path]) -> Identity:
@@ -159,18 +191,31 @@ class Identity:
             return "grown" if new else "shrunk", new, missing
         return "same" if self.order == now.order else "re-sorted", 0, 0
 
+    def retold(self, now: Identity) -> int:
+        """Count the rows in the identity ``now`` of the current data that are known, but had another condition."""
+        if self.told is None or now.told is None:
+            return 0
+        return max(0, _more(now.told, self.told) - _more(now.hashes, self.hashes))
+
     def joined(self, now: Identity) -> Identity:
         """Merge this identity and ``now`` into the identity of all rows that a run was trained on.
 
         If a row occurs more often in one identity than in the other, the larger count is used.
         """
         _, new, missing = self.compared(now)
-        if self.large or now.large or not new:
+        retold = self.retold(now)
+        if self.large or now.large or not (new or retold):
             return self
-        if not missing:
+        if not (missing or retold):
             return now
-        counts = Counter(self.hashes.tolist()) | Counter(now.hashes.tolist())
-        return Identity(np.array(sorted(counts.elements()), np.uint64), 0)  # the merged rows have no order
+        conditions = None if self.told is None or now.told is None else _both(self.told, now.told)
+        # If there are new rows, the merged rows have no order.
+        return Identity(_both(self.hashes, now.hashes), 0 if new else self.order, told=conditions)
+
+
+def _both(these: Hashes, those: Hashes) -> Hashes:
+    """Return the hashes of two arrays, sorted, with the larger count for each hash."""
+    return np.array(sorted((Counter(these.tolist()) | Counter(those.tolist())).elements()), np.uint64)
 
 
 def _more(these: Hashes, those: Hashes) -> int:

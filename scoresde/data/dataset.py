@@ -31,7 +31,7 @@ from ..core.limits import SEED, SHARE, checked
 from ..core.text import one_line
 from .arrays import raw_of
 from .captions import captioned
-from .content import LARGE, Identity, contents, held_out, known_again
+from .content import LARGE, Identity, contents, held_out, known_again, told
 from .given import CondInfo
 from .raw import AS_IS, Array, Raw, Reading
 from .readers import READABLE, read_digits, read_path
@@ -166,8 +166,8 @@ class DataInfo:
         if self.classes:
             more = ", ..." if len(self.classes) > 10 else ""
             lines.append(f"{len(self.classes)} classes: {', '.join(map(one_line, self.classes[:10]))}{more}")
-        if told := self.known.describe():
-            lines.append(f"conditions besides the class: {told}")
+        if known := self.known.describe():
+            lines.append(f"conditions besides the class: {known}")
         return "\n".join(lines)
 
 
@@ -557,7 +557,7 @@ def _build(raw: Raw, name: str, source: str, how: How) -> Dataset:
         validates = validates[complete.flatten(1).all(1)[validates]]
     known = raw.train_known.rows(keep.numpy())
     held = raw.test_known if raw.test is not None else raw.train_known.rows(test.numpy())
-    told = CondInfo.of(known)
+    given = CondInfo.of(known)
     if len(x) - len(validates) < 2 or len(test_x) < 1:
         raise DataError(
             f"{source} yields {len(x) - len(validates)} training and {len(test_x)} test samples, but at least 2 "
@@ -580,13 +580,13 @@ def _build(raw: Raw, name: str, source: str, how: How) -> Dataset:
         names=raw.names,
         wide=units.wide,
         n_validation=len(validates),
-        known=told,
+        known=given,
     )
     data = Dataset(
         info, units.codec(raw.kind, x, source, raw.names, complete), x, test_x, y, test_y, DENSITIES.get(source),
         validates, None if parts is None else parts.identity, 0 if parts is None else parts.known_again, notes, how,
-        None if raw.hashes else torch.cat([keep, test]), _files(raw, keep, test), told.condition(known),
-        told.condition(held), None if complete is None or bool(complete.all()) else complete,
+        None if raw.hashes else torch.cat([keep, test]), _files(raw, keep, test), given.condition(known),
+        given.condition(held), None if complete is None or bool(complete.all()) else complete,
     )  # fmt: skip
     if y is None:
         return data
@@ -614,7 +614,10 @@ def _by_content(raw: Raw, how: How) -> _Parts:
     if raw.test is not None:
         rows += contents(raw.test, _names(raw.test_labels, raw.classes), raw.hashes[n:])
     large = sum(path.stat().st_size for path in raw.files) > LARGE
-    identity = Identity.of_files(raw.files) if large else Identity.of(rows, own_test)
+    conditions = None
+    if raw.train_known.some:
+        conditions = told(rows[:n], raw.train_known) + told(rows[n:], raw.test_known)
+    identity = Identity.of_files(raw.files) if large else Identity.of(rows, own_test, conditions)
     # Copies of an image land on the same side even if their classes differ.
     alike = contents(x, None, raw.hashes[:n]) if raw.hashes else rows[:n]
     train, validates, test = held_out(

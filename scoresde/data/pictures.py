@@ -223,7 +223,8 @@ def mask_from_file(path: str) -> Tensor:
     except (OSError, MemoryError) as error:
         raise DataError(f"the mask {path} cannot be read: {reason(error)}") from error
     except _Fault as error:
-        raise DataError(f"the mask {path} cannot be read: {error}") from error
+        what = FAULTS[error.kind][0] + (f" ({error})" if str(error) else "")
+        raise DataError(f"the mask {path} {what}; save it as an 8-bit black-and-white image") from error
     half = (65535 if pixels.dtype == np.uint16 else 255) / 2
     colours = pixels[:1] if len(pixels) < 3 else pixels[:3]
     return torch.from_numpy(colours.mean(0, keepdims=True) < half)

@@ -90,6 +90,11 @@ class Known:
     text: Array | None = None
     features: Array | None = None
 
+    @property
+    def some(self) -> bool:
+        """Whether there are any conditions."""
+        return any(part is not None for part in (self.vector, self.image, self.text, self.features))
+
     def rows(self, index: Array) -> Known:
         """Return the conditions of the samples ``index``, int64 ``(n,)``."""
         parts = (self.vector, self.image, self.text, self.features)

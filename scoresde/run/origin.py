@@ -2,8 +2,9 @@
 
 A run stores a hash of each row (:class:`scoresde.data.content.Identity`) in ``rows.npz``. When the data are read again,
 the hashes show whether they are identical, in another order, grown, shrunk, or different. The first three are accepted,
-because rows are split by their content; the last two are rejected. The data of an older run, which has no hashes, are
-compared with the description in ``data.json`` (row counts, range, levels, classes and so on).
+because rows are split by their content. The last two are rejected, and so are rows whose conditions have changed, if
+the run was trained with conditions. The data of an older run, which has no hashes, are compared with the description in
+``data.json`` (row counts, range, levels, classes and so on).
 """
 
 from __future__ import annotations
@@ -64,19 +65,27 @@ def beside(folder: Path, config: TrainConfig) -> str | None:
         return None
 
 
-def keep_identity(folder: Path, data: Dataset) -> None:
+def keep_identity(folder: Path, data: Dataset, conditions: bool = False) -> None:
     """Write the identity of the data, merged with the identity that earlier training wrote.
 
     Nothing is written for data that are not split by content, because they have no identity.
+
+    Args:
+        folder: The run folder.
+        data: The data.
+        conditions: Whether the run is trained with the conditions of the data, so that their hashes are kept as well.
     """
     before, known = kept_identity(folder), data.identity
     if known is None:
         return
+    if not conditions:
+        known = replace(known, told=None)
     known = known if before is None else before.joined(known)
     if known is not before:
-        write_arrays(
-            folder / FILE, {"hashes": known.hashes, "order": np.uint64(known.order), "large": np.bool_(known.large)}
-        )
+        arrays = {"hashes": known.hashes, "order": np.uint64(known.order), "large": np.bool_(known.large)}
+        if known.told is not None:
+            arrays["told"] = known.told
+        write_arrays(folder / FILE, arrays)
 
 
 def kept_identity(folder: Path) -> Identity | None:
@@ -86,7 +95,8 @@ def kept_identity(folder: Path) -> Identity | None:
         return None
     try:
         file = read_arrays(path)
-        return Identity(file["hashes"].astype(np.uint64), int(file["order"]), bool(file["large"]))
+        conditions = file["told"].astype(np.uint64) if "told" in file else None
+        return Identity(file["hashes"].astype(np.uint64), int(file["order"]), bool(file["large"]), conditions)
     except Exception as error:  # a damaged file can raise almost anything
         raise DataError(
             f"{path} cannot be read: {reason(error)}; restore the file, or remove it to continue without it"
@@ -179,6 +189,13 @@ def became(folder: Path, data: Dataset, *, changed: bool = False, named: bool = 
         "re-sorted": f"the data of {folder} are in a different order than in training; {split}",
         "grown": f"the data of {folder} have grown by {new:,} row{'s' * (new != 1)} since training; {split}",
     }
+    retold = 0 if data.identity is None or named else known.retold(data.identity)
+    if retold and state in ("same", *told):
+        _refuse(
+            f"{data.info.source} has changed since {folder} was trained on it: {retold:,} of the "
+            f"{len(known.hashes):,} rows have another condition",
+            changed,
+        )
     if state in told:
         warnings.warn(told[state], stacklevel=3)
     elif state != "same" and not named:

@@ -199,7 +199,7 @@ def _fit(
         if new:  # the description of a run's data is never rewritten
             write_json(folder / "data.json", info.to_dict(), signed=True)
         if new or (folder / "rows.npz").is_file():  # an older run, split by row numbers, has no such file
-            keep_identity(folder, data)
+            keep_identity(folder, data, conditions=bool(config.sources.needs))
         facts["data_beside"] = beside(folder, config)  # the data may have moved
         if new and operator is not None:
             keep_mask(folder, operator)

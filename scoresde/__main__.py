@@ -1,4 +1,4 @@
-"""Run the command line, both as ``python -m scoresde`` and as ``scoresde``.
+"""The entry point of the command line, for both ``python -m scoresde`` and ``scoresde``.
 
 Until the command handles signals itself (:mod:`scoresde.core.signals`), a signal ends the process with the exit code
 for that signal. Once the command has finished and its result has been written, signals are ignored. The handlers are

@@ -174,7 +174,10 @@ def test_answers_that_differ_after_clamping_are_counted_and_named(
     facts = shell.json(f"sample {run} --given low.npy --each 4 {ASK} --save npz")
     assert facts["differing"] == (off > most).nonzero().flatten().tolist() != []
     first = facts["differing"][0]
-    told = f"{len(facts['differing'])} of 8 answers differ from what was given by more than {most:.3g} (half a level)"
+    told = (
+        f"for {len(facts['differing'])} of 8 answers, the measurement differs from the given one by more than "
+        f"{most:.3g} (half a level)"
+    )
     assert told in shell.err
     assert f"low-{first // 4} answer {first % 4} (by {off[first]:.3g})" in shell.err
 
@@ -204,7 +207,7 @@ def test_a_model_of_several_tasks_is_shown_a_picture_as_it_is_unless_one_is_name
     save(pooled(x)[0], "low.png")
     shell(f"sample {run} --given full.png {ASK}")
     assert "shown to the model as it is, because the run was trained with several operators" in shell.err
-    assert "use --operator to degrade samples first" in shell.err and drawn[0]["truth"] is None
+    assert "use --operator to degrade the samples first" in shell.err and drawn[0]["truth"] is None
     facts: Any = shell.json(f"sample {run} --given full.png {ASK} --operator half --each 2")
     assert (
         "taken for the truth and degraded here (lower half missing)" in shell.err and facts["operator"] == "half:lower"
@@ -439,8 +442,11 @@ def test_how_many_samples(shell: Shell, of: Callable[[str], str]) -> None:
     for options, n in (("", 3), ("--each 2", 6), ("--n 12", 12), ("--n 6 --each 2", 6)):
         assert shell.json(f"sample {run} --given low.npy {options} {ASK} --save npz")["n"] == n
     for options, words in {
-        "--n 4": ["--n 4 is not a multiple", "3 questions", "make 3 samples", "--each"],
-        "--n 5 --each 2": ["--n 5 contradicts --each 2", "3 questions with 2 answers each make 6 samples"],
+        "--n 4": ["--n 4 is not a multiple", "3 questions", "number of samples is 3", "--each"],
+        "--n 5 --each 2": [
+            "--n 5 contradicts --each 2",
+            "with 3 questions and 2 answers per question, the number of samples is 6",
+        ],
     }.items():
         shell.refuses(f"sample {run} --given low.npy {options}", 2, *words)
     shell.refuses(f"sample {run} --n 5 --each 2", 2, "--n 5 contradicts --each 2")

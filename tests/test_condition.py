@@ -45,7 +45,7 @@ def test_rows_of_a_condition() -> None:
         Condition(label=torch.tensor([1])).dropped(torch.tensor([True]))
     with pytest.raises(UsageError, match="the condition has 3 rows for 2 samples"):
         full().expand(2)
-    with pytest.raises(UsageError, match=r"one row per sample or a single row, got .*'label': 2, 'vector': 3"):
+    with pytest.raises(UsageError, match=r"one row per sample or a single row, but .*'label': 2, 'vector': 3"):
         Condition(label=torch.tensor([0, 1]), vector=torch.zeros(3, 1))
 
 

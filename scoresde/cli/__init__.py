@@ -74,8 +74,8 @@ def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -
 def main(args: list[str] | None = None) -> None:
     """Run the command line and exit with its exit code.
 
-    Signal handlers are restored before the exit. Each signal that ends a command has its own exit code
-    (:mod:`scoresde.core.signals`).
+    Signal handlers are restored before the exit. If a signal ends the command, the exit code depends on the signal
+    (:mod:`scoresde.core.errors`).
     """
     args = sys.argv[1:] if args is None else args
     before = warnings.showwarning

@@ -22,9 +22,8 @@ __all__ = ["bench"]
 )
 @option("--solvers", under="Solver", first=True, default="ddim,dpm++2m,unipc,deis,multistep,heun,ode,sde",
         metavar="NAMES", help=f"Solvers to compare: {', '.join(SOLVERS)}, or module:Class.")  # fmt: skip
-@option(
-    "--nfe", under="Solver", first=True, default="5,10,20,50", help="Numbers of evaluations for fixed-step solvers."
-)
+@option("--nfe", under="Solver", first=True, default="5,10,20,50",
+        help="Numbers of model evaluations for fixed-step solvers.")  # fmt: skip
 @option("--n", under="Samples", first=True, type=Whole(SEVERAL), default=128, help="Number of samples.")
 @option("--grid", under="Solver", first=True, metavar="NAME",
         help=f"Time grid for fixed-step solvers: auto, {', '.join(GRIDS)}.")  # fmt: skip
@@ -41,7 +40,7 @@ def bench(
     The command measures how far each solver's samples are from the converged solution and from held-out data. It prints
     a table and the path of the figure.
 
-    Fixed-step solvers run with the numbers of evaluations given by --nfe. Adaptive solvers run with tolerances between
+    Fixed-step solvers run with the numbers of model evaluations in --nfe. Adaptive solvers run with tolerances between
     0.1 and 0.0001, or between 0.1 and 0.01 if they are stochastic.
     """
     budgets = sorted(set(whole_numbers("--nfe", nfe)))

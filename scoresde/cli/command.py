@@ -1,9 +1,9 @@
 """Commands with a short help, a full help with headings, and options for the fields of the objects that they build.
 
-A command declares which objects it builds (:class:`Fields`). A field is set with ``--set GROUP.NAME=VALUE``, and also
-with ``--NAME VALUE`` unless the command has its own option of that name. Fields therefore need no separate declaration
-for the command line. The same declarations determine how :func:`spelled` converts a parameter of the library to an
-option of the command.
+A command declares which objects it builds (:class:`Fields`). A field can be set with ``--set GROUP.NAME=VALUE``, and
+also with ``--NAME VALUE`` unless the command has its own option of that name. Fields therefore need no separate
+declaration for the command line. The same declarations determine how :func:`spelled` converts a parameter of the
+library to an option of the command.
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ class Command(click.Command):
         return {flag: p for p in options for flag in (*p.opts, *p.secondary_opts)}
 
     def _chosen(self, ctx: click.Context, args: list[str]) -> dict[str, str]:
-        """Return the name of each object that the command builds, from the command line or the default."""
+        """Return the name of each object that the command builds, as given on the command line or by default."""
         known, deciding = self._known(ctx), {f.option for f in self.fields}
         found = {p.name: str(p.default) for p in known.values() if p.name in deciding and isinstance(p.default, str)}
         for word, following in zip(args, [*args[1:], ""], strict=False):
@@ -267,7 +267,7 @@ class Command(click.Command):
         self._refuse(ctx, flag, chosen)
 
     def _refuse(self, ctx: click.Context, flag: str, chosen: Mapping[str, str]) -> NoReturn:
-        """Report an unknown option, with similar names."""
+        """Report an unknown option, and suggest options with similar names."""
         names = {*self._known(ctx)}
         for fields in self.fields:
             try:
@@ -482,7 +482,7 @@ def _short(value: object) -> str:
 
 
 def first_line(thing: Any) -> str:
-    """Return the first line of a docstring, without its markup."""
+    """Return the first line of the docstring of ``thing``, without markup and without the final full stop."""
     return _bare((thing.__doc__ or "").strip().partition("\n")[0]).rstrip(".")
 
 
@@ -492,9 +492,9 @@ def _bare(text: str) -> str:
 
 
 def _described(factory: Any) -> dict[str, str]:
-    """Return the descriptions of the fields, from the docstrings of a class and its base classes.
+    """Return the descriptions of the fields of ``factory``, from the docstrings of a class and its base classes.
 
-    For a function, this is the class of the object that the function returns.
+    The class is ``factory`` itself or, if ``factory`` is a function, the class of the object that it returns.
     """
     made = factory if inspect.isclass(factory) else type(factory())
     found: dict[str, str] = {}

@@ -78,7 +78,10 @@ def builds(*fields: Fields) -> Callable[[F], F]:
 
 
 def own_class(operator: str | None) -> str | None:
-    """Return ``operator`` if it names a user-defined class, which may be the run's own, and ``None`` otherwise."""
+    """Return ``operator`` if it names a user-defined class, and ``None`` otherwise.
+
+    The run may have been trained with such a class.
+    """
     typed = operator or ""
     return operator if ":" in typed and typed.partition(":")[0] not in OPERATORS else None
 
@@ -92,7 +95,7 @@ class Session:
 
     Args:
         seed: Seed for all random numbers.
-        device, dtype, threads: The values given on the command line.
+        device, dtype, threads: The device, the floating-point type and the number of threads, as given by the user.
         json: Whether to print the result as one JSON object.
         quiet: Whether to suppress messages about data and progress.
         run: Name of the run, or ``None`` for the newest run.
@@ -136,7 +139,7 @@ class Session:
 
     @property
     def precision(self) -> torch.dtype:
-        """``torch.float32`` or ``torch.float64``."""
+        """The floating-point type, which is ``torch.float32`` or ``torch.float64``."""
         import torch
 
         dtype: torch.dtype = getattr(torch, self.dtype)
@@ -144,7 +147,7 @@ class Session:
 
     @cached_property
     def loaded(self) -> Run:
-        """The named run, or the newest run, on the device of the session."""
+        """The named run (default: the newest run), loaded on the device of the session."""
         return self._load(self.run)
 
     @cached_property
@@ -244,7 +247,7 @@ def sde_option(command: F) -> F:
 
 
 _own_parts = [
-    option(name, under=EVERYWHERE, metavar="NAME", help=f"{what} class of the run, as module:Class, if not built in.")
+    option(name, under=EVERYWHERE, metavar="NAME", help=f"The run's {what} class, as module:Class, if not built in.")
     for name, what in (
         ("--sde", "SDE"),
         ("--network", "Network"),
@@ -291,7 +294,7 @@ class SolverChoice:
         """Build the solver.
 
         Raises:
-            UsageError: If the solver does not have one of the options, or a value is invalid.
+            UsageError: If an option is unknown or its value is invalid.
         """
         from ..solvers import Solver
 
@@ -300,7 +303,7 @@ class SolverChoice:
 
     @property
     def short(self) -> str:
-        """The name for use in folder names: ``multistep``, or the lowercase class name of ``module:Class``."""
+        """The name to use in folder names, such as ``multistep``, or ``class`` for ``module:Class``."""
         return self.name.rpartition(":")[2].lower()
 
 
@@ -317,11 +320,11 @@ def solver_options(
 
     Args:
         default: The name of the default solver.
-        typed: Further options to add to the command, from ``steps`` and ``rtol``.
+        typed: Which of the options ``steps`` and ``rtol`` to add to the command.
         first: The options that the short help shows.
-        set_first: Whether it also shows ``--set``.
+        set_first: Whether the short help also shows ``--set``.
         steps: The default value of ``--steps``.
-        unless: Default options of individual solvers in this command, keyed by the name of the solver.
+        unless: Default values for the options of individual solvers in this command, keyed by the name of the solver.
         what, rtol: The help texts of ``--solver`` and ``--rtol``.
     """
 
@@ -367,7 +370,7 @@ def _refuse_moved(solver: str, texts: Mapping[str, str]) -> None:
     """Reject an option or a value that has been replaced, and name the replacement."""
     if texts.get("engine") == "torchsde":
         raise UsageError(
-            "torchsde is not an engine of the ode solver, but a solver for the reverse SDE", parameter="solver",
+            "torchsde is not an engine of the ode solver; it is a solver for the reverse SDE", parameter="solver",
             value="torchsde",
         )  # fmt: skip
     fields = SOLVER.of(solver)
@@ -380,7 +383,7 @@ def _refuse_moved(solver: str, texts: Mapping[str, str]) -> None:
 
 
 def counted(progress: Progress, batch: int) -> Callable[[Step], None]:
-    """Return a callback that counts the samples of finished batches and the finished fraction of the current batch."""
+    """Return a callback that adds finished batches, and the finished fraction of the current batch, to ``progress``."""
 
     def watch(step: Step) -> None:
         first = int(step.index[0]) // batch * batch
@@ -406,8 +409,8 @@ def reading_options(first: bool = False) -> Decorator:
         option("--size", under="Data", first=first, type=Whole(SIZE), default=0, show_default=False,
                help="Resize all images to squares of this side length.  [default: keep their sizes]"),
         option("--fit", under="Data", first=first, type=click.Choice(["crop", "pad", "stretch"]),
-               help="How --size handles images that are not square: crop them to the middle, pad them with black, "
-                    "or stretch them."),
+               help="How --size handles images that are not square: crop them to the central square, pad them "
+                    "with black, or stretch them."),
         option("--layout", under="Data", first=first, type=click.Choice(["auto", "first", "last"]), default="auto",
                help="Position of the channel axis in arrays of images."),
         option("--on-bad", under="Data", first=first, type=click.Choice(["stop", "skip"]), default="stop",
@@ -426,7 +429,7 @@ class Conditioning:
         label: The class of all samples, by name or index.
         guidance: Scale of classifier-free guidance.
         labels: Whether each sample is conditioned on its own class.
-        given: Whether each sample has its own condition, of every kind that the run was trained with.
+        given: Whether each sample is conditioned on its own values for all conditions that the run was trained with.
     """
 
     label: str | None
@@ -437,9 +440,7 @@ class Conditioning:
     def __post_init__(self) -> None:
         if self.given and (self.labels or self.label is not None):
             other = "--labels" if self.labels else "--label"
-            raise UsageError(
-                f"--given conditions each sample on its own condition, including its class; leave out {other}"
-            )
+            raise UsageError(f"--given uses the whole condition of each sample, including its class; leave out {other}")
         if self.labels and self.label is not None:
             raise UsageError(
                 "--labels conditions each sample on its own class, but --label conditions all samples on the same "
@@ -447,19 +448,20 @@ class Conditioning:
             )
 
     def of(self, run: Run) -> Run:
-        """Return the run conditioned on the class, with guidance unless each sample has its own class."""
+        """Return the run conditioned on the class, with guidance unless each sample has its own class or condition."""
         return run.given(self.label).guided(1.0 if self.labels or self.given else self.guidance)
 
     def all_of(self, run: Run, n: int, seed: int = 0) -> Run:
         """Return the run conditioned on the class for ``n`` samples.
 
-        If no class was given, the condition depends on the run. If the run needs a class and nothing else, each sample
-        gets its own class. If it was trained with any other condition, each sample gets that of a held-out row.
+        If no class was given, the condition depends on the run. If the run requires a class but no other condition,
+        each sample is assigned a class. If the run was trained with other conditions, each sample gets the conditions
+        of a held-out row. Otherwise, the run is not conditioned.
         """
         return self.of(run) if self.label is not None else run.typical(n, seed).guided(self.guidance)
 
     def each(self, run: Run, known: Any) -> Run:
-        """Return the run with each sample conditioned on its own class, with guidance."""
+        """Return the run with each sample conditioned on its class in ``known``, with guidance."""
         return run.given(known).guided(self.guidance)
 
     @property
@@ -471,7 +473,7 @@ def conditioning(labels: bool = False, first: bool = True) -> Decorator:
     """Add the options for conditioning, and pass their values to the command as ``condition``.
 
     Args:
-        labels: Whether to add ``--labels`` and ``--given``, for a command that reads data with their conditions.
+        labels: Whether to add ``--labels`` and ``--given``, for a command that reads data and their conditions.
         first: Whether the short help shows ``--label``.
     """
     options = [
@@ -485,7 +487,7 @@ def conditioning(labels: bool = False, first: bool = True) -> Decorator:
             option("--labels", under="Conditioning", is_flag=True, help="Condition each sample on its own class."),
             option("--given", under="Conditioning", is_flag=True,
                    help="Use the whole condition of each sample, as in training (for a run trained with --cond), and "
-                        "compare with the likelihood without a condition."),
+                        "compare the result with the likelihood without a condition."),
         ]  # fmt: skip
     return together("condition", Conditioning, *options)
 
@@ -513,5 +515,5 @@ def whole_numbers(flag: str, text: str) -> list[int]:
     """Parse a comma-separated list of positive integers: ``"5,10,20"`` becomes ``[5, 10, 20]``."""
     parts = in_list(text)
     if not parts or not all(part.isdecimal() and len(part) < 20 and int(part) > 0 for part in parts):
-        raise UsageError(f"{flag} must be a list of positive integers, such as 5,10,20,50, got {text!r}")
+        raise UsageError(f"{flag} must be positive integers separated by commas, such as 5,10,20,50, got {text!r}")
     return [check_number(flag, int(part), COUNT, "int") for part in parts]

@@ -113,7 +113,7 @@ def _advised(info: DataInfo, sources: Sources) -> list[str]:
         if unused:
             advice.append(
                 f"scoresde train uses {what} only with --cond {name}; scoresde sample --given can then "
-                "condition samples on such data"
+                "condition samples on them"
             )
     if info.classes and not sources.label:
         advice.append(

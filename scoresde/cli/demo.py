@@ -95,6 +95,6 @@ def _begun(make: Callable[[], Path]) -> Iterator[Path]:
             if folder is not None and not any((folder / "checkpoints").glob("step-*")):
                 (folder / "picture.npz").unlink(missing_ok=True)
                 for path in (*(folder / name for name in ("checkpoints", "samples", "plots")), folder):
-                    with suppress(OSError):  # the folder holds files that do not belong to this run
+                    with suppress(OSError):  # the folder contains files that do not belong to this run
                         path.rmdir()
         raise

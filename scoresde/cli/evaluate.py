@@ -49,7 +49,7 @@ ALL = ",".join((*METRICS, "copies"))
     "  scoresde evaluate runs/photos-pool --given test --each 8",
 )
 @option("--samples", under="Data", first=True, type=click.Path(path_type=Path),
-        help="Use samples from a file (npz, npy, csv) or a folder, instead of drawing them.")  # fmt: skip
+        help="Use the samples in a file (npz, npy, csv) or a folder instead of drawing samples.")  # fmt: skip
 @option("--units", under="Data", default="auto", metavar="LOW,HIGH",
         help="Units of the samples: auto, data, model, or the two values, such as 0,1, that correspond to the lowest "
              "and the highest value in the data.")  # fmt: skip
@@ -64,27 +64,29 @@ ALL = ",".join((*METRICS, "copies"))
              "file of features.")  # fmt: skip
 @option("--metrics", under="Metrics", first=True,
         help=f"Metrics to compute: any of {ALL}, or module:function; with --given, also any of {','.join(ANSWERS)}.  "
-             "[default: all of the first list or, with --given, of the second]")  # fmt: skip
-@option("--copies-by", under="Metrics", default="pixels", help="Features for the check for copies.")
+             "[default: all metrics in the first list or, with --given, all metrics in the second]")  # fmt: skip
+@option("--copies-by", under="Metrics", default="pixels",
+        help="Features used to detect copies of training data.")  # fmt: skip
 @option(
     "--given",
     under="Conditioning",
     first=True,
     metavar="SPLIT",
-    help="Condition the run on rows of this split, test or train, and compare its answers with these rows.",
+    help="Condition the run on rows of this split, test or train, and compare its samples (answers) with these rows.",
 )
 @option(
     "--each",
     under="Conditioning",
     type=Whole(COUNT),
-    help="Number of answers to each question; there are n/each questions.  [default: 8]",
+    help="Number of answers for each row; at most --n divided by --each rows are used.  [default: 8]",
 )
 @option("--operator", under="Conditioning", metavar="NAME",
-        help="Operator by which the rows are measured.  [default: that of the run]")  # fmt: skip
+        help="Operator that measures the rows.  [default: the operator of the run]")  # fmt: skip
 @option("--n", under="Samples", first=True, type=Whole(SEVERAL), default=500, help="Number of samples to draw.")
 @option("--batch", under="Samples", type=Whole(COUNT), default=256, help="Maximum number of samples per batch.")
 @solver_options("multistep", "steps", "rtol", first=("solver",), unless={"multistep": {"steps": 30}})
-@option("--reference", under="Files", type=click.Path(path_type=Path), help="Compare with the statistics in this file.")
+@option("--reference", under="Files", type=click.Path(path_type=Path),
+        help="Compare with the data statistics in this file.")  # fmt: skip
 @option("--save-reference", under="Files", type=click.Path(path_type=Path),
         help="Save the statistics of the data to this file.")  # fmt: skip
 @out_option("RUN/evaluation")
@@ -210,12 +212,12 @@ def evaluate(
 
 @dataclass(frozen=True)
 class _Asks:
-    """The options of the questions that a conditional run answers with --given.
+    """The options of ``--given``, which asks a conditional run questions about rows of the data.
 
     Args:
         split: The split of the rows that the run is conditioned on.
         each: Number of answers to each question.
-        operator: The operator by which the rows are measured, or ``None`` for that of the run.
+        operator: The operator that measures the rows, or ``None`` to use the run's operator.
         limit: Maximum number of questions, or 0 for no limit.
     """
 
@@ -249,8 +251,8 @@ class _Asks:
         If ``metrics`` is ``None``, all metrics of answers that can be computed are used.
 
         Returns:
-            The answers ``(N, *event)`` in data units, a record of how they were drawn, and the judgement, or ``None``
-            if no metric of answers was asked for.
+            The answers ``(N, *event)`` in data units, a record of how they were drawn, and their metrics, which are
+            ``None`` if ``metrics`` is empty.
         """
         from ..core.progress import Progress
         from ..study.answers import ask, judge, questions, training_rows

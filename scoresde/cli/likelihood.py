@@ -198,7 +198,7 @@ def likelihood(
 
 
 def _report(session: Session, facts: dict[str, Any], files: list[Path], how: list[str], failures: list[str]) -> None:
-    """Print the result and the settings ``how`` of each run, and raise an error if samples failed."""
+    """Print the result and the settings ``how`` of each run, and raise an error if any sample failed."""
     sets: list[dict[str, Any]] = facts["sets"]
     depends = dict(zip(reversed(how), (found.get("run") for found in reversed(sets[: len(how)])), strict=True))
     session.print(

@@ -49,11 +49,11 @@ class Asking:
     """The conditions of the samples, as given on the command line.
 
     Args:
-        given: A file or folder with the questions, or ``None``.
+        given: A file or folder with images or rows to condition on (the questions), or ``None``.
         each: Number of samples for each question, or ``None`` if it was not given.
         mask: A file with the mask of the samples in ``given``, or ``None``.
-        operator: The operator by which to measure the samples in ``given``, or ``None`` for that of the run.
-        text: One text for all questions, or a text for each question.
+        operator: The operator that measures the samples in ``given``, or ``None`` to use the run's operator.
+        text: One text for all questions, or one text for each question.
     """
 
     given: Path | None
@@ -68,11 +68,14 @@ class Asking:
 
     @property
     def own(self) -> str | None:
-        """The operator if it is a user-defined class, which may be the one in the run's ``cond``, else ``None``."""
+        """The operator if it is a user-defined class, which the run may have been trained with, otherwise ``None``."""
         return own_class(self.operator)
 
     def questions(self, run: Run) -> Questions | None:
-        """Read the questions, or return ``None`` if one text, or no condition, applies to all samples."""
+        """Return the questions, which come from a file or from the texts, or ``None`` if there are none.
+
+        A single text is a question only if ``each`` is given. Otherwise, it applies to all samples.
+        """
         from ..core.condition import Condition
         from ..run.questions import Questions, read_questions
 
@@ -96,9 +99,9 @@ class Asking:
         if n not in (None, count * each):
             why = f"contradicts --each {each}" if self.each else "is not a multiple of the number of questions"
             raise UsageError(
-                f"--n {n} {why}: {count:,} question{'s' * (count > 1)} with {each:,} answer"
-                f"{'s' * (each > 1)} each make {count * each:,} samples; leave out --n, and use --each to set the "
-                "number of answers to each question"
+                f"--n {n} {why}: with {count:,} question{'s' * (count > 1)} and {each:,} answer"
+                f"{'s' * (each > 1)} per question, the number of samples is {count * each:,}; leave out --n, and use "
+                "--each to set the number of answers per question"
             )
         return count * each, each
 
@@ -119,24 +122,24 @@ class Asking:
 
 
 def _asking_options() -> Decorator:
-    """Add the options for all conditions except the class, as the argument ``asking``."""
+    """Add the options for all conditions except the class, and pass their values to the command as ``asking``."""
     return together(
         "asking", Asking,
         option("--given", under="Conditioning", first=True, type=click.Path(path_type=Path), metavar="PATH",
                help="Conditions of the samples: an image, a folder of images, an npy or npz file, or a table whose "
-                    "empty cells are to be filled. Each image or row is a question. Requires a run trained with "
-                    "--cond."),
+                    "empty cells are to be filled. Each image or row is one question. The run must have been trained "
+                    "with --cond."),
         option("--each", under="Conditioning", first=True, type=Whole(COUNT), metavar="K",
                help="Number of samples for each question.  [default: 1]"),
         option("--mask", under="Conditioning", type=click.Path(path_type=Path), metavar="FILE",
-               help="An image in which the missing parts of the --given samples are white, or an npy file in which "
-                    "they are not 0."),
+               help="Mask of the missing parts of the --given samples: an image in which these parts are white, or "
+                    "an npy file in which they are nonzero."),
         option("--operator", under="Conditioning", metavar="SPEC",
                help="Operator that measures the --given samples, such as pool:4 or module:Class.  [default: the "
                     "operator of the run]"),
         option("--text", under="Conditioning", multiple=True, metavar="TEXT",
-               help="Text that describes all samples, or one text for each question (for a run trained with --cond "
-                    "text); may be repeated."),
+               help="Text that describes all samples, for a run trained with --cond text. Repeat the option to pass "
+                    "one text for each question."),
     )  # fmt: skip
 
 
@@ -148,7 +151,7 @@ def _asking_options() -> Decorator:
 )
 @solver_options("ode", "steps", "rtol", set_first=False)
 @option("--n", under="Samples", first=True, type=Whole(COUNT),
-        help=f"Number of samples.  [default: {N}, or --each for each question]")  # fmt: skip
+        help=f"Number of samples.  [default: {N}, or --each times the number of questions]")  # fmt: skip
 @option("--start", under="Samples", type=Whole(WHOLE), default=0, help="Index of the first sample.")
 @option("--batch", under="Samples", type=Whole(COUNT), default=256, help="Maximum number of samples per batch.")
 @option("--denoise/--no-denoise", under="Samples", default=True, help="Finish with a noise-free step.")
@@ -158,7 +161,8 @@ def _asking_options() -> Decorator:
 @_asking_options()
 @conditioning()
 @option("--save", under="Files", first=True,
-        help="Files to write: png (a sheet), files (a PNG for each image), npz, csv, gif, path (states as arrays).  "
+        help="Files to write: png (a picture of all samples), files (a PNG for each image), npz, csv, gif, path (the "
+        "states at each frame as arrays).  "
              "[default: png,npz, plus csv if the data are a table]")  # fmt: skip
 @option("--frames", under="Files", type=Whole(FRAMES), default=40, help="Number of frames in the GIF and path files.")
 @out_option("RUN/samples/SOLVER-seedN")
@@ -171,8 +175,7 @@ def sample(
 ) -> None:  # fmt: skip
     """Draw samples from a trained RUN (default: the newest), and print the path of the picture.
 
-    With --given, the samples are answers to questions: each is conditioned on one of
-    the given images or rows.
+    With --given, the samples are answers to questions: each sample is conditioned on one of the given images or rows.
     """
     built = solver.build()
     session = replace(session, operator=asking.own)
@@ -243,7 +246,7 @@ def sample(
 def _bound(
     run: Run, asking: Asking, condition: Conditioning, questions: Questions | None, each: int, session: Session
 ) -> Run:
-    """Condition the run on what was given, and print how the input was interpreted."""
+    """Condition the run on the questions, texts and class, and print how the questions were interpreted."""
     from ..run.questions import ask, understanding
 
     # A single text, or a class, applies to all samples.
@@ -255,13 +258,13 @@ def _bound(
     if questions is not None:
         told = understanding(asked, questions)
         if asked.seen is not None and asked.seen.operator is None:
-            told += "; use --operator to degrade samples first, or to name the operator that was applied"
+            told += "; use --operator to degrade the samples first, or to name the operator that was applied"
         session.say(f"given: {told}; {each:,} answer{'s' * (each > 1)}{' each' * (len(questions) > 1)}")
     return asked.guided(condition.guidance)
 
 
 def _identity(known: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what identifies the questions: the content of the files, but not their names."""
+    """Return the values that identify the questions. Files are identified by their content, not by their names."""
     from ..core.parts import digest
 
     if not known:
@@ -271,7 +274,7 @@ def _identity(known: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _differing(samples: Samples, run: Run, answers: Asked | None, session: Session) -> dict[str, Any]:
-    """Find the samples whose measurements differ from what was given, and name them."""
+    """Find and report the samples whose measurements differ from the given ones, and return a record of them."""
     from ..run.seen import tolerance
 
     if samples.residual is None:
@@ -286,8 +289,9 @@ def _differing(samples: Samples, run: Run, answers: Asked | None, session: Sessi
         ]
         more = f" and {len(index) - NAMED:,} more" if index[NAMED:] else ""
         session.say(
-            f"{len(index):,} of {len(samples.residual):,} answers differ from what was given by more than {most:.3g} "
-            f"({half}) after they are clamped to the range of the data: {', '.join(named)}{more}"
+            f"for {len(index):,} of {len(samples.residual):,} answers, the measurement differs from the given one by "
+            f"more than {most:.3g} ({half}) after the answer is clamped to the range of the data: {', '.join(named)}"
+            f"{more}"
         )
     return {"tolerance": most, "residual_max": _highest(samples.residual), "differing": index}
 
@@ -324,7 +328,7 @@ def _again(work: Work, n: int, session: Session) -> None:
 
 
 def _report(session: Session, folder: Path, facts: dict[str, Any], files: list[Path], failures: list[str]) -> None:
-    """Print the result, and raise an error if samples failed."""
+    """Print the result, and raise an error if any sample failed."""
     # Third-party integrators do not report how many steps they took.
     steps = f"steps {facts['accepted_mean']:g} accepted, {facts['rejected_mean']:g} rejected  "
     steps = steps if facts["accepted_mean"] else ""

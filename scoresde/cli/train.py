@@ -46,13 +46,13 @@ PARTS = (
         help="Training data: digits, tinted, captions, a 2-D toy set, or the path of images, csv, npy or IDX "
              "files.")  # fmt: skip
 @option("--augment", under="Data", default="none", metavar="KINDS",
-        help="Augmentation of images, with its parameters as input to the network: none, all, or any of flip, vflip, "
-             "scale, shift.")  # fmt: skip
+        help="Augmentation of images: none, all, or any of flip, vflip, scale, shift. The network receives its "
+             "parameters as input.")  # fmt: skip
 @option("--cond", under="Data", first=True, default="none", metavar="TEXT",
-        help="What the model is conditioned on, joined by +: class, vector (numbers; vector:age,dose for columns of a "
-             "table), image (another image), text, or the measurement of the sample by an operator: cells (random "
-             "values are missing), hole, half, mask:FILE, pool:K (low resolution), grey, crop, blur, noise:S, jpeg:Q "
-             "or module:Class; hole/pool:4 trains one model for both operators.")  # fmt: skip
+        help="What the model is conditioned on: class, vector (numbers; vector:age,dose for columns of a table), image "
+             "(another image), text, or the measurement of the sample by an operator: cells (random values are "
+             "missing), hole, half, mask:FILE, pool:K (low resolution), grey, crop, blur, noise:S, jpeg:Q or "
+             "module:Class. Join conditions with +; hole/pool:4 trains one model for both operators.")  # fmt: skip
 @reading_options()
 @sde_option
 @option("--shift", under="Path", type=Real(Range(1e-6, 1e6)), default=1.0,
@@ -178,7 +178,7 @@ def _done(folder: Path, edited: bool) -> int:
 
 
 def _refuse_unknown(names: Iterable[str], sde: str) -> None:
-    """Reject a setting without a group that is not a field of the training configuration, and suggest a valid name."""
+    """Reject settings without a group that are not fields of the training configuration, and suggest valid names."""
     known = SETTINGS.of(None)
     for name in names:
         if name not in known:
@@ -200,10 +200,10 @@ def _refuse_new_settings(run: str) -> None:
 
 
 def _named_again(config: TrainConfig, run: str, folder: Path) -> tuple[TrainConfig, Any]:
-    """Add the names of classes that are not built in. The user must repeat these names and cannot change them.
+    """Return the configuration with the names of the classes that are not built in, and the network if it has no name.
 
-    Also return the network itself if the run has no name for it, because it was passed as an object when the run was
-    made.
+    The user must repeat these names and cannot change them. A network has no name if it was passed as an object when
+    the run was created. If the network has a name, the second return value is ``None``.
     """
     from dataclasses import replace
 
@@ -221,7 +221,7 @@ def _named_again(config: TrainConfig, run: str, folder: Path) -> tuple[TrainConf
     if cond is None and own_operators:
         raise UsageError(
             f"{run} was trained with the operator {own_operators[0]}, which is not a built-in; for safety, names read "
-            "from files are never imported, so name it again",
+            "from files are never imported, so repeat the name",
             parameter="cond",
             value=config.cond,
         )

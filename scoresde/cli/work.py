@@ -36,7 +36,7 @@ class Work:
     Args:
         folder: The folder.
         total: The number of rows requested.
-        rows: The noun that messages use for the rows.
+        rows: The noun that messages use for the rows, such as ``samples``.
         finished: The content of the result's JSON file if the result is finished, otherwise ``None``.
     """
 
@@ -52,7 +52,7 @@ class Work:
 
     @property
     def kept(self) -> int:
-        """The number of rows that the parts hold."""
+        """The number of rows in the finished parts."""
         from ..core.parts import rows_kept
 
         folders = [self.parts, *(p for p in self.parts.glob("*") if p.is_dir())]
@@ -81,19 +81,19 @@ def work_in(
     session: Session, out: Path | None, default: Path, resume: bool, total: int, rows: str, facts: str,
     requests: Callable[[], Any],
 ) -> Iterator[Work]:  # fmt: skip
-    """Open the folder of a command that saves parts, which is a new folder or the one to resume in.
+    """Open the folder in which a command saves its parts: a new folder, or an existing folder in which to resume.
 
     Args:
         session: The session that prints the messages.
-        out: The folder given on the command line, or ``None`` for ``default``, to which a number is added if that
-            folder exists.
+        out: The folder given on the command line, or ``None`` to use ``default``. If the folder exists and there is
+            nothing to resume, a number is added to the name of the new folder.
         default: The default folder.
         resume: Whether to resume.
         total, rows: See :class:`Work`.
         facts: The name of the result's JSON file, which is written last. The requests are in this file, or in
             ``request.json`` in the same folder.
-        requests: Function that returns the requests in the form in which they are saved. It is called only if there is
-            a finished result.
+        requests: Function that returns the requests in the form in which they are saved. It is called only if a
+            finished result exists.
 
     Raises:
         UsageError: If the folder contains the result of another command, or files but nothing to resume from.

@@ -1,7 +1,7 @@
 """Conditions: the information known about each sample, in up to four tensors (slots) with one row per sample.
 
-A missing value is marked in the tensor itself, so that a condition that is dropped for guidance, a hole in an image and
-an empty cell of a table are all handled the same way:
+Missing values are marked in the tensors themselves, so a condition that is dropped for guidance, a hole in an image and
+an empty cell of a table are all handled in the same way:
 
     =========  ==============================  =====================
     slot       shape                           missing value
@@ -43,9 +43,9 @@ class Condition:
         label: Class of each row, int64, shape ``(B,)`` or ``(1,)``.
         vector: A vector for each row, shape ``(B, V)`` or ``(1, V)``.
         image: An image or a signal for each row, shape ``(B, C, *space)`` or ``(1, C, *space)``.
-        tokens: Word indices, int64, shape ``(B, L)`` or ``(1, L)``, or features of the words, ``(B, L, E)`` or
+        tokens: Word indices, int64, shape ``(B, L)`` or ``(1, L)``, or word features, shape ``(B, L, E)`` or
             ``(1, L, E)``.
-        classes: The number of classes. A label equal to this number marks a missing label.
+        classes: The number of classes. A label equal to this number means that the class is missing.
 
     >>> known = Condition(label=torch.tensor([2, 0, 1]), classes=3)
     >>> known.dropped(torch.tensor([False, True, False])).label, len(known)
@@ -61,7 +61,10 @@ class Condition:
     def __post_init__(self) -> None:
         sizes = {name: len(value) for name in SLOTS if (value := getattr(self, name)) is not None}
         if len({size for size in sizes.values() if size != 1}) > 1:
-            raise UsageError(f"each part of a condition must have one row per sample or a single row, got {sizes}")
+            raise UsageError(
+                "the tensors of a condition must each have one row per sample or a single row, but their numbers of "
+                f"rows are {sizes}"
+            )
 
     def __len__(self) -> int:
         """Return the number of rows, or 1 if a single row applies to all samples."""
@@ -72,7 +75,7 @@ class Condition:
         return Condition(label, vector, image, tokens, self.classes)
 
     def rows(self, index: Tensor) -> Condition:
-        """Return the condition for the rows ``index``, shape ``(B',)``."""
+        """Return the condition for the rows selected by ``index``, shape ``(B',)``."""
         return self._each(lambda value: select(value, index.to(value.device)))
 
     def expand(self, count: int) -> Condition:

@@ -87,7 +87,7 @@ class Problems(DataError):
         super().__init__(self.listed(texts))
 
     def listed(self, texts: Sequence[str]) -> str:
-        """Return an error message that lists the problems, with one of the ``texts`` for each problem."""
+        """Return an error message that lists the problems, each described by one of the ``texts``."""
         if len(texts) == 1:
             return f"{self.where}: {texts[0]}"
         return "\n".join([f"{self.where}: {len(texts)} problems", *(f"{i}. {t}" for i, t in enumerate(texts, 1))])

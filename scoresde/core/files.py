@@ -1,11 +1,12 @@
 """Write files and folders completely or not at all, and read files without running code.
 
-Everything that this package writes goes through :func:`atomic`: it is written under a temporary name beside the target,
-flushed to disk and then renamed. A reader sees either the old or the new content. A failed write leaves nothing behind,
-and the leftovers of a killed process are removed by the next write to the same folder. Only log files are written in
-place, by appending one line at a time (:func:`append_line`). All files are read through :mod:`.opened`.
+Except for log files, everything that this package writes goes through :func:`atomic`: it is written under a temporary
+name next to the target, flushed to disk and then renamed. A reader sees either the old or the new content. A failed
+write leaves nothing behind, and files left by a killed process are removed by the next write to the same folder. Log
+files are written in place, by appending one line at a time (:func:`append_line`). Before a file is read,
+:mod:`.opened` checks that it is a regular file.
 
-Files with a JSON object or tensors may contain a checksum of their content, which reveals even a single changed digit.
+A file with a JSON object or tensors may also contain a checksum, which reveals even a single changed digit.
 The checksum is not a signature, because anyone who changes the content can also remove the checksum.
 """
 
@@ -89,11 +90,11 @@ def cannot_write(path: Path, error: Exception) -> CheckpointError:
 
 @contextmanager
 def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``, at which the block must create a file or a folder.
+    """Yield a temporary path next to ``path``, at which the block must create a file or a folder.
 
-    On success, the temporary path is renamed to ``path``, and on failure, it is removed. A new folder replaces an
-    existing folder. Missing parent folders are created, and leftovers of killed processes in the same folder are
-    removed.
+    If the block succeeds, the new file or folder is renamed to ``path``, where it replaces an existing file or folder
+    of the same kind. If the block fails, the new file or folder is removed. Missing parent folders are created, and
+    files left by killed processes in the parent folder are removed.
 
     Raises:
         CheckpointError: If ``path`` cannot be written.
@@ -132,7 +133,7 @@ def _atomic(target: Path, temporary: Path) -> Iterator[Path]:
 
 
 def _writable(path: Path) -> None:
-    """Reject an invalid name, and a device or a pipe, because writing would replace it with a file."""
+    """Reject an invalid name, and reject a device or a pipe because writing would replace it with a file."""
     if "\0" in str(path):
         raise OSError("the name contains a zero byte")
     if not path.name:
@@ -164,10 +165,10 @@ def _replace_folder(temporary: Path, target: Path) -> None:
 
 
 def clear_leftovers(folder: Path, below: bool = False) -> None:
-    """Remove what interrupted writes left in a folder, except for files of processes that are still running.
+    """Remove the temporary files and folders that interrupted writes left in a folder.
 
-    If a process was killed while it replaced a folder, the old folder is restored. With ``below``, subfolders are
-    cleared as well.
+    Those of running processes are kept. If a process was killed while it replaced a folder, the old folder is restored.
+    With ``below``, subfolders are cleared as well.
     """
     try:
         with os.scandir(folder) as inside:
@@ -295,7 +296,7 @@ def remove_empty(folder: Path, above: Iterable[Path] = ()) -> bool:
 
 
 def write_json(path: Path, content: Any, *, signed: bool = False) -> Path:
-    """Write JSON to a file. With ``signed``, the content must be an object, and its checksum is added to it."""
+    """Write JSON to a file. With ``signed``, the content must be an object, and a checksum is added to it."""
     if signed:
         content = {**content, CHECKSUM: _checksum(parse_json(json.dumps(content)))}
     with atomic(path) as temporary:
@@ -351,7 +352,7 @@ def _json(path: Path) -> Any:
 
 
 def _checksum(content: Any) -> str:
-    """Return the SHA-256 hash of JSON values, independent of key order, as 64 hexadecimal digits."""
+    """Return the SHA-256 hash of a JSON value as 64 hexadecimal digits. The order of keys does not matter."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -505,7 +506,7 @@ def write_tensors(
 
 
 def _tensor_checksum(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
-    """Return the SHA-256 hash of the header and of each tensor's name, dtype, shape and bytes, in order of name."""
+    """Return the SHA-256 hash of the header and of all tensors (name, dtype, shape and bytes), sorted by name."""
     import torch
 
     found = hashlib.sha256(_checksum(facts).encode())

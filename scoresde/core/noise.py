@@ -14,14 +14,14 @@ turn a 128-bit counter (c0, c1, c2, c3) and a 64-bit key (k0, k1) into four 32-b
 and lower halves of a 64-bit product. The integer arithmetic gives the same result on every device, so a row keeps its
 noise under chunking, compaction and sharding.
 
-A solver that takes different steps draws different numbers, unless ``brownian`` is set. In that case, the random
-numbers of the steps are increments of a Brownian path W on [0, 1], one per sample. The path is refined where it is
-evaluated (Levy's midpoint construction),
+If the steps of a solver change, so do its random numbers, unless ``brownian`` is set. In that case, each sample has a
+Brownian path W on [0, 1], and the random numbers of the steps are increments of this path. The path is refined where it
+is evaluated (Levy's midpoint construction),
 
     W((a + b)/2) = (W(a) + W(b))/2 + sqrt((b - a)/4) z,
 
-where z is a standard normal number whose address is the midpoint. For a fixed seed, each sample then converges to one
-image as the number of steps grows.
+where z is a standard normal number whose address is the midpoint. For a fixed seed, each sample then converges to a
+single image as the number of steps grows.
 
 References:
     Salmon, Moraes, Dror and Shaw (2011), Parallel random numbers: as easy as 1, 2, 3, SC '11,
@@ -55,7 +55,7 @@ _LEVELS = 20
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Apply Philox4x32-10 to four int64 tensors of 32-bit words, whose shapes broadcast.
+    """Apply Philox4x32-10 to four int64 tensors of 32-bit words, whose shapes broadcast against each other.
 
     Args:
         counter: The four words of the counter, the fastest-varying word first.
@@ -120,7 +120,7 @@ class Noise:
         return cls(seed, torch.arange(start, start + count, device=device), brownian)
 
     def rows(self, index: Tensor) -> Noise:
-        """Return the noise for the rows ``index``, shape ``(B',)``."""
+        """Return the noise for the rows selected by ``index``, shape ``(B',)``."""
         return Noise(self.seed, self.indices[index], self.brownian)
 
     def _words(self, size: int, stream: str, step: int | Tensor) -> Tensor:
@@ -165,8 +165,9 @@ class Noise:
     ) -> Tensor:
         """Return standard normal numbers, shape ``(B, *shape)``, for a solver step from time ``t`` to time ``s``.
 
-        Without ``brownian``, these are independent draws that depend on the step index ``step``. With ``brownian``,
-        which requires times in [0, 1], they are ``(W(s) - W(t)) / sqrt(|s - t|)`` for the Brownian path W.
+        Without ``brownian``, the numbers depend on the step index ``step`` but not on the times, and are independent
+        for each step. With ``brownian``, they are ``(W(s) - W(t)) / sqrt(|s - t|)``, where W is the Brownian path. In
+        that case, the times must be in [0, 1].
         """
         if not self.brownian:
             return self.normal(shape, step, "solver", dtype)
@@ -175,10 +176,10 @@ class Noise:
         return (increment / math.sqrt(abs(s - t))).to(dtype)
 
     def check(self, times: Tensor) -> None:
-        """Reject time points, shape ``(n + 1,)``, with a step that the Brownian path does not cover or resolve.
+        """Reject times, shape ``(n + 1,)``, if a step lies outside [0, 1] or is too short for the Brownian path.
 
         Raises:
-            UsageError: If there is such a step. The message quotes the first one.
+            UsageError: If there is such a step. The message quotes the first such step.
         """
         inside = (times[:-1].clamp(0, 1) == times[:-1]) & (times[1:].clamp(0, 1) == times[1:])
         wrong = (((times[1:] - times[:-1]).abs() < 4 / 2**_LEVELS) | ~inside).nonzero().flatten()

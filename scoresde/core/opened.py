@@ -146,8 +146,8 @@ def may_unpack(packed: int, size: int | None = None) -> int:
 
 def _bomb(packed: int, size: str, most: int) -> str:
     return (
-        f"its size is {_bytes(packed)}, and it unpacks to {size}, but the limit is {_bytes(most)}; if you trust the "
-        "file, unpack it first"
+        f"it unpacks from {_bytes(packed)} to {size}, but a file of this size may unpack to at most {_bytes(most)}; if "
+        "you trust the file, unpack it first"
     )
 
 

@@ -1,15 +1,15 @@
-"""Storage of row-wise results, with one file per range of rows, so that an interrupted computation can be resumed.
+"""Store row-wise results in one file per range of rows, so that an interrupted computation can be resumed.
 
-The results of different rows are independent of each other. Each finished range of rows is stored in one file, which is
-written completely or not at all:
+The results of different rows are independent of each other. Each finished range of rows is stored in one file (a part),
+which is written completely or not at all:
 
     parts/000000-000255.safetensors        rows 0 to 255
 
 The file contains the results. Its header contains the request (everything that the results depend on, except the rows)
 and has its own checksum, which is verified before the results are read. A second call with the same request reads the
-finished ranges and computes the remaining rows in ranges of the same size, so its result is bit-identical to that of a
-single call. Damaged ranges are recomputed. The file names alone record which ranges are finished, so several processes
-can share the work.
+finished ranges and computes the remaining rows in ranges of the same size, so its result is bit-identical to that of an
+uninterrupted call. Damaged ranges are recomputed. The file names alone record which ranges are finished, so several
+processes can share the work.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def _told(request: Mapping[str, Any], name: str) -> str:
 
 
 def digest(*things: Tensor | str) -> str:
-    """Return a digest of strings and of tensors of any shape. It also depends on the tensors' shapes and dtypes."""
+    """Return a digest of strings and tensors. It depends on the values, shapes and dtypes of the tensors."""
     import torch
 
     found = hashlib.blake2b(digest_size=16)

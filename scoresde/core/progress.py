@@ -1,4 +1,4 @@
-"""A progress line for long loops, with the number of finished steps, the rate and the remaining time.
+"""A progress line for long loops, which shows the number of finished steps, the rate and the remaining time.
 
 On a terminal, the line is a tqdm bar. Anywhere else (a log file, a batch queue, a notebook server), a bar would print
 thousands of carriage returns, so plain lines are printed instead, one every ten seconds and one at the end::

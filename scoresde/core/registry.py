@@ -67,8 +67,8 @@ def resolve(
 
     Raises:
         UsageError: If a typed name is unknown, if its module or attribute does not exist or cannot be imported, or if
-            the attribute is neither a class nor a function. The returned function also raises ``UsageError`` if a
-            user's own function fails.
+            the attribute is neither a class nor a function. If the result is a user's own function, it also raises
+            ``UsageError`` when an error occurs inside it.
         CheckpointError: If a name that was read from a file is not in the table.
     """
     name = moved(name)
@@ -243,8 +243,8 @@ def _refuse_unlisted(value: Any, where: str, typed: Typed) -> None:
         # Reject any colon, because the import system accepts module names that do not look like one.
         if ":" in value and not _is_typed(value, typed):
             raise CheckpointError(
-                f"the run gives {where} the option {value!r}; for safety, names read from files are never imported, "
-                "so pass the object with its options"
+                f"the run sets an option of the {where} to {value!r}; for safety, names read from files are never "
+                "imported, so create the object with its options yourself and pass it"
             )
     elif isinstance(value, Mapping):
         for key, part in value.items():
@@ -321,7 +321,7 @@ def read_options(
         factory: The class or function.
         what, name: The kind of object and its name, for messages.
         texts: The values as text, keyed by option name.
-        table: A table from which the message about an unknown option lists the entries that have this option.
+        table: A table of names. The message about an unknown option lists the names in the table that have this option.
 
     Raises:
         UsageError: If an option is unknown, or if its text is not a valid value.

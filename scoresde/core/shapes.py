@@ -30,7 +30,7 @@ def expand(a: Tensor, x: Tensor) -> Tensor:
     Args:
         a: A coefficient of any floating dtype, or a mask. Its shape is ``()`` or ``(B,)``, or it has the same rank as
             ``x`` and broadcasts to the shape of ``x``.
-        x: The batch to combine it with, shape ``(B, *event)``.
+        x: The batch that ``a`` is to be combined with, shape ``(B, *event)``.
 
     Returns:
         The tensor ``a`` on the device of ``x`` and, unless it is a mask, with the dtype of ``x``. Its shape is ``()``
@@ -48,8 +48,8 @@ def expand(a: Tensor, x: Tensor) -> Tensor:
     whole = a.ndim == x.ndim and all(n in (1, m) for n, m in zip(a.shape, x.shape, strict=True))
     if not whole and (a.ndim != 1 or x.ndim == 0 or a.shape[0] not in (1, x.shape[0])):
         raise UsageError(
-            f"a coefficient must have shape () or (B,), or the rank of x, got {tuple(a.shape)} for a batch of shape "
-            f"{tuple(x.shape)}"
+            f"a coefficient must have shape () or (B,), or have the rank of the batch and broadcast to it, got shape "
+            f"{tuple(a.shape)} for a batch of shape {tuple(x.shape)}"
         )
     a = a.to(dtype=dtype, device=x.device)
     return a if whole else align(a, x)

@@ -1,4 +1,4 @@
-"""Conversion of SIGINT, SIGTERM and SIGUSR1 to exceptions, raised at once or when the current work is done.
+"""Convert SIGINT, SIGTERM and SIGUSR1 to exceptions, which are raised at once or when the current work is done.
 
 The command line runs inside :class:`Interrupts`. The first signal raises :class:`~scoresde.core.errors.Preempted` (for
 SIGTERM and SIGUSR1) or :class:`~scoresde.core.errors.Stopped` (for SIGINT) wherever the program happens to be. These

@@ -142,8 +142,8 @@ ANSWERS = {
 }
 
 # Presets for the two networks. `auto` chooses a preset for the data: `mlp` for vectors, `tiny` for events of up to 12
-# pixels on each side, `small` for up to 40 pixels, and `base` for larger events. If the sides differ, they count as
-# those of a square or a cube with as many pixels.
+# pixels on each side, `small` for up to 40 pixels, and `base` for larger events. An event with unequal sides is treated
+# as a square or a cube with the same number of pixels.
 PRESETS: dict[str, dict[str, object]] = {
     "mlp": {"network": "mlp", "width": 128, "blocks": 3},
     "tiny": {"network": "unet", "channels": 32, "multipliers": (1, 2), "blocks": 1, "attention": (1,)},

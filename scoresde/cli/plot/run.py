@@ -65,7 +65,7 @@ def reverse(
 
 @verb(
     "score-field",
-    short_help="Draw the score learned for points in the plane as arrows.",
+    short_help="Draw the learned score as arrows, for points in the plane.",
     epilog="Example:  scoresde plot score-field runs/8gaussians-vp --exact --times 0.05,0.2,0.5",
 )
 @option("--times", under="Picture", first=True,
@@ -78,7 +78,7 @@ def reverse(
 def score_field(
     times: str | None, exact: bool, condition: Conditioning, out: Path | None, session: Session
 ) -> None:  # fmt: skip
-    """Draw the score that a RUN (default: the newest) has learned for points in the plane, as arrows.
+    """Draw the learned score of a RUN (default: the newest) as arrows, for data that are points in the plane.
 
     The arrows are drawn over the density if it is known, and over noisy data otherwise. The length of an arrow is
     proportional to the fourth root of the norm of the score.
@@ -114,7 +114,7 @@ def score_field(
 )
 @solver_options("em", "steps", steps=200, what="Solver for the reverse SDE, such as em, heun-sde or sde.")
 @option("--n", under="Samples", first=True, type=Whole(SEVERAL),
-        help="Number of samples for the shading.  [default: 200, or 1000 for vectors]")  # fmt: skip
+        help="Number of samples for estimating the shaded density.  [default: 200, or 1000 for vectors]")  # fmt: skip
 @option("--paths", "lines", under="Picture", first=True, type=Whole(COUNT), default=7,
         help="Number of trajectories to draw.")  # fmt: skip
 @picture_option("RUN/plots/trajectories.png")
@@ -123,8 +123,8 @@ def trajectories(solver: SolverChoice, n: int | None, lines: int, out: Path | No
     """Draw the trajectories of samples from a RUN (default: the newest) under the probability flow and the reverse SDE.
 
     The flow and the SDE start from the same noise. Their trajectories differ, but have the same distribution at each
-    time. The picture shows one number per sample, which is the first coordinate of a vector with up to three
-    coordinates, or the projection of any other sample onto the first principal axis of the data.
+    time. The picture shows one number per sample. For vectors with up to three coordinates, this is the first
+    coordinate. For all other data, it is the projection onto the first principal axis of the data.
     """
     noisy = solver.build()
     if not noisy.stochastic:
@@ -157,7 +157,7 @@ def trajectories(solver: SolverChoice, n: int | None, lines: int, out: Path | No
 
 
 @verb(
-    short_help="Compare the learned score with the exact one.",
+    short_help="Compare the learned score with the exact score.",
     epilog="Example:  scoresde plot compass runs/8gaussians-vp --n 1000",
 )
 @option("--n", under="Samples", first=True, type=Whole(Range(2, 10_000)), default=256,
@@ -170,9 +170,9 @@ def trajectories(solver: SolverChoice, n: int | None, lines: int, out: Path | No
 def compass(n: int, levels: int, condition: Conditioning, out: Path | None, session: Session) -> None:
     """Compare the score of a RUN (default: the newest) with the exact score, in direction and length.
 
-    The scores are compared at noisy held-out samples. For 8gaussians, the exact score is that of the known density. For
-    all other data, it is that of the training set, which minimises the training loss. A model that generalises departs
-    from the score of the training set at low noise.
+    The scores are compared at noisy held-out samples. For 8gaussians, the exact score is the score of the known
+    density. For all other data, it is the score of the noisy training set, which minimises the training loss. At low
+    noise, a model that generalises departs from this score.
     """
     loaded = condition.of(session.loaded)
     file = target(out, session.folder / "plots" / "compass.png")

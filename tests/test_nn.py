@@ -163,7 +163,7 @@ def test_a_small_image_is_enlarged_and_a_wrong_one_refused() -> None:
     assert found.shape == (1, 3, 4, 6)
     torch.testing.assert_close(found[0, 1, ::3, ::5], torch.tensor([[1.0, 2.0], [3.0, 0.0]]))
     torch.testing.assert_close(found[0, 2, ::3, ::5], torch.tensor([[1.0, 1.0], [1.0, 0.0]]))
-    with pytest.raises(UsageError, match="does not match the network .channels: 1, "):
+    with pytest.raises(UsageError, match=r"does not match the network \(channels: 1, "):
         beside(x, torch.zeros(1, 2, 4, 6), 1)
     network = UNet(1, channels=8, multipliers=(1,), vector=2)
     with pytest.raises(UsageError, match="has length 3, but the network was built for length 2"):

@@ -4,9 +4,9 @@ Features that separate classes also describe the content of an image, so they ar
 
 Events with spatial axes pass through convolutions. Each convolution after the first halves the size of every axis,
 until no axis has more than four positions. Vectors pass through two hidden layers. In both cases, a hidden layer of
-``width`` features and a linear layer to the classes follow. The features are divided by a single number, ``scale``,
-which the training code sets to their root mean square. The scale of a hidden layer is arbitrary, and distances between
-features should not depend on it.
+``width`` features and a linear layer with one output per class follow. The features are divided by a single number,
+``scale``, which the training code sets to their root mean square. The scale of a hidden layer is arbitrary, and
+distances between features should not depend on it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The random draws of a training step other than its rows: times, noise and dropped conditions.
 
-All random numbers come from the step's generator in a fixed order (times, noise, pairing, dropped conditions), so they
-depend only on the seed and the step number.
+All random numbers come from the step's generator in a fixed order (times, noise, dropped conditions), so they depend
+only on the seed and the step number.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ class Validation:
         return torch.cat(found).reshape(-1, self.count).mean(0)
 
     def look(self, model: nn.Module, weights: Mapping[str, Tensor], step: int, folder: Path | None) -> Tensor:
-        """Return the losses of ``model`` after ``step`` steps, and keep the averaged ``weights`` if they are the best so far."""
+        """Return the losses of ``model`` after ``step`` steps, and keep its ``weights`` if they are the best so far."""
         losses = self.losses(model)
         if self.best is None or float(losses.mean()) < float(self.best.losses.mean()):
             self.best = Best(step, losses, {name: value.detach().clone() for name, value in weights.items()})

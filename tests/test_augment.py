@@ -188,7 +188,7 @@ def test_absent_is_zeros_bit_for_bit(kind: str) -> None:
         assert torch.equal(network(x, c, known, torch.zeros(4, 3)), absent)
         for i in range(3):
             assert not torch.allclose(network(x, c, known, torch.eye(3)[i].expand(4, 3)), absent, atol=1e-4), i
-    with pytest.raises(UsageError, match=r"has 2 augmentation parameters.*augments=2"):
+    with pytest.raises(UsageError, match=r"augment has shape \(B, 2\).*augments=2"):
         network(x, c, None, torch.zeros(4, 2))
     with pytest.raises(UsageError, match="built with augments=0"):
         NETWORKS[kind](0)(x, c, None, torch.zeros(4, 2))

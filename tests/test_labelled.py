@@ -141,14 +141,14 @@ def test_two_arguments_are_told_of_the_wrapper(wrapped: str) -> None:
         "called": Called,
         "keyword": Keyword,
     }[wrapped]()
-    with pytest.raises(UsageError, match=r"takes \(.*; wrap it as scoresde\.nn\.Labelled\(network\), or give it a"):
+    with pytest.raises(UsageError, match=r"takes \(.*; wrap it as scoresde\.nn\.Labelled\(network\), or add a third"):
         ScoreModel(network, VPSDE(), Eps())
     ScoreModel(Labelled(network), VPSDE(), Eps())
 
 
 def test_other_numbers_of_arguments() -> None:
     for network in (Alone(), Many(), nn.Sequential(nn.Linear(2, 2))):
-        with pytest.raises(UsageError, match=r"called as network\(x, c, cond\), but \w+ takes \(.*\).*; change it to"):
+        with pytest.raises(UsageError, match=r"called as network\(x, c, cond\), but \w+ takes \(.*\).*; define"):
             check_network(network)
         with pytest.raises(UsageError, match=r"Labelled calls its network as network\(x, c\), but \w+ takes"):
             Labelled(network)

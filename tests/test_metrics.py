@@ -270,7 +270,7 @@ def test_moments_of_the_reference_serve_as_well_as_its_rows():
     whole, moments = frechet(x, y), frechet(x, Moments.of(y))
     assert moments.value == pytest.approx(whole.value, rel=1e-12) and whole.value == frechet_distance(x, y)
     assert 0 < moments.stderr != whole.stderr
-    with pytest.raises(UsageError, match="the numbers of features must be equal, got 5 and 4"):
+    with pytest.raises(UsageError, match="both sets must have the same number of features, got 5 and 4"):
         frechet(normal(10, 5), Moments.of(y))
 
 

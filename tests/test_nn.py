@@ -163,10 +163,10 @@ def test_a_small_image_is_enlarged_and_a_wrong_one_refused() -> None:
     assert found.shape == (1, 3, 4, 6)
     torch.testing.assert_close(found[0, 1, ::3, ::5], torch.tensor([[1.0, 2.0], [3.0, 0.0]]))
     torch.testing.assert_close(found[0, 2, ::3, ::5], torch.tensor([[1.0, 1.0], [1.0, 0.0]]))
-    with pytest.raises(UsageError, match="built for 1 channels"):
+    with pytest.raises(UsageError, match=r"does not match the network \(channels: 1, "):
         beside(x, torch.zeros(1, 2, 4, 6), 1)
     network = UNet(1, channels=8, multipliers=(1,), vector=2)
-    with pytest.raises(UsageError, match="has 3 numbers for each row, but the network was built for 2"):
+    with pytest.raises(UsageError, match="has length 3, but the network was built for length 2"):
         network(x, torch.zeros(1), Condition(vector=torch.zeros(1, 3)))
 
 
@@ -182,7 +182,7 @@ def test_numbers_enter_an_mlp_beside_x_and_in_the_embedding(closed: str) -> None
         other[1, column] = 3.0
         out = network(x, c, Condition(vector=other))
         assert not torch.allclose(out[0], out[1], atol=1e-4), column
-    with pytest.raises(UsageError, match="has 3 numbers for each row, but the network was built for 4"):
+    with pytest.raises(UsageError, match="has length 3, but the network was built for length 4"):
         network(x, c, Condition(vector=vector[:, :3]))
 
 

@@ -495,7 +495,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(monkeypat
         ({"t_sampler": "sqrt", "weighting": "likelihood"}, "Likelihood.* is defined for times uniform in t"),
         ({"t_sampler": "importance"}, r"mean square of the loss is .* times that with uniform times .*error='edm'"),
         ({"t_sampler": "importance", "weighting": "x0"}, "mean square of the loss"),
-        ({"sde": BlindAtZero(), "predict": "v", "weighting": "score"}, "it must be finite, >= 0 and below 1e15"),
+        ({"sde": BlindAtZero(), "predict": "v", "weighting": "score"}, "must be at least 0 and below 1e15"),
         ({"sde": "vpp"}, "unknown SDE 'vpp'; did you mean 'vp'"),
         ({"predict": "epss"}, "unknown prediction 'epss'; did you mean 'eps'"),
         ({"network_options": {"widht": 3}}, "no option 'widht'; did you mean 'width'"),

@@ -1,8 +1,8 @@
 """Metrics that compare generated samples with a reference set, with standard errors.
 
-Every metric takes the samples first and the reference second, as tensors. Metrics compute in float64 and process the
-table of pairwise distances in blocks to bound memory use. Statistics with a standard error are returned as a
-:class:`Measurement`. The standard error always comes from a delete-a-block jackknife.
+The functions in the table below take the samples first and the reference second, as tensors. All metrics compute in
+float64, and process tables of pairwise distances in blocks to bound memory use. Statistics with a standard error are
+returned as a :class:`Measurement`. The standard error always comes from a delete-a-block jackknife.
 
 =======================  ==============================================  ==================
 function                 compares                                        bias at finite N
@@ -15,8 +15,9 @@ function                 compares                                        bias at
 :func:`find_copies`      samples and their nearest training rows         none
 =======================  ==============================================  ==================
 
-The functions in :mod:`scoresde.metrics.answers` compare the answers of a conditional model with the truth, and
-:func:`kuiper` tests whether angles are uniform on the circle.
+The functions in :mod:`scoresde.metrics.answers` take the truth first, and compare it with the answers of a
+conditional model, which are several samples for each condition. :func:`kuiper` tests whether angles are uniform on the
+circle.
 """
 
 from __future__ import annotations

@@ -8,14 +8,14 @@ consequences, which can be checked without knowing the posterior. First,
     E |x - mean_k a_k|^2 = (1 + 1/K) V,     E |x - a_k|^2 = 2 V,     V = E |x - E[x | y]|^2,                  (1)
 
 so the PSNR of the mean of K answers exceeds that of a single answer by  10 log10(2 / (1 + 1/K))  decibels. Second, the
-rank of the truth among its answers is uniform on 0, ..., K. If a model is overconfident, the gap in PSNR is smaller,
+rank of the truth among the answers is uniform on 0, ..., K. If a model is overconfident, the gap in PSNR is smaller,
 and the ranks pile up at both ends. An underconfident model shows the opposite. Draws from the prior pass both checks as
 well, so the PSNR itself must also be reported.
 
-Values such as the black pixels of a picture, where the truth and all its answers are equal, have no rank. They are left
-out. This rule treats the truth and its answers alike, so the ranks of the other values are still exactly uniform.
+Values such as the black pixels of a picture, where the truth and all answers are equal, have no rank. They are left
+out. This rule treats the truth and the answers alike, so the ranks of the other values are still exactly uniform.
 Leaving out every value for which the *answers* are equal would break this symmetry: a rare bright pixel would be left
-out if it is in the truth but kept if it is in an answer, so the highest rank would be too rare.
+out if it is in the truth but kept if it is in an answer, so the highest rank would occur too rarely.
 
 Standard errors come from a jackknife over the questions (:mod:`scoresde.metrics.measurement`).
 
@@ -48,26 +48,27 @@ FEWEST = 5  # the smallest expected number of values in a bin for which the chi-
 
 
 def psnr(truth: Tensor, estimate: Tensor, span: float, hidden: Tensor | None = None) -> Measurement:
-    """Compute the peak signal-to-noise ratio in decibels, from the squared error averaged over all questions.
+    """Compute the peak signal-to-noise ratio in decibels, from the squared error averaged over all compared values.
 
     Args:
         truth: The true samples, ``(N, *event)``.
         estimate: One estimate of each sample, ``(N, *event)``, or several, ``(N, K, *event)``, whose squared errors are
             averaged.
         span: The largest possible difference between two values.
-        hidden: A mask that is true for the values to compare, bool, broadcastable to ``(N, *event)``, or ``None`` for
-            all values.
+        hidden: The values to compare, as a boolean mask broadcastable to ``(N, *event)``, or ``None`` for all values.
     """
     square, count = _squares(truth, estimate, hidden)
     return jackknife(lambda s, n: _decibels(float(s.sum() / n.sum()), span), square, count)
 
 
 def gap(truth: Tensor, answers: Tensor, span: float, hidden: Tensor | None = None) -> Measurement:
-    """Compute by how many decibels the PSNR of the mean of the answers exceeds that of a single answer.
+    """Compute the PSNR of the mean of the answers minus the PSNR of a single answer, in decibels.
+
+    For exact answers, the expected gap is ``exact_gap(K)``.
 
     Args:
         truth, span, hidden: As for :func:`psnr`.
-        answers: The answers, ``(N, K, *event)``. For exact answers, the gap is ``exact_gap(K)``.
+        answers: The answers, ``(N, K, *event)``.
     """
     one, count = _squares(truth, answers, hidden)
     mean, _ = _squares(truth, answers.double().mean(1), hidden)
@@ -87,7 +88,7 @@ def exact_gap(answers: int) -> float:
 
 
 def spread(truth: Tensor, answers: Tensor, hidden: Tensor | None = None) -> Measurement:
-    """Compute the standard deviation of the answers relative to the error of their mean, which is 1 for exact answers.
+    """Compute the ratio of the spread of the answers to the error of their mean. For exact answers, it is 1.
 
     The ratio is ``sqrt((1 + 1/K) S / E)``, where S is the unbiased variance of the answers and E the squared error of
     their mean, both averaged over all values. A value below 1 means that the model is overconfident.
@@ -108,15 +109,15 @@ def spread(truth: Tensor, answers: Tensor, hidden: Tensor | None = None) -> Meas
 
 @dataclass(frozen=True, eq=False)
 class Ranks:
-    """The ranks of the truth among its answers.
+    """The ranks of the true values among the answers.
 
     Attributes:
         counts: Number of values in each bin of ranks, int64 ``(bins,)``. For exact answers, all bins are equally
             likely.
         answers: Number of answers to each question, K; ranks are from 0 to K.
-        left_out: Number of values that were left out because the truth and all answers to it are equal.
+        left_out: Number of values that were left out because the truth and all answers are equal.
         stderr: Standard error of :attr:`relative`, ``(bins,)``, from a jackknife over the questions.
-        most: Largest number of ranked values in one question.
+        most: Largest number of ranked values in any one question.
     """
 
     counts: npt.NDArray[np.int64]
@@ -127,12 +128,12 @@ class Ranks:
 
     @property
     def relative(self) -> npt.NDArray[np.float64]:
-        """The counts relative to uniform ranks, ``(bins,)``; 1 for uniform ranks."""
+        """The counts divided by the count that is expected if the ranks are uniform, ``(bins,)``."""
         return _relative(self.counts)
 
     @property
     def deviation(self) -> float:
-        """Largest relative deviation of a bin from its expected count; 0 for uniform ranks."""
+        """The largest relative deviation of the count in a bin from its expected value."""
         return float(np.abs(self.relative - 1).max())
 
     @property
@@ -145,8 +146,8 @@ class Ranks:
 
     @property
     def band(self) -> float:
-        """The :attr:`deviation` that 95% of exact models do not exceed, if the errors are normally distributed."""
-        sure = 0.95 ** (1 / len(self.counts))  # probability that a single bin stays below the band
+        """The :attr:`deviation` that 95% of exact models do not exceed, assuming normally distributed errors."""
+        sure = 0.95 ** (1 / len(self.counts))  # probability that a single bin stays within the band
         return float(NormalDist().inv_cdf((1 + sure) / 2) * self.stderr.mean())
 
     @property
@@ -158,7 +159,7 @@ class Ranks:
 
     @property
     def doubt(self) -> str:
-        """The reason why the :attr:`p_value` is not valid, or an empty string if it is."""
+        """The reason why the :attr:`p_value` is not valid, or an empty string if it is valid."""
         expected = self.counts.sum() / len(self.counts)
         if self.most > 1:
             return f"up to {self.most:,} values of the same question are ranked, and they are not independent"
@@ -168,14 +169,14 @@ class Ranks:
 
 
 def ranks(truth: Tensor, answers: Tensor, hidden: Tensor | None = None, bins: int = 0, seed: int = 0) -> Ranks:
-    """Compute the rank of each true value among its answers, with ties broken at random.
+    """Compute the rank of each true value among the answers, with ties broken at random.
 
     Values for which the truth and all answers are equal carry no information and are left out.
 
     Args:
         truth, hidden: As for :func:`psnr`.
         answers: The answers, ``(N, K, *event)``.
-        bins: Number of bins of equal size for the K + 1 ranks; 0 uses :func:`bins_of`.
+        bins: Number of bins of equal size into which the K + 1 ranks are divided, or 0 to use :func:`bins_of`.
         seed: Seed for breaking ties.
 
     Raises:
@@ -194,7 +195,7 @@ def ranks(truth: Tensor, answers: Tensor, hidden: Tensor | None = None, bins: in
     rank = below + (u * (equal + 1)).floor().long()
     place = (rank * bins // (several + 1)).flatten(1)
     table = torch.zeros(len(truth), bins, dtype=torch.int64, device=below.device)
-    table.scatter_add_(1, place, counted.flatten(1).long())  # the bins of each question
+    table.scatter_add_(1, place, counted.flatten(1).long())  # the counts of each question
     errors = [jackknife(lambda t, b=b: float(_relative(t.sum(0).numpy())[b]), table.cpu()).stderr for b in range(bins)]
     left = int((_mask(truth, hidden).to(below.device) & ~counted).sum())
     return Ranks(table.sum(0).cpu().numpy(), several, left, np.array(errors), int(table.sum(1).max()))
@@ -203,9 +204,9 @@ def ranks(truth: Tensor, answers: Tensor, hidden: Tensor | None = None, bins: in
 def bins_of(answers: int, values: float = math.inf) -> int:
     """Return the number of bins of equal size into which the ranks among K answers are divided.
 
-    This is the largest divisor of K + 1 from 2 to 20 for which at least five values are expected in each bin. If no
-    divisor lies between 5 and 20, the smallest divisor above 20 is a candidate too. If five values per bin are not
-    expected for any candidate, the largest candidate is used.
+    The candidates are the divisors of K + 1 from 2 to 20 and, if none of these is at least 5, the smallest divisor
+    above 20. The result is the largest candidate for which at least five of the ``values`` ranked values are expected
+    in each bin, or the largest candidate if there are too few values for all of them.
 
     >>> bins_of(19), bins_of(16), bins_of(22), bins_of(39, 60)
     (20, 17, 23, 10)
@@ -240,13 +241,13 @@ def coverage(truth: Tensor, answers: Tensor, level: float, hidden: Tensor | None
 
 
 def seen(residual: Tensor, tolerance: float) -> Measurement:
-    """Compute the share of answers that agree with the given measurements.
+    """Compute the fraction of answers that agree with the given measurements.
 
     Args:
-        residual: The largest difference between the measurements of each answer and those that were given, ``(N, K)``.
+        residual: The largest difference between the measurements of each answer and the given measurements, ``(N, K)``.
         tolerance: The largest difference that counts as agreement.
     """
-    # Rounding errors may raise a difference of exactly half a level above the tolerance.
+    # Rounding errors may raise a difference of exactly half a quantisation level above the tolerance.
     agree = (residual <= tolerance * (1 + 1e-9)).double()
     return jackknife(lambda s: float(s.mean()), agree)
 
@@ -258,10 +259,13 @@ def ssim(truth: Tensor, estimate: Tensor, span: float, hidden: Tensor | None = N
     pixels that fits. Only windows that lie inside the picture count, as in the authors' implementation.
 
     Args:
-        truth: The true pictures, ``(N, C, H, W)``; a signal or a volume has one or three axes after its channels.
-        estimate: One estimate of each, with the same shape, or several, ``(N, K, C, H, W)``, which are averaged over.
+        truth: The true pictures, ``(N, C, H, W)``. Signals, ``(N, C, L)``, and volumes, ``(N, C, D, H, W)``, are also
+            accepted.
+        estimate: One estimate of each picture, ``(N, C, H, W)``, or several, ``(N, K, C, H, W)``, whose similarities to
+            the true picture are averaged.
         span: The largest possible difference between two values.
-        hidden: The pixels at which a window may be centred, bool, broadcastable to ``(N, C, H, W)``; all if ``None``.
+        hidden: The pixels at which a window may be centred, as a boolean mask broadcastable to ``(N, C, H, W)``, or
+            ``None`` for all pixels.
     """
     dims = truth.ndim - 2
     if dims < 1:
@@ -313,16 +317,16 @@ def _several(truth: Tensor, estimate: Tensor) -> Tensor:
 
 
 def _mask(truth: Tensor, hidden: Tensor | None) -> Tensor:
-    """Return a mask of the values to compare, bool, with the shape of ``truth``."""
+    """Return a boolean mask of the values to compare, with the shape of ``truth``."""
     return torch.ones_like(truth, dtype=torch.bool) if hidden is None else hidden.expand(truth.shape)
 
 
 def _ranked(truth: Tensor, answers: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Compare each true value with its answers.
+    """Compare each true value with the answers to the same question.
 
     Returns:
-        The number of answers below the truth and the number equal to it, int64 ``(N, *event)``, and which values have a
-        rank, bool ``(N, *event)``.
+        Three tensors of shape ``(N, *event)``: the number of answers below each true value, the number of answers equal
+        to it, and a boolean mask of the values that have a rank.
     """
     x = truth.unsqueeze(1)
     below, equal = (answers < x).sum(1), (answers == x).sum(1)
@@ -330,13 +334,16 @@ def _ranked(truth: Tensor, answers: Tensor, hidden: Tensor | None) -> tuple[Tens
 
 
 def _relative(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Return counts relative to their mean, or NaN if there are none."""
+    """Return the counts divided by their mean, or NaN if all counts are 0."""
     total = counts.sum()
     return counts * (len(counts) / total) if total else np.full(len(counts), np.nan)
 
 
 def _squares(truth: Tensor, estimate: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return, for each question, the summed squared error averaged over answers, and the number of values compared."""
+    """Return the squared error of each question and the number of values compared, both float64 ``(N,)``.
+
+    The error is summed over the compared values and averaged over the answers.
+    """
     several = _several(truth, estimate)
     mask = _mask(truth, hidden)
     square = (several.double() - truth.double().unsqueeze(1)).square().mean(1)

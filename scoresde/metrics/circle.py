@@ -1,16 +1,15 @@
 """Kuiper's test of whether angles are uniform on the circle.
 
-For N angles, let F be their empirical distribution function, measured in turns from any starting point. The statistic
+For N angles, let F(u) be the fraction of them that lie within u turns after an arbitrary starting point. The statistic
 
     V = max_u (F(u) - u) + max_u (u - F(u))                                                                  (1)
 
-does not depend on the starting point. If the angles are independent and uniform, then, with
-``z = (sqrt(N) + 0.155 + 0.24/sqrt(N)) V``,
+does not depend on the starting point. The p-value is the probability that N independent, uniform angles have a
+statistic V' larger than V. In the limit of many angles, it is
 
-    P(V' > V) = 2 sum_{j >= 1} (4 j^2 z^2 - 1) exp(-2 j^2 z^2),                                              (2)
+    P(V' > V) = 2 sum_{j >= 1} (4 j^2 z^2 - 1) exp(-2 j^2 z^2),    z = (sqrt(N) + 0.155 + 0.24/sqrt(N)) V.    (2)
 
-in the limit of many angles, where V' is the statistic of other uniform angles. This z is due to Stephens. It makes the
-p-value accurate to within a few percent for N >= 8.
+This definition of z is due to Stephens. It makes the p-value accurate to within a few percent for N >= 8.
 
 References:
     Kuiper (1960), Tests concerning random points on a circle, Indagationes Mathematicae 63.
@@ -28,7 +27,7 @@ from ..core.errors import UsageError
 
 __all__ = ["kuiper"]
 
-TERMS = 100  # of equation 2
+TERMS = 100  # number of terms of the series in equation 2
 LEAST = 0.4  # below this z, the p-value is 1 to 12 digits, and the series converges slowly
 
 
@@ -36,7 +35,7 @@ def kuiper(angles: Tensor) -> tuple[float, float]:
     """Test whether independent angles are uniform on the circle.
 
     Args:
-        angles: The angles in radians, ``(N,)``. Multiples of a full turn make no difference.
+        angles: The angles in radians, ``(N,)``. Angles that differ by full turns are equivalent.
 
     Returns:
         The statistic V (equation 1) and its p-value (equation 2).
@@ -50,7 +49,7 @@ def kuiper(angles: Tensor) -> tuple[float, float]:
     """
     if angles.ndim != 1 or not len(angles) or not bool(angles.isfinite().all()):
         raise UsageError(
-            f"Kuiper's test needs finite angles of shape (N,), got shape {tuple(angles.shape)}"
+            f"Kuiper's test needs a non-empty tensor of finite angles, of shape (N,), got shape {tuple(angles.shape)}"
             + ("" if bool(angles.isfinite().all()) else " with values that are not finite")
         )
     turns = (angles.double() / (2 * math.pi)).remainder(1).sort().values

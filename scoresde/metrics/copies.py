@@ -107,7 +107,7 @@ class Copies:
 
 @checked(k=COUNT, level=SHARE)
 def find_copies(x: Tensor, train: Tensor, held_out: Tensor, *, k: int = 5, level: float = 0.01) -> Copies:
-    """Test samples for copies of training rows.
+    """Test whether samples are copies of training rows.
 
     Args:
         x: Samples, shape ``(N, *event)``: pixels, or features extracted from them.
@@ -154,7 +154,7 @@ def find_copies(x: Tensor, train: Tensor, held_out: Tensor, *, k: int = 5, level
 def _ratios(x: Tensor, train: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Find the training row nearest to each row of ``x``.
 
-    The four tensors of the result, each ``(N,)``, are the distance to this training row, its index, the ratio of
+    The function returns four tensors of shape ``(N,)``: the distance to this training row, its index, the ratio of
     equation 1, and the distance from the training row to its own nearest neighbour.
     """
     distance, index = (found[:, 0] for found in nearest(x, train, 1))
@@ -187,7 +187,7 @@ def _share(found: Tensor) -> float:
     return float(found.double().mean())
 
 
-# ------------------------------------------------------------------------------------------------------ in one line
+# -------------------------------------------------------------------------------------------------- one-line summary
 
 
 def nearest_line(
@@ -200,11 +200,11 @@ def nearest_line(
 ) -> str:
     """Summarise in one line how far samples and held-out rows are from the training data.
 
-    Training prints this line at its end. The test of :func:`find_copies` is applied to at most
+    Training prints this line when it ends. The test of :func:`find_copies` is applied to at most
     :data:`LOOKED_AT` samples and as many held-out rows, which takes a second or two. Candidates for nearest neighbours
     are found from :data:`COARSE` values of each row, and their distances are then computed from all values. To save
     time, the distance from a training row to its fifth nearest neighbour is approximated by the distance to its nearest
-    neighbour among every fifth training row.
+    neighbour in a subset that contains every fifth training row.
 
     Args:
         samples: Samples, shape ``(N, *event)``. Samples with non-finite values are left out.

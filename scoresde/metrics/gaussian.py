@@ -10,7 +10,7 @@ sum of the square roots of the eigenvalues of S1^{1/2} S2 S1^{1/2} = A A^T, wher
 roots are computed as the singular values of A, which are real and never negative. Taking the roots of the eigenvalues
 of a singular matrix would instead introduce errors of size sqrt(eps), where eps is the machine epsilon.
 
-The estimate is biased upwards. The bias depends on the features and falls as 1/N in the size of either set, so values
+The estimate is biased upwards. The bias depends on the features and falls as 1/N with the size N of the sets, so values
 are comparable only at equal N. Chong and Forsyth extrapolate to 1/N = 0 from several sizes N. The jackknife estimate of
 the bias is equivalent to an extrapolation from the two sizes N and N (B - 1)/B, where B is the number of blocks.
 
@@ -73,7 +73,9 @@ class Moments:
             UsageError: If the two sets have different numbers of features.
         """
         if self.mean.shape != other.mean.shape:
-            raise UsageError(f"the numbers of features must be equal, got {len(self.mean)} and {len(other.mean)}")
+            raise UsageError(
+                f"both sets must have the same number of features, got {len(self.mean)} and {len(other.mean)}"
+            )
         mean, covariance = other.mean.to(self.mean.device), other.covariance.to(self.mean.device)
         shift = float((self.mean - mean).square().sum())
         cross = float(torch.linalg.svdvals(_root(self.covariance) @ _root(covariance)).sum())
@@ -123,7 +125,8 @@ def frechet(x: Tensor, y: Tensor | Moments, *, blocks: int = BLOCKS) -> Measurem
 
     Args:
         x: Features, shape ``(N, d)``.
-        y: Features, shape ``(M, d)``, or their moments. With moments, the jackknife is over ``x`` alone.
+        y: Features, shape ``(M, d)``, or their moments. If moments are given, the jackknife deletes
+            blocks of ``x`` only.
         blocks: Number of jackknife blocks, B. The distance is computed B + 1 times.
     """
     if isinstance(y, Moments):

@@ -17,9 +17,9 @@ between the rows of both sets combined.
 
 KID is often reported as the mean over subsets of 1,000 rows. The functions here use all pairs at once, which gives the
 same expectation and a smaller variance. The standard error comes from a jackknife over B blocks of rows. The kernel is
-first summed over each pair of blocks, into three B x B tables. Deleting block b then only removes row b and column b
-from each table, so the jackknife adds little cost. For equal distributions, where the estimate is degenerate, the
-standard error is too large by a factor of about sqrt(2).
+first summed over each pair of blocks, which gives three B x B tables. Deleting block b then only removes row b and
+column b from each table, so the jackknife adds little cost. For equal distributions, where the estimate is degenerate,
+the standard error is too large by a factor of about sqrt(2).
 
 References:
     Gretton, Borgwardt, Rasch, Schölkopf and Smola (2012), A kernel two-sample test, JMLR 13, eq. (3).
@@ -46,7 +46,9 @@ Kernel = Callable[[Tensor, Tensor], Tensor]  # maps rows (N, d) and (M, d) to va
 
 @checked(degree=Range(1, 100), blocks=SEVERAL)
 def kernel_distance(x: Tensor, y: Tensor, *, degree: int = 3, blocks: int = BLOCKS) -> Measurement:
-    """Compute the kernel distance (KID) between two sets of features, the unbiased MMD^2 with a polynomial kernel.
+    """Compute the kernel distance (KID) between two sets of features.
+
+    The kernel distance is the unbiased estimate of the squared MMD with the polynomial kernel of equation 2.
 
     Args:
         x: Features, shape ``(N, d)``.
@@ -86,7 +88,7 @@ def mmd(x: Tensor, y: Tensor, *, bandwidths: Sequence[float] | None = None, bloc
     widths = [median_distance(a, b)] if bandwidths is None else [float(h) for h in bandwidths]
     if not widths or not all(h > 0 for h in widths):
         given = "the default (the median row distance) is 0" if bandwidths is None else f"got {list(bandwidths)}"
-        raise UsageError(f"bandwidths must contain one or more positive numbers, but {given}")
+        raise UsageError(f"bandwidths must contain one or more positive numbers, but {given}; pass positive bandwidths")
 
     def gaussian(p: Tensor, q: Tensor) -> Tensor:
         squares = squared_distances(p, q)
@@ -100,7 +102,7 @@ def mmd(x: Tensor, y: Tensor, *, bandwidths: Sequence[float] | None = None, bloc
 def median_distance(x: Tensor, y: Tensor, *, limit: int = 1000) -> float:
     """Compute the median distance between distinct rows of two sets combined.
 
-    At most ``limit`` rows of each set are used, at equal spacing.
+    At most ``limit`` evenly spaced rows of each set are used.
 
     Args:
         x: Features, shape ``(N, d)``.
@@ -126,14 +128,17 @@ def _mmd2(x: Tensor, y: Tensor, kernel: Kernel, blocks: int) -> Measurement:
         return within - 2 * float(keep @ xy @ keep) / (n * m)
 
     every = torch.ones_like(sizes_x)
-    # With a single block, nothing would remain after deleting it.
+    # If there is only one block, nothing would remain after it is deleted.
     units = torch.eye(len(every), dtype=every.dtype, device=every.device)
     without = [estimate(every - unit) for unit in units] if len(every) > 1 else []
     return from_blocks(estimate(every), without)
 
 
 def _sums(a: Tensor, b: Tensor, in_a: Tensor, in_b: Tensor, kernel: Kernel) -> Tensor:
-    """Sum the kernel over the row pairs in each pair of blocks, ``(B, B)``, excluding pairs of a row with itself."""
+    """Return the sum of the kernel over the row pairs in each pair of blocks, ``(B, B)``.
+
+    Pairs of a row with itself are excluded.
+    """
     total = torch.zeros(in_a.shape[1], in_b.shape[1], dtype=a.dtype, device=a.device)
     for part in slabs(len(a), len(b)):
         table = kernel(a[part], b)

@@ -1,7 +1,7 @@
 """Statistics with standard errors, which are estimated by the delete-a-block jackknife.
 
 The rows of each set are assigned at random to B blocks. Let theta be the statistic of all rows, theta_b the statistic
-without block b of every set, and mean theta the average of theta_b over all blocks. Then
+without block b of each set, and mean theta the average of theta_b over all blocks. Then
 
     stderr^2 = (B - 1) / B  sum_b (theta_b - mean theta)^2,                                          (1)
     bias     = (B - 1) (mean theta - theta).                                                         (2)
@@ -55,7 +55,7 @@ class Measurement:
         return self.value - self.bias
 
     def __str__(self) -> str:
-        """Format the value and its standard error, rounded to two significant digits of the standard error."""
+        """Format the value and its standard error, both rounded to the second significant digit of the error."""
         if not (math.isfinite(self.value) and math.isfinite(self.stderr) and self.stderr > 0):
             return f"{self.value:.4g}"
         digits = 1 - math.floor(math.log10(self.stderr))
@@ -68,7 +68,7 @@ def deal(sizes: Sequence[int], blocks: int = BLOCKS, seed: int = 0) -> list[Tens
     """Assign the rows of each set at random to blocks of nearly equal size.
 
     There are ``blocks`` blocks, or fewer if a set is so small that a block would have fewer than two rows. The result
-    contains one tensor per set, with the block index of each row, int64 ``(N,)``.
+    contains one int64 tensor ``(N,)`` per set, with the block index of each row.
 
     Raises:
         UsageError: If ``blocks`` is less than 2.
@@ -81,7 +81,7 @@ def deal(sizes: Sequence[int], blocks: int = BLOCKS, seed: int = 0) -> list[Tens
 
 
 def from_blocks(value: float, without: Sequence[float]) -> Measurement:
-    """Combine the statistic of all rows and the statistics without each block, using equations 1 and 2."""
+    """Return the measurement (equations 1 and 2), given the statistic of all rows and its values without each block."""
     count = len(without)
     if count < 2:
         return Measurement(value)

@@ -20,10 +20,10 @@ avoid this weakness. If both distributions are equal, density has expectation 1 
 expectation 1 - (M-1)!/(M-1-k)! (N+M-1-k)!/(N+M-1)!, which is 0.97 for k = 5 and large N = M. Precision and recall
 have no such reference value. Compare values only at equal N, M and k.
 
-The standard errors come from the jackknife (:mod:`scoresde.metrics.measurement`), in a single pass over the pairs.
-Deleting a block removes the balls around its points, and enlarges the ball of every point that has one of its k nearest
-neighbours in the block. Because the statistics are not smooth functions of the data, the jackknife overestimates their
-standard errors, by 10 to 60 % in trials and by more for a statistic close to 1.
+The standard errors come from the jackknife (:mod:`scoresde.metrics.measurement`), which takes a single pass over
+the pairs of points. Deleting a block removes the balls around its points, and enlarges the ball of every point that has
+one of its k nearest neighbours in the block. Because the statistics are not smooth functions of the data, the jackknife
+overestimates their standard errors, by 10 to 60 % in trials and by more for a statistic close to 1.
 
 References:
     Kynkäänniemi, Karras, Laine, Lehtinen and Aila (2019), Improved precision and recall metric for assessing

@@ -1,7 +1,7 @@
-"""Distances between rows of numbers, shared by all metrics.
+"""Distances between rows of numbers, for the metrics that compare two sets of samples.
 
-All metrics flatten events to rows and compute in float64. They process a table of N x M distances in slabs of rows, and
-hold at most ``BUDGET`` numbers of the table at once.
+These metrics flatten events to rows and compute in float64. They process a table of N x M distances in slabs of rows,
+and keep at most ``BUDGET`` entries of the table in memory at once.
 
 Squared distances are computed with a single matrix product,
 
@@ -23,7 +23,7 @@ from ..core.errors import UsageError
 
 __all__ = ["as_rows", "furthest", "nearest", "pair", "slabs", "squared_distances"]
 
-BUDGET = 2**24  # largest number of table entries to hold at once: 128 MB in float64
+BUDGET = 2**24  # largest number of table entries in memory at once: 128 MB in float64
 
 
 def as_rows(x: Tensor, name: str, device: torch.device | None = None) -> Tensor:

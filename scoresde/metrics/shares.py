@@ -1,4 +1,4 @@
-"""Rank statistics that compare two sets of numbers."""
+"""A rank statistic that compares two sets of numbers."""
 
 from __future__ import annotations
 

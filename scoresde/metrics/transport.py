@@ -31,7 +31,7 @@ from .rows import as_rows
 
 __all__ = ["sliced", "sliced_wasserstein"]
 
-_BLOCK = 64  # Number of directions to project onto at once, which limits memory to 64 (N + M) numbers.
+_BLOCK = 64  # number of directions to project onto at once, which limits memory to 64 (N + M) numbers
 
 
 @checked(projections=Range(1, 10**6), seed=SEED, p=Range(1, 100))

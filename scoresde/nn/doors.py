@@ -49,28 +49,30 @@ def masked(value: Tensor) -> Tensor:
 
 
 def numbers(cond: Condition | None, x: Tensor, count: int) -> Tensor:
-    """Return the numbers of a condition and their mask, ``(B, 2 count)``, for samples ``x: (B, ...)``.
+    """Return the vector of a condition followed by the mask of its known values, ``(B, 2 count)``.
 
     Args:
-        cond: The condition of each row. Without numbers, all of them are missing.
-        x: A tensor with the rows and the dtype of the result.
-        count: The number of numbers for which the network was built.
+        cond: The condition of each row. If it is ``None`` or has no vector, all values are treated as missing.
+        x: The samples, ``(B, ...)``, which determine the number of rows and the dtype of the result.
+        count: The length of the vector for which the network was built.
 
     Raises:
-        UsageError: If the condition has another number of numbers.
+        UsageError: If the vector of the condition has a different length.
     """
     if cond is None or cond.vector is None:
         return x.new_zeros(len(x), 2 * count)
     if cond.vector.shape[1] != count:
         raise UsageError(
-            f"the vector of the condition has {cond.vector.shape[1]} numbers for each row, but the network was built "
-            f"for {count}"
+            f"the vector of the condition has length {cond.vector.shape[1]}, but the network was built for length "
+            f"{count}"
         )
     return masked(cond.vector.to(x.dtype))
 
 
 def beside(x: Tensor, image: Tensor | None, channels: int) -> Tensor:
-    """Append an image and its mask to the channels of a network input, which gives ``(B, C + 2 channels, *space)``.
+    """Append images and their masks to the channels of a network input.
+
+    The result has shape ``(B, C + 2 channels, *space)``.
 
     Args:
         x: The noisy samples, ``(B, C, *space)``.
@@ -87,8 +89,8 @@ def beside(x: Tensor, image: Tensor | None, channels: int) -> Tensor:
         return torch.cat([x, x.new_zeros(len(x), 2 * channels, *x.shape[2:])], dim=1)
     if image.ndim != x.ndim or image.shape[1] != channels:
         raise UsageError(
-            f"the image of the condition has shape {tuple(image.shape[1:])}, but this network was built for {channels} "
-            f"channels and {x.ndim - 2} spatial axes"
+            f"the image of the condition has shape {tuple(image.shape[1:])}, which does not match the network "
+            f"(channels: {channels}, spatial axes: {x.ndim - 2})"
         )
     told = masked(image.to(x.dtype))
     if told.shape[2:] != x.shape[2:]:
@@ -97,11 +99,11 @@ def beside(x: Tensor, image: Tensor | None, channels: int) -> Tensor:
 
 
 def places(x: Tensor) -> Tensor:
-    """Return an encoding of the position of each pixel of ``x: (B, C, *space)``, with shape ``(1, C, *space)``.
+    """Return an encoding, ``(1, C, *space)``, of the position of each pixel of ``x: (B, C, *space)``.
 
     The encoding consists of sines and cosines of the position along each axis, with up to four periods from one side to
-    the other. Their mean square is 1. In one trial, a U-Net without this encoding needed five times as many steps to
-    learn "left" and "right" from texts.
+    the other. Each of them has a mean square of 1. In one trial, a U-Net without this encoding needed five times as
+    many steps to learn "left" and "right" from texts.
     """
     channels, axes = x.shape[1], x.ndim - 2
     count = channels // (2 * axes)
@@ -122,8 +124,8 @@ class TextEncoder(nn.Module):
     Args:
         width: Size of an encoded word.
         words: Number of words in the vocabulary, or 0 if texts are given as features.
-        features: Number of features of a word, if texts are given as features from another encoder,
-            ``(B, L, features)``, or 0 otherwise.
+        features: Number of features per word if texts are given as features from another encoder, ``(B, L, features)``,
+            or 0 otherwise.
         layers: Number of layers of the transformer.
 
     Example:
@@ -164,7 +166,9 @@ class TextEncoder(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention from a vector to the words of a text, ``h <- h + W softmax(q . k) v``. An extra key stands for no text.
+    """Attention from a vector to the words of a text, ``h <- h + W softmax(q . k) v``.
+
+    An extra key, which is always present, represents "no text".
 
     Args:
         width: Size of the vector.
@@ -194,7 +198,7 @@ class CrossAttention(nn.Module):
 
 
 def _positions(h: Tensor) -> Tensor:
-    """Return the sinusoidal encoding of the L positions in ``h: (B, L, E)``, shape ``(L, E)``."""
+    """Return the sinusoidal encoding, ``(L, E)``, of the L positions in ``h: (B, L, E)``."""
     length, width = h.shape[1:]
     frequency = torch.exp(-math.log(10_000) * torch.arange(0, width, 2, device=h.device) / width)
     angle = torch.arange(length, device=h.device)[:, None] * frequency

@@ -38,7 +38,7 @@ class Dropout(nn.Dropout):
 
 
 def draws_by_dropout(network: nn.Module) -> bool:
-    """Return whether :class:`Dropout` is known to be a network's only source of randomness, as in this package."""
+    """Return whether :class:`Dropout` is known to be a network's only source of randomness."""
     return type(network).__module__ in OURS
 
 

@@ -23,7 +23,7 @@ class NoiseEmbedding(nn.Module):
 
     Args:
         width: Size of the embedding.
-        classes: Number of classes. If it is not 0, there is one more class embedding for "no class".
+        classes: Number of classes. If it is not 0, an additional embedding represents "no class".
         features: Number of frequencies for the noise label.
         augments: Number of augmentation parameters per row in training (:mod:`scoresde.data.augment`). They enter
             linearly and without a bias, so zeros are equivalent to no augmentation (Karras et al. 2022,
@@ -47,9 +47,10 @@ class NoiseEmbedding(nn.Module):
         self.vector = nn.Linear(2 * vector, width) if vector else None
 
     def forward(self, c: Tensor, cond: Condition | None = None, augment: Tensor | None = None) -> Tensor:
-        """Return the embedding, ``(B, width)``, of the noise label ``c: (B,)`` and the label and vector in ``cond``.
+        """Return the embedding, ``(B, width)``, of the noise label ``c: (B,)`` and the class and vector in ``cond``.
 
-        The tensor ``augment: (B, augments)`` describes the augmentation of each row. ``None`` means no augmentation.
+        The tensor ``augment: (B, augments)`` contains the augmentation parameters of each row. ``None`` means no
+        augmentation.
         """
         angle = c[:, None] * self.frequencies.to(c.dtype)
         features = math.sqrt(2) * torch.cat([torch.sin(angle), torch.cos(angle)], dim=1)
@@ -59,7 +60,7 @@ class NoiseEmbedding(nn.Module):
             if self.augment is None or augment.shape[1] != len(self.augment):
                 known = 0 if self.augment is None else len(self.augment)
                 raise UsageError(
-                    f"each row has {augment.shape[1]} augmentation parameters, but the network was built with "
+                    f"augment has shape (B, {augment.shape[1]}), but the network was built with "
                     f"augments={known}; build it with augments={augment.shape[1]}"
                 )
             features = features + augment @ self.augment

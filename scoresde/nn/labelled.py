@@ -50,7 +50,7 @@ class Labelled(nn.Module):
         known = _accepts(network, 2)
         if known is False:
             raise UsageError(
-                f"Labelled calls its network as network(x, c), but {_named(network)}; change it to forward(self, x, c)"
+                f"Labelled calls its network as network(x, c), but {_named(network)}; define forward(self, x, c)"
             )
         if not (embed is None or callable(embed)):
             embed = (float(embed[0]), float(embed[1])) if len(embed) == 2 else (math.nan, math.nan)
@@ -88,9 +88,9 @@ def check_network(network: object, classes: int = 0) -> None:
         raise _blind(network)
     if _accepts(network, 3) is not False:
         return
-    cure = "change it to forward(self, x, c, cond=None), where c is the noise label and cond is the condition"
+    cure = "define forward(self, x, c, cond=None), where c is the noise label and cond is the condition"
     if _accepts(network, 2):
-        cure = "wrap it as scoresde.nn.Labelled(network), or give it a third argument: forward(self, x, c, cond=None)"
+        cure = "wrap it as scoresde.nn.Labelled(network), or add a third argument: forward(self, x, c, cond=None)"
     raise UsageError(f"the network will be called as network(x, c, cond), but {_named(network)}; {cure}")
 
 
@@ -106,7 +106,7 @@ def _blind(network: Labelled) -> UsageError:
     name = type(network.network).__name__
     return UsageError(
         f"Labelled({name}) passes only the noise label to its network, not a class or any other condition; train with "
-        "cond='none', or give the network a third argument: forward(self, x, c, cond=None)",
+        "cond='none', or define forward(self, x, c, cond=None) in the network and do not wrap it",
         parameter="cond",
         value="none",
     )

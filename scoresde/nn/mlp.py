@@ -5,8 +5,8 @@ Each block updates the hidden state h,
     h <- h + W2 silu( (W1 norm(h)) (1 + scale(c)) + shift(c) ),
 
 where W1 and W2 are linear layers, norm is layer normalisation, and scale and shift are linear in the embedding c of the
-noise level, the class and the numbers of the condition. The numbers are also inputs of the first layer, beside x: their
-relation to x is then as easy to learn as that of two elements of x.
+noise level, the class and the vector of the condition. The vector is also an input of the first layer, along with x, so
+that its relation to x is as easy to learn as the relation between two elements of x.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class MLP(nn.Module):
         vector: Length of the vector in the condition, or 0 if there is none. It enters the first layer and the
             embedding.
         given: Number of elements of the image in the condition, or 0 if there is none.
-        words: Size of the vocabulary of the texts in the condition, or 0 if there are none.
-        features: Number of features of a word, if texts are given as features from another encoder, or 0 otherwise.
+        words: Size of the vocabulary of the texts in the condition, or 0 if there are no texts or ``features`` is set.
+        features: Number of features per word if texts are given as features from another encoder, or 0 otherwise.
 
     Example:
         >>> MLP(dims=2, width=16, blocks=1)(torch.zeros(3, 2), torch.zeros(3)).shape
@@ -95,8 +95,8 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, c: Tensor, cond: Condition | None = None, augment: Tensor | None = None) -> Tensor:
         """Apply the network to ``x: (B, *event)`` with the noise label ``c: (B,)`` and the condition of each row.
 
-        The tensor ``augment: (B, augments)`` describes the augmentation of each row in training. ``None`` means no
-        augmentation. The result has the same shape as ``x``, but with ``outputs`` times as many channels.
+        The tensor ``augment: (B, augments)`` contains the augmentation parameters of each row in training. ``None``
+        means no augmentation. The result has the same shape as ``x``, but with ``outputs`` times as many channels.
         """
         embedded = self.embedding(c, cond, augment)
         image = None if cond is None or cond.image is None else cond.image.flatten(1)

@@ -61,7 +61,8 @@ class _ResBlock(nn.Module):
 class _Attention(nn.Module):
     """Self-attention among the pixels. If there are texts, their words provide additional keys and values.
 
-    A text says where things are, so with texts, an encoding of the position of each pixel is added to its features.
+    Texts may refer to positions, so if there are texts, an encoding of the position of each pixel is added to its
+    features.
     """
 
     def __init__(self, dims: int, channels: int, text: int = 0) -> None:
@@ -121,9 +122,9 @@ class UNet(nn.Module):
         augments: Number of augmentation parameters per row in training, or 0 if there are none.
         vector: Length of the vector in the condition, or 0 if there is none.
         given: Number of channels of the image in the condition, or 0 if there is none.
-        words: Size of the vocabulary of the texts in the condition, or 0 if there are none. The network attends to the
-            words at the levels in ``attention`` and at the coarsest level, between the encoder and the decoder.
-        features: Number of features of a word, if texts are given as features from another encoder, or 0 otherwise.
+        words: Size of the vocabulary of the texts in the condition, or 0 if there are no texts or ``features`` is set.
+            The network attends to the words at the levels in ``attention`` and between the encoder and the decoder.
+        features: Number of features per word if texts are given as features from another encoder, or 0 otherwise.
 
     Example:
         >>> net = UNet(channels_in=1, dims=2, channels=8, multipliers=(1, 2), blocks=1, attention=(1,))
@@ -156,7 +157,8 @@ class UNet(nn.Module):
         super().__init__()
         if not multipliers:
             raise UsageError(
-                "multipliers must not be empty; pass one for each level of the U-Net", parameter="multipliers"
+                "multipliers must not be empty; pass one multiplier for each level of the U-Net",
+                parameter="multipliers",
             )
         # Each level has 2 * blocks + 1 stages, with two convolutions and a modulation in each of them.
         stages = sum(2 * 3**dims * m**2 + 8 * m for m in multipliers) * channels**2 * (2 * blocks + 1)
@@ -206,8 +208,8 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, c: Tensor, cond: Condition | None = None, augment: Tensor | None = None) -> Tensor:
         """Apply the network to ``x: (B, C, *space)`` with the noise label ``c: (B,)`` and the condition of each row.
 
-        The tensor ``augment: (B, augments)`` describes the augmentation of each row in training. ``None`` means no
-        augmentation. The result has shape ``(B, outputs * C, *space)``.
+        The tensor ``augment: (B, augments)`` contains the augmentation parameters of each row in training. ``None``
+        means no augmentation. The result has shape ``(B, outputs * C, *space)``.
         """
         embedded = self.embedding(c, cond, augment)
         h = self.enter(beside(x, None if cond is None else cond.image, self.given))

@@ -38,7 +38,7 @@ COUPLINGS = ("independent", "ot", "reflow")
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """A :class:`~scoresde.data.batch.Source` of data samples that are each paired with their noise.
+    """A :class:`~scoresde.data.batch.Source` of data samples, each paired with its noise.
 
     Attributes:
         x0: Data in model units, shape ``(N, *event)``.
@@ -54,13 +54,13 @@ class Pairs:
         return len(self.x0)
 
     def __call__(self, index: Tensor, generator: torch.Generator, dtype: torch.dtype) -> Batch:
-        """Return the pairs with indices ``index``, int64 ``(B,)``."""
+        """Return the pairs at the indices ``index``, int64 ``(B,)``, as a batch."""
         known = None if self.condition is None else self.condition.rows(index)
         return Batch(self.x0[index].to(dtype), known, eps=self.eps[index].to(dtype))
 
 
 def optimal_transport(x0: Tensor, eps: Tensor, labels: Tensor | None = None) -> Tensor:
-    """Permute the noise so that its total squared distance to the data is smallest.
+    """Reorder the noise so that the sum of its squared distances to the data is as small as possible.
 
     Args:
         x0: Data in model units, shape ``(B, *event)``.
@@ -96,7 +96,7 @@ def check_coupling(coupling: str, weighting: str, predict: str, nodes: bool) -> 
         nodes: Whether the SDE is a discrete chain.
 
     Raises:
-        UsageError: If it is not. The message states the reason.
+        UsageError: If the coupling is unknown or incompatible with another choice. The message states the reason.
     """
     if coupling not in COUPLINGS:
         raise UsageError(f"unknown coupling {coupling!r}; choose from: {', '.join(COUPLINGS)}")

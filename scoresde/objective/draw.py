@@ -1,7 +1,7 @@
 """The random draws of a training step other than its rows: times, noise and dropped conditions.
 
-All random numbers come from the step's generator in a fixed order (times, noise, pairing, dropped conditions), so they
-depend only on the seed and the step number.
+All random numbers come from the step's generator in a fixed order (times, noise, dropped conditions), so they depend
+only on the seed and the step number.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class Draws:
     Attributes:
         eps: The noise of each row, shape ``(B, *event)``.
         condition: The condition that the network receives for each row, or ``None``.
-        t: Times, shape ``(B,)``, or ``None`` if no times are drawn. For a chain, each time is moved to a node.
+        t: Times, shape ``(B,)``, or ``None`` if no times are drawn. For a chain, each time is moved to a node
+            (:func:`~scoresde.sde.grids.snap`).
         drawn: The times before they are moved to nodes, shape ``(B,)``, or ``None``.
         weight: Factor on the loss of each row that compensates for the density of its time, shape ``(B,)``, or ``None``
             for a factor of 1.
@@ -44,7 +45,7 @@ class Draws:
     weight: Tensor | None = None
 
     def rows(self, index: Tensor) -> Draws:
-        """Return the draws of the rows with indices ``index``, int64 ``(B',)``."""
+        """Return the draws of the rows at the indices ``index``, int64 ``(B',)``."""
         known = None if self.condition is None else self.condition.rows(index)
         return Draws(self.eps[index], known, *each(lambda v: v[index], self.t, self.drawn, self.weight))
 
@@ -64,15 +65,15 @@ class Draw(Protocol):
         ...
 
     def update(self, draws: Draws, losses: Tensor) -> None:
-        """Learn from the unweighted ``losses`` of the last draw, shape ``(B,)``."""
+        """Learn from the unweighted ``losses``, shape ``(B,)``, that a training step computed with ``draws``."""
         ...
 
     def state(self) -> dict[str, Tensor]:
-        """Return what this source has learned as named tensors of any shape, for saving."""
+        """Return what this source has learned, as named tensors of any shape, so that it can be saved."""
         ...
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restore the result of :meth:`state`, with tensors of the same shapes."""
+        """Restore what :meth:`state` returned, with tensors of the same shapes."""
         ...
 
 

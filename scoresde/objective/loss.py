@@ -4,9 +4,9 @@ The score-matching objective of Song et al. (2021), arXiv:2011.13456, eq. 7, for
 
     E |score(x_t) - grad log p(x_t | x_0)|^2 lambda(t),      grad log p(x_t | x_0) = -eps / sigma.             (1)
 
-With ``score = -eps_hat / sigma`` and ``lambda = sigma^2``, it is exactly  E |eps_hat - eps|^2  (Ho et al. 2020,
-arXiv:2006.11239, eq. 14). Because ``alpha x0_hat + sigma eps_hat = x_t`` is exact, the error of any output F with the
-target a x_0 + b eps is the error of eps_hat times a known factor,
+With ``score = -eps_hat / sigma`` and ``lambda = sigma^2``, this objective is exactly  E |eps_hat - eps|^2  (Ho et al.
+2020, arXiv:2006.11239, eq. 14). Because ``alpha x0_hat + sigma eps_hat = x_t`` is exact, the error of any output F with
+the target a x_0 + b eps is the error of eps_hat times a known factor,
 
     F - (a x_0 + b eps) = (b - a sigma/alpha) (eps_hat - eps),                                                  (2)
 
@@ -48,7 +48,7 @@ class Objective(ABC):
         """
 
     def ends(self, model: nn.Module, batch: Batch) -> Tensor | None:
-        """Return the part of each row's loss that does not depend on the draws, ``(B,)``, or ``None`` for no part."""
+        """Return the part of each row's loss that the draws do not affect, ``(B,)``, or ``None`` if there is none."""
         return None
 
 
@@ -118,7 +118,7 @@ def denoising_loss(
 
 
 def _weighed(weight: Tensor, square: Tensor, each: Tensor | None) -> Tensor:
-    """Return the weighted mean of the squared errors ``(B, *event)`` over the event, shape ``(B,)``."""
+    """Return the weighted mean, ``(B,)``, of the squared errors ``square: (B, *event)`` over each event."""
     if each is not None:
         square = each * square
     if weight.ndim > 1:
@@ -130,9 +130,9 @@ def end_terms(model: ScoreModel, x0: Tensor, each: Tensor | None = None) -> Tens
     """Compute the terms that the ends of the path add to the variational bound.
 
     The middle term of the bound is equation 1 with ``lambda = g^2``. The end terms are those of Kingma et al. (2021),
-    arXiv:2107.00630, eq. 12, multiplied by 2/D like the middle term: the divergence of x at ``t_max`` from the prior,
-    and the negative log density of the data given x at ``t_min``, which is that of N(x/alpha, sigma^2/alpha^2). Only a
-    learned path needs these terms. Without them, its ends would drift without limit.
+    arXiv:2107.00630, eq. 12, multiplied by 2/D like the middle term: the KL divergence of x at ``t_max`` from the
+    prior, and the negative log density of the data given x at ``t_min``, for which the density is N(x/alpha,
+    sigma^2/alpha^2). Only a learned path needs these terms. Without them, its ends would drift without limit.
 
     Args:
         model: The model in training.

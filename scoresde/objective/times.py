@@ -22,7 +22,7 @@ and p affects only the variance of individual draws. The best choice is ``p ~ sq
     ``sqrt``                 sqrt(t) uniform                                                         emphasis
     ``lognormal``            log(sigma/alpha) normal; Karras et al. 2022, arXiv:2206.00364, tab. 1   emphasis
     ``logit-normal``         logit(t) normal; Esser et al. 2024, arXiv:2403.03206, eq. 19            emphasis
-    ``mode``                 heavy tails, more in the middle; Esser et al. 2024, eq. 20              emphasis
+    ``mode``                 mostly in the middle, heavy tails; Esser et al. 2024, eq. 20            emphasis
     ``importance``           p ~ weight on |eps_hat - eps|^2; Song, Durkan et al. 2021,              importance
                              arXiv:2101.09258, sec. 4.3
     ``loss-second-moment``   p ~ sqrt(E L^2) of recent losses; Nichol and Dhariwal 2021,             importance
@@ -101,8 +101,8 @@ class TimeSampler(Checked, ABC):
     To write a time sampler, subclass this as a frozen dataclass and define ``quantile``.
 
     Args:
-        stratified: Whether to draw one time in each of ``count`` cells of equal probability. Otherwise, the draws are
-            independent.
+        stratified: Whether to divide the distribution into cells of equal probability, one for each draw, and to draw
+            one time from each cell. Otherwise, the draws are independent.
 
     Attributes:
         emphasis: Whether the density is part of the objective (equation 1). If not, the weights of the draws compensate
@@ -114,13 +114,13 @@ class TimeSampler(Checked, ABC):
 
     @abstractmethod
     def quantile(self, u: Tensor, setting: Setting) -> Tensor:
-        """Return the time below which a fraction ``u`` of all draws lies, float64, with the same shape as ``u``."""
+        """Return the times below which the fractions ``u`` of all draws lie, float64, with the same shape as ``u``."""
 
     def check(self, setting: Setting) -> None:
-        """Check that this sampler supports the domain and the weighting.
+        """Check that this sampler supports the time interval, the path and the weighting of ``setting``.
 
         Raises:
-            UsageError: If it does not.
+            UsageError: If the sampler does not support them.
         """
         if self.emphasis and getattr(setting.weighting, "per_log_snr", False):
             raise UsageError(
@@ -157,22 +157,22 @@ class Times:
         return t, self.weight(t)
 
     def quantile(self, u: Tensor) -> Tensor:
-        """Return the time below which a fraction ``u`` of all draws lies, with the same shape as ``u``."""
+        """Return the times below which the fractions ``u`` of all draws lie, with the same shape as ``u``."""
         return self.sampler.quantile(u, self.setting)
 
     def weight(self, t: Tensor) -> Tensor:
-        """Return the weights of draws at ``t`` (equation 2), of the same shape, or 1 if draws are not reweighted."""
+        """Return the weights of draws at ``t`` (equation 2), with the same shape as ``t``; 1 for unweighted draws."""
         return torch.ones_like(t)
 
     def update(self, t: Tensor, losses: Tensor) -> None:
-        """Learn from the unweighted losses at the times of the last draw, each ``(count,)``."""
+        """Learn from the unweighted ``losses`` at the times ``t`` of the last draw, both ``(count,)``."""
 
     def state(self) -> dict[str, Tensor]:
-        """Return what the sampler has learned as named tensors of any shape, for saving."""
+        """Return what the sampler has learned, as named tensors of any shape, so that it can be saved."""
         return {}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restore the result of :meth:`state`, with tensors of the same shapes."""
+        """Restore what :meth:`state` returned, with tensors of the same shapes."""
 
 
 # ----------------------------------------------------------------------------------------------------- in closed form
@@ -180,7 +180,7 @@ class Times:
 
 @dataclass(frozen=True)
 class LowDiscrepancy(TimeSampler):
-    """Times uniform in t, stratified by default: the published choice for most SDEs."""
+    """Times uniform in t, as published for most SDEs, but stratified by default."""
 
     emphasis = False
 
@@ -292,14 +292,14 @@ class Importance(TimeSampler):
     """Times drawn with a density proportional to the weight w of the loss on ``|eps_hat - eps|^2``.
 
     This is the sampler of Song, Durkan et al. (2021), arXiv:2101.09258, sec. 4.3. With the ``likelihood`` weighting,
-    ``w = g^2/sigma^2 = -dl/dt``, so times are uniform in the log-SNR l, and ``int w dt`` is the range of l. With other
-    weightings, the inverse of ``int w dt`` is tabulated.
+    ``w = g^2/sigma^2 = -dl/dt``, so times are uniform in the log-SNR l, and ``int w dt`` is the range of l. In
+    general, the inverse of ``int w dt`` is computed from a table.
 
     If the log-SNR is infinite at an end (alpha = 0 at t = 1), the ``likelihood`` weighting would put all draws there.
-    The times then end at a log-SNR of -20.
+    In this case, the times end at a log-SNR of -20 instead.
 
     Args:
-        error: The output whose error is assumed to be equally large at all times, a name in
+        error: The output whose error is assumed to be equally large at all times, as a name in
             :data:`scoresde.core.tables.PARAMETRIZATIONS`. ``eps`` is the published choice. ``edm`` is exact for
             Gaussian data of unit variance, and suits weightings that favour high noise.
     """
@@ -347,7 +347,7 @@ class _Tabulated(Times):
     def density(self, t: Tensor) -> Tensor:
         """Return the unnormalised density, p times ``total``, with the same shape as ``t``.
 
-        This is the weight of the loss on the squared error of the output that the option ``error`` names.
+        The density is the weight of the loss on the squared error of the output named by the option ``error``.
         """
         sde, own = self.setting.sde, self.setting.parametrization
         factor = noise_factor(sde, own, t) / noise_factor(sde, self.error, t)
@@ -485,16 +485,16 @@ def _reach(sampler: TimeSampler, ends: Tensor, setting: Setting) -> None:
     outside = max(float(ends[0]), -float(ends[1]))
     if outside > 3:
         raise UsageError(
-            f"the mean of {sampler} lies {outside:.3g} standard deviations outside the times at which {setting.sde} is "
-            f"trained (t = {setting.low:g} to {setting.high:g}); use another mean"
+            f"the mean of {sampler} lies {outside:.3g} standard deviations outside the training times of "
+            f"{setting.sde} (t = {setting.low:g} to {setting.high:g}); use another mean"
         )
 
 
 def make_times(sampler: str | TimeSampler, options: Mapping[str, Any], setting: Setting, typed: Typed = READ) -> Times:
-    """Build the named time sampler, bound to a setting.
+    """Build a time sampler, and bind it to a setting.
 
     Args:
-        sampler: The name, or the sampler itself.
+        sampler: The name of the sampler, or the sampler itself.
         options: The fields of the sampler.
         setting: The setting to which the sampler is bound.
         typed: Which names were typed by a person, rather than read from a file (:mod:`scoresde.core.registry`).

@@ -77,8 +77,8 @@ __all__ = [
 # A weighting returns the factor on |F - target|^2, with the same shape as t.
 Weight = Callable[[SDE, Parametrization, Tensor], Tensor]
 
-# Keep alpha and sigma above 0, so that min(SNR, gamma)/SNR and similar terms are right at both ends. The squares of the
-# ratio and of its inverse stay finite in float32.
+# Keep alpha and sigma above 0, so that min(SNR, gamma)/SNR and similar terms are right at both ends. The squares of
+# alpha/sigma and sigma/alpha then stay finite in float32.
 _TINY = 1e-18
 
 
@@ -147,7 +147,7 @@ class EpsWeight(Weighting):
 
 @dataclass(frozen=True)
 class X0Weight(Weighting):
-    """The squared error of the data, ``|x0_hat - x_0|^2``."""
+    """The squared error of the predicted data, ``|x0_hat - x_0|^2``."""
 
     def on_noise(self, sde: SDE, t: Tensor) -> Tensor:
         return 1 / _snr(sde, t)
@@ -177,7 +177,8 @@ class LikelihoodWeight(Weighting):
     """Score matching with weight g^2, ``g^2 |score - grad log p(x_t | x_0)|^2``.
 
     With this weighting, the loss bounds the negative log-likelihood (Song, Durkan et al. 2021, arXiv:2101.09258, thm.
-    1). The squared error of the noise has weight 1 per unit of log-SNR (Kingma et al. 2021, arXiv:2107.00630, eq. 18).
+    1). The squared error of the predicted noise has weight 1 per unit of log-SNR (Kingma et al. 2021, arXiv:2107.00630,
+    eq. 18).
     """
 
     per_log_snr: ClassVar[bool] = True
@@ -225,10 +226,11 @@ class MinSNR(Weighting):
 
 @dataclass(frozen=True)
 class EDMWeight(Weighting):
-    """The loss ``(sigma^2 + s^2)/(sigma s)^2 |x0_hat - x_0|^2``, with EDM's sigma ``1/sqrt(SNR)`` and s = ``data_std``.
+    """The loss ``(sigma^2 + s^2)/(sigma s)^2 |x0_hat - x_0|^2`` of EDM.
 
-    This weighting (Karras et al. 2022, arXiv:2206.00364, tab. 1) gives an untrained network the same loss at all noise
-    levels. For the EDM prediction, it is plain regression of the network output.
+    Here, sigma is the noise level of EDM, ``1/sqrt(SNR)``, and s is ``data_std``. This weighting (Karras et al. 2022,
+    arXiv:2206.00364, tab. 1) gives an untrained network the same loss at all noise levels. For the EDM prediction, it
+    is plain regression of the network output.
 
     Args:
         data_std: The standard deviation s of the data per element, in model units. By default, training uses that of
@@ -251,7 +253,8 @@ class Sigmoid(Weighting):
     times uniform in t, the weight has the additional factor ``-l'``.
 
     Args:
-        bias: The log-SNR at which the weight has fallen to a half. A lower value puts less weight on fine detail.
+        bias: The log-SNR at which the weight per unit of log-SNR has fallen to one half. A lower value puts less
+            weight on fine detail.
     """
 
     limits = ranges(bias=Range(-100, 100))
@@ -264,10 +267,11 @@ class Sigmoid(Weighting):
 
 
 def make_weighting(weighting: str | Weight, options: Mapping[str, Any] | None = None, typed: Typed = READ) -> Weight:
-    """Return the named weighting, which is a built-in, or your own ``module:Class`` or ``module:function``.
+    """Return the weighting with the given name and options.
 
     Args:
-        weighting: The name, or the weighting itself.
+        weighting: The name of a built-in weighting, ``module:Class`` or ``module:function`` for your own, or the
+            weighting itself.
         options: The fields of the weighting.
         typed: Which names were typed by a person, rather than read from a file (:mod:`scoresde.core.registry`).
 
@@ -309,5 +313,5 @@ def check_weight(weight: Weight, sde: SDE, parametrization: Parametrization, low
     if len(bad):
         raise UsageError(
             f"the weighting {weight} is {float(values[bad[0]]):.3g} at t = {float(t[bad[0]]):.3g} for the prediction "
-            f"{parametrization} on {sde}; it must be finite, >= 0 and below 1e15; use another weighting or prediction"
+            f"{parametrization} on {sde}, but must be at least 0 and below 1e15; use another weighting or prediction"
         )

@@ -1,4 +1,6 @@
-"""Training: the state and its steps (``state``), and the loop that handles files and signals (``loop``)."""
+"""Training: the steps (``state``), the averaged weights (``averages``), the validation loss (``validation``), the loop,
+which also handles files and signals (``loop``), and rectified flow (``reflow``).
+"""
 
 from __future__ import annotations
 

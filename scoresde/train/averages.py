@@ -2,10 +2,10 @@
 
     w_ema <- d w_ema + (1 - d) w,    d = min(decay, (1 + n) / (10 + n))
 
-after update n = 1, 2, ..., where w are the weights and w_ema is their average. Early on, the average quickly forgets
-its random initialisation. As long as d is below ``decay``, the average covers about the last tenth of the updates, so
-samples after a short run hardly depend on the initial weights. Buffers (such as running statistics) are copied, not
-averaged.
+at update n = 1, 2, ..., where w are the weights and w_ema is their average. Early on, the average quickly forgets its
+random initialisation. As long as d is below ``decay``, the average covers about the last tenth of the updates, so
+samples drawn after a short run hardly depend on the initial weights. Buffers (such as running statistics) are copied,
+not averaged.
 """
 
 from __future__ import annotations
@@ -47,5 +47,5 @@ class EMA:
                 average.copy_(value)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the averaged weights by name."""
+        """Return the averaged weights, keyed by name."""
         return self.state

@@ -120,7 +120,7 @@ def fit(
     Raises:
         NumericalError: If the loss is not finite. The message names the step and what to check.
         Preempted: After SIGTERM or SIGUSR1, once the checkpoint is saved.
-        Stopped: After Ctrl-C (a KeyboardInterrupt), once the checkpoint is saved.
+        Stopped: After Ctrl-C, once the checkpoint is saved. This is a subclass of ``KeyboardInterrupt``.
 
     Example:
         >>> from scoresde import TrainConfig, fit
@@ -142,7 +142,7 @@ def _fit(
     start: Run | None, out: str | Path | None, save: bool, resume: bool, device: torch.device, dtype: torch.dtype,
     quiet: bool, changed_data: bool, edited: bool, held: ExitStack,
 ) -> Run:  # fmt: skip
-    """Train as in :func:`fit`. Signal handlers and the lock on the run folder are held until ``held`` is closed."""
+    """Train as in :func:`fit`. The signal handlers and the lock on the run folder are kept until ``held`` closes."""
     interrupts = held.enter_context(Interrupts())
     folder = find_run(out, edited=edited) if resume else None
     if folder is not None:
@@ -175,7 +175,7 @@ def _fit(
     if save:
         made_of = spec.to_dict()  # rejects what could not be read back, before a folder is created
         new = folder is None
-        interrupts.remember()  # so that a run folder gets a checkpoint, even if only of the first step
+        interrupts.remember()  # so that an interrupted run has a checkpoint, if only of its first step
         if folder is not None:
             accept_changes(folder)
             if not (checkpoints(folder) or quiet):
@@ -205,7 +205,7 @@ def _fit(
             keep_mask(folder, operator)
         if config.coupling == "reflow":
             pairs = _kept(folder / "pairs.safetensors", pairs, spec.classes)
-        metrics = folder / "metrics.jsonl"  # drop the lines of steps that are repeated
+        metrics = folder / "metrics.jsonl"  # drop the lines of steps that will be repeated
         write_lines(metrics, (line for line in read_lines(metrics) if line["step"] <= state.step))
         write_json(folder / "config.json", facts, signed=True)  # last, because it makes the folder a run
         if start is not None and new:  # the starting weights are stored nowhere else
@@ -261,7 +261,7 @@ def _fit(
                 kept = f"the checkpoint is saved in {folder}" if folder else "nothing was saved"
                 raise interrupts.error(f" after step {record.step}: {kept}", "resume" if folder else None, folder)
     if folder is not None:
-        keeps(f"all {config.steps:,} steps are done, and the checkpoint is saved in {folder}", "resume", folder)
+        keeps(f"all steps ({config.steps:,}) are done, and the checkpoint is saved in {folder}", "resume", folder)
     interrupts.forget()
     run, lines, best = trained(), [], None
     if validation is not None and validation.best is not None:
@@ -293,7 +293,7 @@ def _fit(
 def _data_for(
     config: TrainConfig, data: Dataset | Tensor | npt.ArrayLike | None, folder: Path | None, changed: bool
 ) -> tuple[TrainConfig, Dataset]:
-    """Load the data, and return them with a configuration that records their path, split and reading options."""
+    """Return the configuration, with the path, split and reading options of the data, and the data themselves."""
     stored = None if folder is None else TrainConfig.from_dict(read_config(folder))
     if folder is not None and stored is not None:
         config = _as_begun(config, stored, DataInfo.from_dict(read_object(folder / "data.json")))
@@ -318,7 +318,11 @@ def _data_for(
 
 
 def previews(total: int, every: int = 0) -> set[int]:
-    """Return the steps at which samples are plotted: every ``every`` steps, or at 1, 2, 5, 10, 20, 50 and 100 %."""
+    """Return the steps after which samples are plotted.
+
+    These are every ``every``-th step and the last step or, if ``every`` is 0, the steps at 1, 2, 5, 10, 20, 50 and
+    100 % of ``total``.
+    """
     if every:
         return {*range(every, total + 1, every), total}
     return {max(1, math.ceil(total * percent / 100)) for percent in (1, 2, 5, 10, 20, 50, 100)}
@@ -327,7 +331,7 @@ def previews(total: int, every: int = 0) -> set[int]:
 def _parts(
     data: Dataset, spec: ModelSpec, config: TrainConfig, split: bool, operator: Operator | None
 ) -> tuple[Rows, Rows | None]:
-    """Return the rows for training, and those for validation if there are any."""
+    """Return the rows for training, and the rows for validation or ``None`` if there are none."""
 
     def rows(index: Tensor | None) -> Rows:
         x, y, known, complete = data.train, data.train_labels, config.told(data.train_given), data.complete
@@ -354,8 +358,8 @@ def prepared(
 ) -> tuple[TrainConfig, ScoreModel, ModelSpec]:
     """Return the resolved configuration, the model to train, and the specification of that model.
 
-    The model is untrained, or a copy of the model of ``start``. For a resumed run, the specification is read from its
-    folder ``resumed``.
+    The model is untrained or, if ``start`` is given, a copy of the model of that run. If a run is resumed, its
+    specification is read from its folder, ``resumed``.
     """
     if start is not None:
         config = _continued(config, start, network, data)
@@ -390,7 +394,7 @@ def prepared(
 
 
 def _operator(config: TrainConfig, info: DataInfo, start: Run | None, resumed: Path | None) -> Operator | None:
-    """Return the operator of the condition. A run folder keeps its masks, so their files are not needed again."""
+    """Return the operator in ``cond``, or ``None``. For a resumed run, masks are read from its folder ``resumed``."""
     if start is not None:
         return start.operator
     return config.operator_for(info, None if resumed is None else partial(kept_mask, resumed, config.sources.operator))
@@ -399,24 +403,28 @@ def _operator(config: TrainConfig, info: DataInfo, start: Run | None, resumed: P
 def _check_incomplete(config: TrainConfig, data: Dataset) -> None:
     """Reject training samples with unknown values if they cannot be used for training with ``config``."""
     assert data.complete is not None
-    missing = f"{data.info.source}: {int((~data.complete).sum()):,} values of the training samples are missing"
+    missing = f"{data.info.source}: values of the training samples are missing (count: {int((~data.complete).sum()):,})"
     if not config.sources.gaps:
         raise DataError(
-            f"{missing}; fill them in, leave out these samples, or train with cond='cells', which accepts samples with "
-            "missing values",
+            f"{missing}; fill in these values, leave out the affected samples, or train with cond='cells', which "
+            "accepts missing values",
             parameter="cond",
             value="cells",
         )
     if config.augmentation is not None:
         raise UsageError(
-            f"{missing}, so they cannot be augmented; leave out the augmentation", parameter="augment", value="none"
+            f"{missing}, so the samples cannot be augmented; leave out the augmentation",
+            parameter="augment",
+            value="none",
         )
 
 
 def _continued(config: TrainConfig, start: Run, network: nn.Module | None, data: Dataset) -> TrainConfig:
     """Return ``config`` with the network, probability path and parametrisation of the run ``start``."""
     if network is not None:
-        raise UsageError("training that continues from a run uses the network of that run; leave out network")
+        raise UsageError(
+            "training that continues from a run uses the network of that run; leave out the parameter network"
+        )
     if data.info.shape != start.info.shape:
         raise DataError(
             f"the run was trained on samples of shape {start.info.shape}, but the data have shape "
@@ -466,7 +474,7 @@ def _spread(data: Dataset, codec: Codec) -> float:
 
 
 def _model_units(data: Dataset, codec: Codec) -> Tensor:
-    """Return at most 256 MB of evenly spaced training rows, in model units."""
+    """Return evenly spaced training rows, in model units, that take up at most 256 MB."""
     most = max(16, 2**25 // data.info.dims)
     index = torch.linspace(0, len(data.train) - 1, min(most, len(data.train)), dtype=torch.float64)
     x = data.train[index.round().long()]
@@ -474,7 +482,7 @@ def _model_units(data: Dataset, codec: Codec) -> Tensor:
 
 
 def _measured(data: Dataset, codec: Codec, model: ScoreModel) -> DataInfo:
-    """Return the description of the data, with the measured ``spread`` and, if the path needs it, ``furthest``."""
+    """Return the description of the data, including ``spread`` and, if the path needs it, ``furthest``."""
     across = furthest(_model_units(data, codec)) if explodes(model.sde) else 0.0
     return replace(data.info, spread=_spread(data, codec) or None, furthest=across or None)
 
@@ -499,14 +507,14 @@ def _explained(records: Iterator[Record], folder: Path | None) -> Iterator[Recor
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """Lock a run folder for writing, and delete what interrupted writes left in it."""
+    """Lock a run folder for writing, and delete the leftovers of interrupted writes."""
     with locked(folder):
         clear_leftovers(folder, below=True)
         yield
 
 
 def _restore(folder: Path, config: TrainConfig, state: TrainState, edited: bool) -> None:
-    """Check that ``config`` agrees with the settings of the run, and load its newest complete checkpoint, if any."""
+    """Check ``config`` against the settings of the run, and load the run's newest complete checkpoint, if any."""
     stored = TrainConfig.from_dict(read_config(folder)).to_dict()
     free = {"steps", "warmup"}
     if not {config.data, stored["data"]} & set(NAMES):
@@ -534,7 +542,7 @@ def _restore(folder: Path, config: TrainConfig, state: TrainState, edited: bool)
 
 
 def _as_begun(config: TrainConfig, stored: TrainConfig, info: DataInfo) -> TrainConfig:
-    """Return the configuration of a resumed run, with the data-dependent values from the start of the run.
+    """Return the configuration of a resumed run, with the data-dependent values that the run started with.
 
     Only numbers are copied. Names read from a file are not trusted, because the user did not type them
     (:mod:`scoresde.core.registry`).
@@ -592,12 +600,12 @@ def _same_units(folder: Path, data: Dataset, sources: Sources) -> None:
 
 
 def _kept(path: Path, pairs: Pairs | None, classes: int) -> Pairs:
-    """Write the pairs of a new run to its folder, or read them for a resumed run."""
+    """Return the pairs. For a new run, also write them to ``path``. For a resumed run, read them from there."""
     if pairs is None:
         stored = read_tensors(path)
         if not {"x0", "eps"} <= set(stored):
             raise CheckpointError(
-                f"{path} has the arrays {', '.join(sorted(stored))}, but must have x0 and eps; is the file damaged?"
+                f"{path} must contain the arrays x0 and eps, but contains {', '.join(sorted(stored))}; is it damaged?"
             )
         label, vector, image, tokens = (stored.get(_STORED.get(name, name)) for name in SLOTS)
         known: Condition | None = Condition(label, vector, image, tokens, classes)
@@ -631,7 +639,7 @@ def _few_samples(run: Run, data: Dataset) -> Tensor:
 
 
 def _sample_sheet(folder: Path, run: Run, data: Dataset) -> Tensor:
-    """Save a figure of a few samples, over data unless they are images or volumes, and return the samples."""
+    """Save a figure of a few samples, and return the samples. Signals and vectors are plotted over the data."""
     from ..plot import samples_figure, save_figure, save_image_grid
 
     info, path, x = run.info, folder / f"step-{run.step:06d}.png", _few_samples(run, data)

@@ -58,7 +58,7 @@ def draw_pairs(
     """Draw noise, and pair it with the samples to which the flow of a run maps it.
 
     Args:
-        run: A trained run, with any conditioning.
+        run: A trained run, with or without a condition.
         count: Number of pairs.
         solver: A solver for the probability flow (default: ``ProbabilityFlow(rtol=1e-4)``).
         seed: Seed of the noise.
@@ -75,7 +75,7 @@ def draw_pairs(
             f"{type(solver).__name__} draws noise at each step, so the starting noise alone does not determine a "
             "sample; use a solver for the probability flow, such as ode, heun or multistep"
         )
-    size = 4 * math.prod(run.info.shape) * torch.finfo(run.dtype).bits // 8  # both ends, and a copy of both
+    size = 4 * math.prod(run.info.shape) * torch.finfo(run.dtype).bits // 8  # samples and noise, and a copy of both
     enough_memory(count * size, f"{count:,} pairs of {run.info.dims:,} numbers", "pairs")
     x0, eps = [], []
     with Progress(count, "pairs", quiet=quiet) as progress:
@@ -116,10 +116,10 @@ def reflow(
         pairs: Number of pairs.
         steps, lr: Number of training steps and learning rate, or 0 for the value of the run.
         weighting, t_sampler: Weighting and time sampler for the training, by name or as objects (default: those of the
-            run, if they are built in). A name that appears only in the run's files is never imported.
+            run, if they are built-ins). A name that appears only in the run's files is never imported.
         solver, seed: See :func:`draw_pairs`.
-        data: The run's data set, if ``load_data`` cannot find it. Only its labels and conditions are used, because
-            training uses the samples of the pairs.
+        data: The run's data set, which is needed only if :meth:`Run.data` cannot load it. Only its labels and
+            conditions are used for training, because the samples come from the pairs.
         out: The run folder (default: ``runs/NAME-reflow``, with a number appended if that name is taken).
         save: Whether to write a run folder.
         device: The device to train on.
@@ -163,7 +163,7 @@ def reflow(
 def straightness(
     model: Denoiser, noise: Noise, shape: tuple[int, ...], *, steps: int = 64, dtype: torch.dtype = torch.float32
 ) -> float:
-    """Measure how far the trajectories of a model are from straight, as S in equation 1, from 0 to 1.
+    """Compute S of equation 1, which measures how far the trajectories of a model are from straight, from 0 to 1.
 
     Args:
         model: Any denoiser.

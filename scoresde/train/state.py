@@ -61,7 +61,7 @@ class TrainState:
         return self.model.network if isinstance(self.model, ScoreModel) else self.model
 
     def save(self, folder: Path) -> Path:
-        """Write a checkpoint atomically, with the optimiser moments keyed by parameter name."""
+        """Write a checkpoint atomically, and return its path. Optimiser moments are keyed by parameter name."""
         bare = bare_names(self.learned)
         names = [bare.get(name, name) for name, _ in self.learned.named_parameters()]
         moments = {
@@ -78,7 +78,7 @@ class TrainState:
         return save_checkpoint(folder, self.step, tensors, facts)
 
     def averaged(self) -> dict[str, Tensor]:
-        """Return the averaged weights, keyed by their names in a checkpoint, which omit network wrappers."""
+        """Return the averaged weights, keyed by the names used in checkpoints, without the prefixes of wrappers."""
         assert self.average is not None
         bare = bare_names(self.learned)
         return {bare[name]: value for name, value in self.average.state_dict().items()}
@@ -175,7 +175,7 @@ def steps(
         clip: Maximum norm of the gradient. A larger gradient is scaled down to this norm.
 
     Raises:
-        NumericalError: If the loss or its gradient is not finite. The state is still that after the previous step.
+        NumericalError: If the loss or its gradient is not finite. ``state`` is left as it was after the previous step.
     """
     parameters = list(state.learned.parameters())
     device, dtype = parameters[0].device, parameters[0].dtype
@@ -227,7 +227,7 @@ def keyed_rng(seed: int, n: int, device: torch.device | str, network: nn.Module 
     cuda = [device] if device.type == "cuda" else []
     with _GLOBAL, torch.random.fork_rng(devices=cuda):
         torch.default_generator.manual_seed(state)
-        for one in cuda:  # torch.manual_seed would set the generators of all devices for good
+        for one in cuda:  # torch.manual_seed would permanently change the generators of all devices
             with torch.cuda.device(one):
                 torch.cuda.manual_seed(state)
         yield

@@ -1,4 +1,4 @@
-"""Choose the final weights by the loss of the averaged weights on rows that were not trained on.
+"""Choose the final weights by the loss of the averaged weights on rows that were not used for training.
 
 At regular intervals, the averaged weights are evaluated on the same rows, times and noise, so that the losses differ
 only because of the weights. The checkpoint with the lowest loss is kept in addition to the last one. It is used only if
@@ -50,7 +50,10 @@ class Best:
     weights: Mapping[str, Tensor]
 
     def against(self, losses: Tensor, step: int) -> dict[str, Any]:
-        """Compare these weights with the last ones, which have ``losses``, and return the decision as plain values."""
+        """Compare these weights with the weights of the last step, ``step``, and return the decision as plain values.
+
+        The tensor ``losses: (n,)`` contains the loss of each row for the last weights.
+        """
         difference = losses - self.losses
         error = float(difference.std()) / math.sqrt(len(losses)) if len(losses) > 1 else math.inf
         mean = float(difference.mean())
@@ -98,7 +101,7 @@ class Validation:
         return torch.cat(found).reshape(-1, self.count).mean(0)
 
     def look(self, model: nn.Module, weights: Mapping[str, Tensor], step: int, folder: Path | None) -> Tensor:
-        """Return the losses of the averaged ``model`` after ``step`` steps, and keep the best ``weights`` so far."""
+        """Return the losses of ``model`` after ``step`` steps, and keep its ``weights`` if they are the best so far."""
         losses = self.losses(model)
         if self.best is None or float(losses.mean()) < float(self.best.losses.mean()):
             self.best = Best(step, losses, {name: value.detach().clone() for name, value in weights.items()})
@@ -111,7 +114,7 @@ class Validation:
     ) -> None:
         """Restore the best weights of a run that is resumed after ``step`` steps.
 
-        The losses are computed again with the model that ``built`` makes from these weights, because the rows may have
+        The losses are computed again with the model that ``built`` builds from these weights, because the rows may have
         been reordered or extended since.
         """
         best, before = (folder / "checkpoints" / name for name in (BEST, BEFORE))
@@ -134,7 +137,10 @@ class Validation:
                 return
 
     def choose(self, losses: Tensor, step: int, folder: Path | None) -> dict[str, Any]:
-        """Decide between the best weights and the last weights, which have ``losses``, and store the decision."""
+        """Decide between the best weights and the last weights, and store the decision in ``folder``, if there is one.
+
+        The tensor ``losses: (n,)`` contains the loss of each row for the last weights, those of step ``step``.
+        """
         assert self.best is not None
         told = self.best.against(losses, step)
         if folder is not None:

@@ -39,7 +39,7 @@ __all__ = ["Units", "check_units", "in_data_units", "read_units", "warn_of_units
 Units = str | tuple[float, float]
 WAYS = ("auto", "data", "model")
 VALUES = 2**20  # approximate number of values from which quantiles are computed
-FEW = 16  # fewer values than this have no meaningful spread
+FEW = 16  # minimum number of values for which a spread is meaningful
 SLACK = 0.02  # tolerance, relative to the range, for values just outside it because of rounding or denoising
 
 
@@ -68,7 +68,7 @@ def in_data_units(x: Tensor, data: Dataset, units: Units = "auto", source: str =
         data: The data that the samples are compared with.
         units: The units of the samples. Two numbers are the values in the samples that correspond to the lowest and the
             highest value of the data (of each column, for a table). ``model`` means model units, ``data`` means data
-            units, and ``auto`` means data units with a check that rejects samples that seem to be in different units.
+            units, and ``auto`` means data units, with a check that rejects samples that seem to be in other units.
         source: The origin of the samples, for messages.
 
     Returns:
@@ -76,7 +76,7 @@ def in_data_units(x: Tensor, data: Dataset, units: Units = "auto", source: str =
         or, if the samples were converted by two numbers, to the nearest level.
 
     Raises:
-        DataError: If a value is not finite, is outside the levels of the data, or seems to be in different units.
+        DataError: If a value is not finite or is outside the range of the levels, or if the units seem to be different.
         UsageError: If ``units`` is invalid.
     """
     if x.is_complex():
@@ -142,7 +142,7 @@ def check_units(x: Tensor, data: Dataset, source: str = "the samples") -> None:
 
 
 def _guess(low: Tensor, high: Tensor) -> str:
-    """Guess the range that samples were meant to have, from their minima ``low`` and their maxima ``high``."""
+    """Guess the intended range of samples, as text, from their minima ``low`` and their maxima ``high``."""
     for a, b in ((0, 1), (-1, 1), (0, 255)):
         slack = SLACK * (b - a)
         if a - slack <= float(low.min()) and float(high.max()) <= b + slack:
@@ -151,7 +151,7 @@ def _guess(low: Tensor, high: Tensor) -> str:
 
 
 def warn_of_units(x: Tensor, codec: Codec, info: DataInfo, stacklevel: int = 3) -> None:
-    """Warn about data that are so far from the training data of a model that the units may differ.
+    """Warn if data are so far from the training data of a model that their units may differ.
 
     Such data are not rejected, because likelihoods are often computed to detect outliers.
 
@@ -208,7 +208,7 @@ class _Spread:
 
     @classmethod
     def of(cls, x: Tensor, axes: tuple[int, ...], more: Tensor | None = None) -> _Spread:
-        """Compute the statistics of ``x``, shape ``(N, *event)``; ``more`` only affects the minimum and the maximum."""
+        """Compute the statistics of ``x: (N, *event)``. ``more`` affects only the minimum and the maximum."""
         ends = [_ends(part, axes) for part in (x, more) if part is not None and part.numel()]
         low = torch.stack([a for a, _ in ends]).amin(0)
         high = torch.stack([b for _, b in ends]).amax(0)
@@ -249,7 +249,7 @@ class _Spread:
         return torch.maximum(self.low.abs(), self.high.abs())
 
     def other_sign(self, data: _Spread) -> Tensor:
-        """Return whether the samples fill [-1, 1] or [0, 1], but the signs of the data do not match (rule 4)."""
+        """Return whether the samples fill [-1, 1] or [0, 1] although the signs of the data are different (rule 4)."""
         wide = self.within(-1, 1) & (self.low < -0.5) & (self.tenth < -0.25)
         wide &= (data.low >= 0) & (data.high > 0.5)
         half = self.within(0, 1) & (self.width > 0.25) & data.within(-1, 1) & (data.quarter < -0.1)
@@ -313,7 +313,7 @@ def _converted(x: Tensor, data: Dataset, units: tuple[float, float], source: str
     if not (2 * low - high <= theirs[0] and theirs[1] <= 2 * high - low):
         raise DataError(
             f"{source}: the values range from {theirs[0]:g} to {theirs[1]:g}, which does not fit the given units, "
-            f"{low:g} to {high:g}",
+            f"{low:g} to {high:g}; pass the two values that correspond to the lowest and the highest value of the data",
             parameter="units",
             value="LOW,HIGH",
         )

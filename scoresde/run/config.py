@@ -269,7 +269,9 @@ class TrainConfig:
             )
         check_coupling(self.coupling, weighting, predict, sde.nodes is not None)
         if self.augmentation is not None and (info.kind != "image" or self.coupling == "reflow"):
-            given = f"{info.name} holds {info.kind}s, not images" if info.kind != "image" else "reflow trains on pairs"
+            given = (
+                f"{info.name} contains {info.kind}s, not images" if info.kind != "image" else "reflow trains on pairs"
+            )
             raise UsageError(
                 f"augment={self.augment!r} cannot be used, because {given}",
                 parameter="augment",
@@ -510,8 +512,8 @@ class TrainConfig:
                 f"augment={self.augment!r} requires a network with augments = {needed}, but {type(network).__name__} "
                 f"has augments = {has}; without the augmentation parameters as input, it would generate samples that "
                 f"look like the augmented data. Set the attribute augments = {needed}, and let the network accept an "
-                f"argument augment of shape (B, {needed}), as in network(x, c, cond, augment); a call without this "
-                "argument must mean zeros",
+                f"argument augment of shape (B, {needed}), as in network(x, c, cond, augment); if this argument is "
+                "left out, it must default to zeros",
                 parameter="augment",
                 value="none",
             )

@@ -9,8 +9,8 @@ A run folder contains:
 
 A checkpoint is written under a temporary name, flushed to disk and renamed, so it is either complete or absent.
 ``state.json`` stores the size and SHA-256 hash of every other file in the checkpoint and, like the other JSON files of
-a run, a checksum of its own content. Incomplete checkpoints are skipped when a run is loaded. Only folders with names
-of this form count as checkpoints. A copy under another name belongs to the user, and is neither read nor removed.
+a run, a checksum of its own content. Incomplete checkpoints are skipped when a run is loaded. Only folders with the
+names listed above count as checkpoints. A copy under another name belongs to the user: it is neither read nor removed.
 
 ``config.json`` is written after the other files that describe the run, so a folder without it is not a run folder. A
 run without a checkpoint has either just started or stopped before its first checkpoint.
@@ -106,7 +106,7 @@ def make_run_folder(out: str | Path | None, name: str) -> Path:
 
 
 def refuse_taken(folder: Path, *, mine: bool = False) -> None:
-    """Reject a folder that already contains a run, unless the run has no checkpoint and can be started again.
+    """Reject a folder that already contains a run with a checkpoint. A run without one may be started again.
 
     Args:
         folder: The folder.
@@ -253,7 +253,7 @@ def save_checkpoint(
 
 
 def drop_older(folder: Path, checkpoint: Path, keep: int = 2) -> None:
-    """Remove old checkpoints, and the former best weights, that are not needed once ``checkpoint`` is complete.
+    """Remove old checkpoints, and possibly the former best weights, once ``checkpoint`` is complete.
 
     Of the checkpoints that are older than ``checkpoint``, the newest ``keep - 1`` are kept. The former best weights
     (see :func:`save_best`) are kept if the current best weights are newer than ``checkpoint`` or cannot be read.

@@ -161,11 +161,12 @@ def became(folder: Path, data: Dataset, *, changed: bool = False, named: bool = 
         named: Whether these data were chosen explicitly. If so, differences cause at most a warning.
 
     Returns:
-        ``same``, ``re-sorted`` (the same rows in another order), ``grown`` (rows were added), ``shrunk`` (rows are
-        missing) or ``other``. If the run has no hashes, the result for explicitly chosen data is ``unknown``.
+        The result of the comparison: ``same``, ``re-sorted`` (the same rows in another order), ``grown`` (rows were
+        added), ``shrunk`` (rows are missing) or ``other``. For a run without hashes, it is ``same`` or ``other``, or
+        ``unknown`` if the data were chosen explicitly.
 
     Raises:
-        DataError: If rows are missing or the data are different, unless ``changed`` or ``named`` is set.
+        DataError: If rows are missing or the data are different, unless ``changed`` or ``named`` is true.
     """
     known, info = kept_identity(folder), DataInfo.from_dict(read_object(folder / "data.json"))
     if known is None:

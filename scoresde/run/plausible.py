@@ -7,7 +7,7 @@ other units lie elsewhere, or look like the data multiplied by a constant. Let m
 distance between their 1 % and 99 % quantiles, and let m_data and s_data be the same statistics of the data. Samples are
 rejected if one of these rules applies:
 
-    1. The samples do not overlap with the data.
+    1. The samples lie outside the range of the data, extended by a quarter of its width on both sides.
     2. The samples may be the data multiplied by a small factor (s < s_data / 8 and |m - m_data s / s_data| < s), and
        either the medians differ, or the samples fill [-1, 1] or [0, 1].
     3. The data may be the samples multiplied by a small factor, and at least one of these is true: the medians differ,
@@ -16,8 +16,9 @@ rejected if one of these rules applies:
     5. The data are stored as levels with a range above 2, and the samples lie in [-1, 1] but not on these levels.
 
 Medians count as different if they are more than a quarter of max(s, s_data) apart. Quantiles are computed per column
-for tables, per channel if channels have their own scales, and otherwise over all values. Rule 2 does not apply to
-constant samples. To skip these checks, pass ``units="data"``.
+for tables, per channel if channels have their own scales, and otherwise over all values. Rules 2 and 3 need
+at least 16 values, rule 2 does not apply to constant samples, and rule 4 does not apply to tables. To skip these
+checks, pass ``units="data"``.
 """
 
 from __future__ import annotations
@@ -196,7 +197,7 @@ def warn_of_units(x: Tensor, codec: Codec, info: DataInfo, stacklevel: int = 3) 
 
 @dataclass(frozen=True)
 class _Spread:
-    """Statistics of the values in G groups, each float64 ``(G,)``, and the number of values per group."""
+    """Statistics of values in G groups, as float64 tensors ``(G,)``. ``count`` is the number of values per group."""
 
     count: int
     low: Tensor
@@ -222,7 +223,7 @@ class _Spread:
         return (self.low >= low - slack) & (self.high <= high + slack)
 
     def apart(self, data: _Spread) -> Tensor:
-        """Return whether the samples do not overlap with the data (rule 1)."""
+        """Return whether the samples lie outside the extended range of the data (rule 1)."""
         room = (data.high - data.low) / 4
         return (self.high < data.low - room) | (self.low > data.high + room)
 
@@ -277,7 +278,7 @@ def _grouped(x: Tensor, axes: tuple[int, ...]) -> Tensor:
 
 
 def _ends(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Return the lowest and the highest value of each group, float64 ``(G,)``."""
+    """Return the lowest and the highest value of each group, as two float64 tensors ``(G,)``."""
     low, high = x.amin(0).double()[None], x.amax(0).double()[None]
     return _grouped(low, axes).amin(1), _grouped(high, axes).amax(1)
 

@@ -454,8 +454,8 @@ def _columns_of(sheet: Sheet, sources: Sources, run: Run) -> list[int]:
     lacking = [name for name in wanted if name not in sheet.names]
     raise DataError(
         f"{sheet.path} lacks the column{'s' * (len(lacking) > 1)} {', '.join(map(one_line, lacking[:10]))}, which the "
-        f"run needs; add {'them' if lacking[1:] else 'it'}, or rename columns (columns of the table: "
-        f"{', '.join(filter(None, map(one_line, sheet.names[:20]))) or 'all unnamed'})",
+        f"run needs; add {'them' if lacking[1:] else 'it'}, or rename columns (column names in the table: "
+        f"{', '.join(filter(None, map(one_line, sheet.names[:20]))) or 'there are none'})",
         parameter="given",
     )
 

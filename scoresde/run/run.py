@@ -78,7 +78,8 @@ class Samples:
     """Samples in data units.
 
     Attributes:
-        x: The samples, shape ``(n, *event)``. If the data have levels, all values are levels.
+        x: The samples, shape ``(n, *event)``. If the data have levels, all values are levels, except known values that
+            were bound by :meth:`Run.given`, which are returned exactly as given.
         solution: The result of the solver: its statistics, and the samples in model units.
         residual: For each sample, the largest difference between its measurements and those bound to the run, shape
             ``(n,)``, in data units. It is ``None`` if no measurements are bound or the operator is not linear.
@@ -239,7 +240,7 @@ class Run:
 
         Args:
             data: The data set. Its classes and the words of its texts are recognised by their names.
-            index: The rows, int64 ``(n,)``.
+            index: The indices of the rows, int64 ``(n,)``.
             split: The part of the data that ``index`` refers to: ``test``, ``train``, or ``all`` for the training rows
                 followed by the test rows.
             operator: The operator by which to measure the rows, instead of the run's operator. If the run was trained
@@ -285,7 +286,7 @@ class Run:
         return self._given(condition, seen, each)
 
     def _other(self, operator: str | Operator) -> Operator:
-        """Return an operator for samples of these data, to be used instead of the run's operator."""
+        """Build the operator that is used instead of the run's operator, for samples of these data."""
         if self.operator is None:
             raise UsageError(
                 f"{self.folder or 'this model'} was trained without an operator, so it cannot use a measurement by "
@@ -296,7 +297,7 @@ class Run:
         return own.on(self.info.shape, self.info.low, self.info.high)
 
     def _as_ours(self, classes: tuple[str, ...]) -> Tensor:
-        """Return, for each class of other data, the index of the class with the same name in this run, int64."""
+        """Return the index in this run of each class of other data, matched by name, as an int64 tensor."""
         ours = {name: i for i, name in enumerate(self.info.classes)}
         strange = [name for name in classes if name not in ours]
         if strange:
@@ -310,9 +311,9 @@ class Run:
     def typical(self, n: int, seed: int = 0) -> Run:
         """Return the run with conditions for ``n`` samples, so that the samples are distributed like the data.
 
-        These are the conditions of the held-out rows, in order. If there are more samples than rows, the rows are
-        repeated. A run whose only condition is the class gets classes in the proportions of the training data, but
-        only if it cannot be used without a class. Any other run is returned without a condition.
+        The conditions are those of the held-out rows, in order, repeated if there are more samples than rows. A run
+        whose only condition is the class gets classes in the proportions of the training data, but only if it cannot be
+        used without a class. Any other run is returned without a condition.
 
         Args:
             n: Number of samples.
@@ -348,7 +349,7 @@ class Run:
     def _labelled(
         self, known: Condition | int | str | Sequence[int | str] | Tensor | npt.ArrayLike | None
     ) -> Condition:
-        """Convert ``known`` to a condition whose labels are class indexes."""
+        """Convert ``known`` to a condition whose labels are class indices."""
         trained = isinstance(self.base, ScoreModel) and bool(self.base.classes)
         if isinstance(known, Condition):
             values = (known.label, known.vector, known.image, known.tokens)
@@ -406,7 +407,7 @@ class Run:
         return told.tokens(texts)
 
     def _understood(self, image: Tensor, operator: str | Operator | None, seed: int) -> Seen:
-        """Return the measurements in the images of a condition, which may also be samples to measure."""
+        """Return the measurements in the images of a condition, measuring the images if they are samples."""
         made = self.operator if operator is None else self._other(operator)
         assert made is not None
         seen = understood(image, made, Noise.of(len(image), seed))
@@ -494,7 +495,7 @@ class Run:
                 )
 
     def _never_without(self, what: str) -> UsageError:
-        """Return the error for ``what``, which needs the model without a condition, if it was trained only with one."""
+        """Return the error for a model that was trained only with conditions, and so does not support ``what``."""
         if not (isinstance(self.base, ScoreModel) and self.base.classes and self.info.classes):
             return UsageError(
                 f"{self.folder or 'this model'} was trained with cond_drop=0, so every training sample had its "
@@ -840,7 +841,8 @@ class Run:
         """Compute the variational bound on the log-likelihood of data, in data units.
 
         The bound applies to the density of samples generated by the model's reverse SDE. For a guided model, this is
-        neither the density of its flow nor the tilted density; the result names the density that is bounded.
+        neither the density of its flow nor the density proportional to ``p(x) p(condition | x)^scale``. The result
+        names the density that is bounded.
 
         Data stored as levels are dequantised with the same uniform numbers as in the first draw of
         :meth:`log_likelihood`. For a model with nodes, the bound is that of its discrete chain, with one draw per node
@@ -998,7 +1000,7 @@ def load(
 def _operator(
     folder: Path, config: TrainConfig, info: DataInfo, own: Operator | type[Operator] | str | None
 ) -> Operator | None:
-    """Return the operator of a run, with ``own`` in place of its part that is not built in.
+    """Return the operator of a run, with ``own`` as the part that is not built in.
 
     Raises:
         UsageError: If ``own`` is not a part of the run's operator, or is built in.

@@ -204,7 +204,7 @@ def understood(image: Tensor, operator: Operator, noise: Noise) -> Seen:
         if not masks or shape != event:
             raise UsageError(
                 f"{int(image.isnan().sum()):,} of the {image.numel():,} given values are NaN, but "
-                + (f"only samples, of shape {event}, may have missing values; these have shape {shape}" if masks else
+                + (f"only samples of shape {event} may have missing values, and these have shape {shape}" if masks else
                    f"this model was trained with the operator {operator}, which leaves no values out")
                 + ", so replace NaN with numbers",
                 parameter="given",

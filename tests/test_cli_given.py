@@ -248,7 +248,7 @@ def test_what_a_mask_leaves_comes_back_to_the_bit(shell: Shell, of: Callable[[st
     shell.refuses(f"sample {run} --given p --mask lost.png --label 3", 3, "the mask lost.png cannot be read")
     save(pooled(x)[0], "low.png")
     low = of("low")
-    shell.refuses(f"sample {low} --given low.png --mask hole.png", 2, "give samples of shape (1, 8, 8)")
+    shell.refuses(f"sample {low} --given low.png --mask hole.png", 2, "pass samples of shape (1, 8, 8)")
     shell.refuses(f"sample {low} --given p --mask hole.png", 2, "pool:2, which leaves no values out")
 
 
@@ -393,7 +393,7 @@ def test_named_columns_are_the_numbers(
     save(digits(1)[0], "p.png")
     shell.refuses(f"sample {run} --given p.png", 2, "contains image data", "pass numbers (a table, or an array c)")
     np.save("short.npy", c[:, :2])
-    shell.refuses(f"sample {run} --given short.npy", 3, "x (3, 2)", "an array called c of shape (n, 3) (c0, c1, c2)")
+    shell.refuses(f"sample {run} --given short.npy", 3, "x (3, 2)", "an array c of shape (n, 3) (c0, c1, c2)")
 
 
 def torch_condition(c: np.ndarray) -> Any:

@@ -326,7 +326,7 @@ def _arrays(run: Run, sources: Sources, path: Path, shapes: Sequence[tuple[int, 
         vector = _first(_arranged(a, (count,)) for a in (lower.get("c"), None if shapes else lower.get("x"), only))
         if vector is None:
             names = ", ".join(run.info.known.vector[:10])
-            raise _misses(run, path, arrays, f"an array called c of shape (n, {count}) ({names})")
+            raise _misses(run, path, arrays, f"an array c of shape (n, {count}) ({names})")
         condition = replace(condition, vector=_finite(path, vector))
         told.append(f"{count} number{'s' * (count > 1)}")
     if sources.label and "y" in lower:

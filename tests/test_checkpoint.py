@@ -281,7 +281,7 @@ def test_run_folders_never_collide(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "runs/moons-vp", "runs/moons-vp-2", "runs/moons-vp-3",
     ]  # fmt: skip
     make(Path("mine"))
-    with pytest.raises(UsageError, match="mine already holds a run"):
+    with pytest.raises(UsageError, match="mine already contains a run"):
         make_run_folder("mine", "x")
     Path("file.txt").touch()
     with pytest.raises(CheckpointError, match=r"cannot write file\.txt/run/checkpoints: file\.txt is a file"):

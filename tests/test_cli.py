@@ -361,7 +361,10 @@ def test_a_network_given_as_an_object_is_named_later(shell: Shell) -> None:
             "train --resume runs/moons --steps 2",
             ["has already been trained for 3 steps", "steps is 2", "(here: --steps)"],
         ),
-        ("train --out runs/moons --data moons", ["already holds a run", "(here: scoresde train --resume runs/moons)"]),
+        (
+            "train --out runs/moons --data moons",
+            ["already contains a run", "(here: scoresde train --resume runs/moons)"],
+        ),
         ("train --clip abc", ["clip is 'abc'", "--set clip=VALUE"]),
         ("train --set learn_variance=2", ["learn_variance is 2", "yes or no"]),
         ("train --set network.channels=4.5", ["channels is 4.5", "an integer"]),

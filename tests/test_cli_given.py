@@ -137,7 +137,7 @@ def test_low_resolution_images_are_answered_and_named(
     save(low[0], "small/b.png")
     save(low[1], "small/deep/a.png")
     facts: Any = shell.json(f"sample {run} --given small --each 3 {ASK} --save png,npz,files --out o")
-    assert "given: 2 images of 4 x 4 from small, taken for measurements (pooled by 2); 3 answers each\n" in shell.err
+    assert "given: 2 images of 4 x 4 from small, used as measurements (pooled by 2); 3 answers each\n" in shell.err
     found = samples({"files": facts["files"]})
     assert facts["n"] == 6 and found["given"].tolist() == [0, 0, 0, 1, 1, 1] and found["x"].shape == (6, 1, 8, 8)
     files = sorted(p.relative_to("o/files").as_posix() for p in Path("o/files").rglob("*.png"))
@@ -188,7 +188,7 @@ def test_a_file_of_the_shape_of_a_sample_is_the_truth(
     run, x = of("low"), digits(1)
     save(x[0], "full.png")
     shell(f"sample {run} --given full.png --n 3 {ASK}")
-    assert "the image full.png of 8 x 8, which has the shape of a sample, so it is taken for the truth and" in shell.err
+    assert "the image full.png of 8 x 8, which has the shape of a sample, so it is used as the truth and" in shell.err
     assert "degraded here (pooled by 2); 3 answers\n" in shell.err
     (figure,) = drawn
     assert torch.equal(figure["truth"].double(), x) and torch.equal(figure["given"], pooled(x))
@@ -209,15 +209,13 @@ def test_a_model_of_several_tasks_is_shown_a_picture_as_it_is_unless_one_is_name
     assert "shown to the model as it is, because the run was trained with several operators" in shell.err
     assert "use --operator to degrade the samples first" in shell.err and drawn[0]["truth"] is None
     facts: Any = shell.json(f"sample {run} --given full.png {ASK} --operator half --each 2")
-    assert (
-        "taken for the truth and degraded here (lower half missing)" in shell.err and facts["operator"] == "half:lower"
-    )
+    assert "used as the truth and degraded here (lower half missing)" in shell.err and facts["operator"] == "half:lower"
     assert (samples(facts)["x"][:, 0, :4] == x[0, 0, :4].numpy()).all() and facts["differing"] == []
     assert drawn[1]["title"] == "lower half missing" and drawn[1]["given"][0, 0, 4:].isnan().all()
     shell(f"sample {run} --given low.png {ASK}")
-    assert "taken for a measurement (pooled by 2)" in shell.err
+    assert "used as a measurement (pooled by 2)" in shell.err
     shell(f"sample {run} --given full.png {ASK} --operator blur")
-    assert "taken for a measurement (blurred by 1 pixels)" in shell.err, "a blurred picture has the shape of a sample"
+    assert "used as a measurement (blurred by 1 pixels)" in shell.err, "a blurred picture has the shape of a sample"
     shell(f"sample {run} --given full.png {ASK} --operator crop")
     assert "was trained to undo half:lower/pool:2/blur:1, not crop, so its samples may be poor" in shell.err
     shell.refuses(f"sample {run} --given full.png --operator crup", 2, "unknown operator 'crup'", "'crop'")
@@ -253,18 +251,18 @@ def test_what_a_mask_leaves_comes_back_to_the_bit(shell: Shell, of: Callable[[st
     shell.refuses(f"sample {run} --given p --mask lost.png --label 3", 3, "the mask lost.png cannot be read")
     save(pooled(x)[0], "low.png")
     low = of("low")
-    shell.refuses(f"sample {low} --given low.png --mask hole.png", 2, "give samples of shape (1, 8, 8)")
+    shell.refuses(f"sample {low} --given low.png --mask hole.png", 2, "pass samples of shape (1, 8, 8)")
     shell.refuses(f"sample {low} --given p --mask hole.png", 2, "pool:2, which leaves no values out")
 
 
 def test_photos_are_resized_as_in_training(shell: Shell, of: Callable[[str], str], runs: Path) -> None:
     run = of("photos")
     shell(f"sample {run} --given {runs}/photos/3.png --operator pool:2 {ASK}")
-    assert "resized to 8 x 8 as in training, of 8 x 8, which has the shape of a sample, so it is taken" in shell.err
+    assert "resized to 8 x 8 as in training, of 8 x 8, which has the shape of a sample, so it is used" in shell.err
     rng = np.random.default_rng(1)
     Image.fromarray(rng.integers(0, 256, (8, 8)).astype(np.uint8)).save("grey.png")
     facts: Any = shell.json(f"sample {run} --given grey.png {ASK} --each 2")
-    assert facts["operator"] == "grey" and "taken for a measurement (grey)" in shell.err
+    assert facts["operator"] == "grey" and "used as a measurement (grey)" in shell.err
     Image.fromarray(rng.integers(0, 256, (5, 7, 3)).astype(np.uint8)).save("tiny.png")
     message = shell.refuses(f"sample {run} --given tiny.png", 3, "tiny.png: the image has 7 x 5 pixels in colour")
     assert "the run expects 8 x 8 pixels in grey or 4 x 4 pixels in colour or 8 x 8 pixels in colour" in message
@@ -343,7 +341,7 @@ def test_a_table_without_gaps_is_the_truth(shell: Shell, of: Callable[[str], str
     lines = Path("whole.csv").read_text().replace(",", ";").replace(".", ",")
     Path("comma.csv").write_text(lines)
     shell(f"sample {run} --given comma.csv {ASK} --out o")
-    assert "12 rows of comma.csv (known: age), which have no empty cells, so they are taken for the truth" in shell.err
+    assert "12 rows of comma.csv (known: age), which have no empty cells, so they are used as the truth" in shell.err
     typed, filled = rows("comma.csv", ";"), rows("o/filled.csv", ";")
     given = drawn[0]["given"]
     for i in range(12):
@@ -367,7 +365,7 @@ def test_tables_that_do_not_fit_are_refused(shell: Shell, of: Callable[[str], st
         Path("q.csv").write_text(text)
         shell.refuses(f"sample {run} --given q.csv", 3, *words)
     save(digits(1)[0], "p.png")
-    shell.refuses(f"sample {run} --given p.png", 3, "holds images", "vectors of shape (3,)", "a table")
+    shell.refuses(f"sample {run} --given p.png", 3, "contains image data", "vectors of shape (3,)", "a table")
     low = of("low")
     shell.refuses(f"sample {low} --given q.csv", 3, "is a table", "images of shape (1, 8, 8)")
 
@@ -396,7 +394,7 @@ def test_named_columns_are_the_numbers(
     alike = load(run).given(torch_condition(c[:1]), each=40).sample(40, solver(), seed=0).x.numpy()
     assert np.abs(samples(one)["x"] - alike).max() < 1e-6
     save(digits(1)[0], "p.png")
-    shell.refuses(f"sample {run} --given p.png", 2, "holds images", "pass numbers (a table, or an array c)")
+    shell.refuses(f"sample {run} --given p.png", 2, "contains image data", "pass numbers (a table, or an array c)")
     np.save("short.npy", c[:, :2])
     shell.refuses(f"sample {run} --given short.npy", 3, "x (3, 2)", "an array c of shape (n, 3) (c0, c1, c2)")
 
@@ -430,7 +428,7 @@ def test_texts(shell: Shell, of: Callable[[str], str], drawn: list[dict[str, Any
     facts = shell.json(f"sample {run} --given q.npz --each 3 {ASK}")
     assert facts["n"] == 6 and drawn[1]["labels"] == ("a red thing", "a green thing")
     save(digits(1)[0], "p.png")
-    shell.refuses(f"sample {run} --given p.png", 2, "holds images", "pass a text")
+    shell.refuses(f"sample {run} --given p.png", 2, "contains image data", "pass a text")
     shell.refuses(f"sample {of('low')} --text red", 2, "was trained without texts", "--cond text")
     shell(f"sample {run} --n 2 {ASK}")
     assert "no condition is given, so these are samples of the unconditional model; see --text and --given" in shell.err
@@ -470,7 +468,7 @@ def test_everything_that_a_run_was_told_must_be_given(shell: Shell, of: Callable
     shell.refuses(f"sample {run} --given lost.png", 3, "there is no file or folder lost.png")
     shell.refuses(f"sample {run} --operator hole", 2, "requires --given")
     Path("empty").mkdir()
-    shell.refuses(f"sample {run} --given empty", 3, "empty has no images")
+    shell.refuses(f"sample {run} --given empty", 3, "empty contains no images")
     Path("a.txt").write_text("red")
     shell.refuses(f"sample {run} --given a.txt", 3, "a condition cannot be read from a.txt")
     always = of("always")

@@ -72,7 +72,7 @@ def test_an_older_run_finds_a_relative_path_beside_the_folders_above_it(own: Pat
 
 # What stands in the file then, what every reader says of it, and whether it goes on.
 CHANGES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str, bool]] = {
-    "re-sorted": (lambda x: x[::-1], "a different order", True),
+    "re-sorted": (lambda x: x[::-1], "the order of the data of", True),
     "grown": (lambda x: np.concatenate([table(5, seed=3), x]), "grown by 5 rows", True),
     "shrunk": (lambda x: x[3:], "3 of the 120 rows", False),
     "edited": (lambda x: np.where(np.arange(len(x))[:, None] < 2, x + 1, x), "2 of the 120 rows", False),
@@ -138,7 +138,7 @@ def test_a_run_knows_the_conditions_of_its_rows(tmp_path: Path, monkeypatch: pyt
         load("runs/told").data()
     order = rows[::-1]
     np.savez("z.npz", x=x[order], **{name: conditions[order]})  # the same pairs
-    with pytest.warns(UserWarning, match="different order"):
+    with pytest.warns(UserWarning, match="order of the data"):
         load("runs/told").data()
     conditions[[3, 5]] = conditions[[5, 3]]
     np.savez("z.npz", x=x, **{name: conditions})
@@ -294,7 +294,7 @@ def test_a_continuous_column_may_grow_beyond_its_range(own: Path, shell: Shell) 
 def test_named_data_of_the_run_that_have_changed_are_said(own: Path, shell: Shell) -> None:
     np.save("y.npy", np.concatenate([table()[5:], table(3, seed=5)]))
     shell(LINE + " --data y.npy")
-    assert "these data are missing 5 rows of the data of runs/own, and contain 3 new rows" in shell.err
+    assert "these data lack 5 rows of the data of runs/own and contain 3 new rows" in shell.err
     np.save("z.npy", table(seed=5))
     shell(LINE + " --data z.npy")
     assert "lack" not in shell.err

@@ -170,5 +170,5 @@ def test_texts_must_be_one_or_as_many_as_the_questions(told: Run) -> None:
     three = Questions(Condition(), ("0", "1", "2"), "three", text=("red", "green", "blue"))
     assert len(tokens(ask(told, three, each=2))) == 6
     assert tokens(ask(told, three, text=["red"]))[0] == tokens(told.given(text="red"))[0]
-    with pytest.raises(UsageError, match="2 texts for 3 questions"):
+    with pytest.raises(UsageError, match="number of texts is 2, but the number of questions is 3"):
         ask(told, three, text=["red", "blue"])

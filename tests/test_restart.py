@@ -172,7 +172,7 @@ def test_it_may_begin_again_otherwise(tmp_path: Path, monkeypatch: pytest.Monkey
         assert (run / name).read_text() == "x"
     for name in ("rows.npz", "pairs.safetensors", "validation.json", "checkpoints/best"):
         assert not (run / name).exists(), name
-    with pytest.raises(UsageError, match="already holds a run"):
+    with pytest.raises(UsageError, match="already contains a run"):
         train(run)
 
 
@@ -246,7 +246,7 @@ def test_two_trainings_in_one_folder(tmp_path: Path, whole: Path, shell: Shell) 
     shell(line)
     with locked(Path("new")):  # and with a checkpoint in it
         shell.refuses(line, 3, "new is in use: process")
-    shell.refuses(line, 2, "already holds a run")
+    shell.refuses(line, 2, "already contains a run")
 
 
 def test_a_disk_that_is_full_leaves_no_empty_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,11 +306,11 @@ def test_copies_are_left_alone(tmp_path: Path, whole: Path) -> None:
     assert [p.name for p in checkpoints(run)] == [*high, "step-000000020", "step-000000016", *low]
     with pytest.warns(
         UserWarning,
-        match=r"using the older checkpoint step-000000020: .*step-9{21} holds step 20, not the step in its",
+        match=r"using the older checkpoint step-000000020: .*step-9{21} contains step 20, not the step in its",
     ):
         assert newest_checkpoint(run).name == "step-000000020"
         train(run, resume=True, config=replace(CONFIG, steps=30))
-    with pytest.warns(UserWarning, match="holds step 20"):
+    with pytest.warns(UserWarning, match="contains step 20"):
         assert load(run).step in (30, json.loads((run / "validation.json").read_text())["best_step"])
     for name in copies:
         assert (run / "checkpoints" / name / "model.safetensors").is_file(), name

@@ -651,7 +651,7 @@ def test_what_a_given_picture_means() -> None:
     assert understood(x, many, noise).operator is None  # shown as it is
     with pytest.raises(UsageError, match="that of the measurements of pool:2 and crop; name the operator"):
         understood(torch.rand(2, 1, 4, 4), parse("pool:2/crop").on((1, 8, 8)), noise)
-    with pytest.raises(UsageError, match=r"only samples, of shape \(3, 8, 8\), may have missing values"):
+    with pytest.raises(UsageError, match=r"only samples of shape \(3, 8, 8\) may have missing values"):
         understood(Pool(2)(nan), many, noise)
     with pytest.raises(UsageError, match="values are NaN, but this model was trained with the operator blur:1"):
         understood(nan, Blur().on((3, 8, 8)), noise)

@@ -168,7 +168,7 @@ def test_resume_keeps_the_settings(tmp_path: Path) -> None:
     fit(TINY, out=tmp_path / "r", quiet=True)
     with pytest.raises(UsageError, match=r"has lr = 0\.002, not 0\.1; a resumed run keeps its settings"):
         fit(dataclasses.replace(TINY, lr=0.1), out=tmp_path / "r", resume=True, quiet=True)
-    with pytest.raises(UsageError, match="already holds a run"):
+    with pytest.raises(UsageError, match="already contains a run"):
         fit(TINY, out=tmp_path / "r", quiet=True)
 
 

@@ -4,13 +4,13 @@ With  m = to_model(x),  the densities of x and m differ by the Jacobian determin
 
     log p(x) = log p(m) + log_det(x),        log_det(x) = log |dm/dx|.                                        (1)
 
-The dimension D of a row (:meth:`Codec.dims`) is its true dimension, which may differ from the number of values that
-store the row. Codecs can be composed: :class:`Composed` applies several codecs in order, starting from the data, and
+The dimension D of a row (:meth:`Codec.dims`) is its true dimension, which may differ from the number of values stored
+for the row. Codecs can be composed: :class:`Composed` applies several codecs in order, starting from the data, and
 adds their log-determinants.
 
 A network takes and returns arrays with the shape of the data. If a codec changes the shape (for example, a projection
-onto a subspace), ``show`` applies the linear part of the map from model units to data units, and ``hide`` is its
-inverse.
+onto a subspace), ``show`` applies the linear part of the map from model units to data units, and ``hide`` applies the
+inverse of that linear part.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ class Codec(ABC):
 
     @abstractmethod
     def to_data(self, m: Tensor, condition: object = None) -> Tensor:
-        """Convert ``m: (B, *event)`` to data units, in float64. The result has the dtype of ``m``."""
+        """Convert ``m: (B, *event)`` to data units. The result is computed in float64 and has the dtype of ``m``."""
 
     @abstractmethod
     def log_det(self, x: Tensor, condition: object = None) -> float | Tensor | None:
-        """Return ``log |dm/dx|`` in nats: one number for all rows, one per row, ``(B,)``, or ``None`` if undefined."""
+        """Return ``log |dm/dx|`` in nats, as one number for all rows or a tensor ``(B,)``; ``None`` if undefined."""
 
     def dims(self, x: Tensor, condition: object = None) -> int | Tensor:
-        """Return the true dimension of the rows of ``x: (B, *event)``: one number for all, or int64 ``(B,)``."""
+        """Return the true dimension of the rows of ``x: (B, *event)``, as one number for all or int64 ``(B,)``."""
         return dims(x)
 
     def model_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -74,17 +74,17 @@ class Codec(ABC):
         return x
 
     def rows(self, index: Tensor) -> Codec:
-        """Return the codec for the rows ``index``, shape ``(B',)``."""
+        """Return the codec restricted to the rows ``index``, int64 ``(B',)``."""
         return self
 
     @property
     def levels(self) -> Codec | None:
-        """The part of the codec that converts discrete levels to continuous values, or ``None``."""
+        """The part of the codec that converts discrete levels to continuous values, or ``None`` if there is none."""
         return None
 
     @property
     def continuous(self) -> Codec:
-        """The rest of the codec, which maps continuous values to continuous values."""
+        """The codec without the part :attr:`levels`. It maps continuous values to continuous values."""
         return self
 
 

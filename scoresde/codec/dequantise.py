@@ -5,8 +5,8 @@ Discrete data have no density. Uniform dequantisation gives them a density by sp
 
     to_model(k) = k + w u,      u uniform on [0, 1).
 
-For an event of D elements, the density p of the result gives a lower bound on the probability P of the levels (Theis et
-al. 2016, arXiv:1511.01844, sec. 3.1),
+For an event of D elements, the density p of the continuous values gives a lower bound on the probability P of the
+levels (Theis et al. 2016, arXiv:1511.01844, sec. 3.1),
 
     log P(k) >= E_u log p(k + w u) + log_det,      log_det = D log w.
 
@@ -34,8 +34,8 @@ __all__ = ["Levels"]
 class Levels(Codec):
     """Equally spaced levels, either the same for all elements of an event or different for each column or channel.
 
-    Each argument is a single number or a tensor whose shape broadcasts to an event (int64 for the count, and float64
-    otherwise).
+    Each argument is a single number or a tensor whose shape broadcasts to an event. A tensor ``count`` is int64, and
+    tensors ``low`` and ``high`` are float64.
 
     Args:
         low: The lowest level, in data units.
@@ -59,7 +59,7 @@ class Levels(Codec):
         wrong = (count < (2 if alone else 0)) | (low > high) | ~(high - low).isfinite() | ((low == high) & (count > 1))
         if bool(wrong.any()):
             raise DataError(
-                f"cannot use {self.count} levels from {self.low} to {self.high}; use at least 2, with low < high"
+                f"cannot use {self.count} levels from {self.low} to {self.high}; use at least 2 levels, with low < high"
             )
 
     @classmethod
@@ -107,10 +107,10 @@ class Levels(Codec):
         return torch.minimum(x + width * noise, torch.nextafter(x + width, x))
 
     def to_data(self, m: Tensor, condition: object = None) -> Tensor:
-        """Return the level whose cell contains each value, shape ``(B, *event)``.
+        """Return the level whose cell contains each value of ``m: (B, *event)``.
 
-        Values outside the range of levels are mapped to the nearest level. The result has the dtype of ``m``, or
-        float32 if ``m`` holds integers.
+        Values outside the range of levels are mapped to the nearest level, and continuous columns stay unchanged. The
+        result has the shape of ``m``, and its dtype, or float32 if ``m`` contains integers.
         """
         # Computed in float64, because in float32 -6e-8 - (-3) is 3, one cell too far.
         wide = m.to(time_dtype(m.device))

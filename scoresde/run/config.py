@@ -4,9 +4,9 @@ Fields set to ``auto`` are resolved against the data before training. The resolv
 ``config.json``, and read back by :func:`scoresde.load`.
 
 A configuration records which of its names were typed by a person, because only those may import a user's own code
-(:mod:`scoresde.core.registry`). All names in a configuration written in Python count as typed. The names in a
-configuration read from a file do not, and neither do those in a copy of it made by ``dataclasses.replace``. To continue
-training with a class of your own, add its name to ``typed``, or put the object itself in the field.
+(:mod:`scoresde.core.registry`). All names in a configuration written in Python count as typed. Names in a
+configuration read from a file do not, nor do names in a copy of such a configuration made by ``dataclasses.replace``.
+To continue training with a class of your own, add its name to ``typed``, or set the field to an object of the class.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ class TrainConfig:
             :class:`~scoresde.Parametrization`.
         predict_options: The fields of the parametrisation, if ``predict`` is a name.
         weighting: How the loss is weighted: a name in :data:`scoresde.core.tables.WEIGHTINGS` (see
-            :mod:`scoresde.objective.weighting`), ``auto`` (the default for the prediction), or a weighting object.
+            :mod:`scoresde.objective.weighting`), ``auto`` (``likelihood`` for a learned path, and otherwise the
+            default of the prediction), or a weighting object.
         weighting_options: The fields of the weighting, if ``weighting`` is a name.
         t_sampler: The distribution of training times: a name in :data:`scoresde.core.tables.TIME_SAMPLERS` (see
             :mod:`scoresde.objective.times`), a sampler object, or ``auto``. With ``auto``, the sampler is ``sqrt`` for
@@ -106,8 +107,8 @@ class TrainConfig:
         augment: How images are augmented in training: a comma-separated list of ``flip``, ``vflip``, ``scale`` and
             ``shift``, or ``all``, or ``none`` (:mod:`scoresde.data.augment`). The network receives the parameters of
             each augmentation as input, so that samples look like the original data.
-        cond: The sources of the model's condition: ``none``, or a list of ``class``, ``vector``, ``image``, ``text``
-            and an operator, joined by ``+`` (:mod:`scoresde.data.given`).
+        cond: The sources of the model's condition: ``none``, or any of ``class``, ``vector``, ``image``, ``text`` and
+            an operator, joined by ``+`` (:mod:`scoresde.data.given`).
         cond_drop: Probability of dropping the whole condition of a row, for classifier-free guidance.
         steps, batch, lr: Number of training steps, batch size and learning rate; 0 means the preset's default.
         warmup: Number of steps over which the learning rate rises; 0 means a twentieth of the run, but at most 5,000
@@ -222,7 +223,8 @@ class TrainConfig:
         Args:
             info: The description of the data.
             data_std: The root mean square of the data in model units.
-            operator: The operator in ``cond``, if it is already built, or ``None`` to build it as a check.
+            operator: The operator in ``cond``, if it has already been built for these data. If ``None``, it is built
+                here to check that it suits the data.
 
         Raises:
             UsageError: If the configuration does not suit the data.
@@ -267,7 +269,9 @@ class TrainConfig:
             )
         check_coupling(self.coupling, weighting, predict, sde.nodes is not None)
         if self.augmentation is not None and (info.kind != "image" or self.coupling == "reflow"):
-            given = f"{info.name} holds {info.kind}s, not images" if info.kind != "image" else "reflow trains on pairs"
+            given = (
+                f"{info.name} contains {info.kind}s, not images" if info.kind != "image" else "reflow trains on pairs"
+            )
             raise UsageError(
                 f"augment={self.augment!r} cannot be used, because {given}",
                 parameter="augment",
@@ -299,12 +303,12 @@ class TrainConfig:
         """Reject a condition that the data lack, or that cannot be used with the coupling of data and noise."""
         sources, known = self.sources, info.known
         lacking = {
-            "vector": (sources.vector and not known.vector, "an array c in an .npz file, or columns of a table, as in "
-                       "cond='vector:age,dose'"),
-            "image": (sources.image and not known.image, "an array given in an .npz file, or images of the same names "
-                      "in a folder given/"),
-            "text": (sources.text and not (known.words or known.features), "an array text in an .npz file, or a .txt "
-                     "file beside each image"),
+            "vector": (sources.vector and not known.vector, "an array called c in an .npz file, or columns of a table, "
+                       "as in cond='vector:age,dose'"),
+            "image": (sources.image and not known.image, "an array called 'given' in an .npz file, or images of "
+                      "the same names in a folder given/"),
+            "text": (sources.text and not (known.words or known.features), "an array called text in an .npz file, or a "
+                     ".txt file next to each image"),
         }  # fmt: skip
         for name, (missing, where) in lacking.items():
             if missing:
@@ -337,7 +341,7 @@ class TrainConfig:
 
         Args:
             info: The description of the data.
-            read_mask: A function that reads the mask of ``mask:FILE`` (default: from the file).
+            read_mask: A function that returns the mask for ``mask:FILE``. By default, the file is read.
 
         Raises:
             UsageError: If the operator does not apply to the data.
@@ -398,7 +402,7 @@ class TrainConfig:
         )
 
     def told(self, given: Condition) -> Condition | None:
-        """Return the vector, image and text in ``given`` that ``cond`` lists, or ``None`` if it lists none of them."""
+        """Return the parts of ``given`` (vector, image, text) that ``cond`` lists, or ``None`` if it lists none."""
         sources = self.sources
         if not (sources.vector or sources.image or sources.text):
             return None
@@ -409,7 +413,7 @@ class TrainConfig:
         )
 
     def spec(self, info: DataInfo, codec: Codec, network: bool = True) -> ModelSpec:
-        """Return the specification of the model. The configuration must be resolved.
+        """Return the specification of the model. The configuration must have been resolved (see :meth:`resolved`).
 
         Args:
             info: The description of the data.
@@ -444,12 +448,12 @@ class TrainConfig:
             from_data["dims"] = len(info.shape) - 1
             if info.kind == "vector":
                 raise UsageError(
-                    f"the {name!r} network does not accept vectors, which {info.name} holds; use the 'mlp' network"
+                    f"the {name!r} network does not accept vectors, but {info.name} has vectors; use the 'mlp' network"
                 )
         return Part(name, {**{k: v for k, v in from_data.items() if k in fields}, **options})
 
     def _doors(self, info: DataInfo, channels: bool) -> dict[str, int]:
-        """Return the size of each input of the network for a condition.
+        """Return the size of each network input that receives a part of the condition.
 
         The size of an image is its number of channels if ``channels`` is true, and its number of elements otherwise.
         """
@@ -483,7 +487,7 @@ class TrainConfig:
         """Reject a network that does not accept the condition, or the augmentation parameters, as input.
 
         Raises:
-            UsageError: If the network does not accept them; the message says what the network needs.
+            UsageError: If the network lacks such an input; the message says which input it needs.
         """
         sources = self.sources
         needs = {
@@ -496,7 +500,7 @@ class TrainConfig:
             what = " and ".join(f"cond.{name}" for name in lacking)
             raise UsageError(
                 f"cond={self.cond!r} requires a network that uses {what}, but {type(network).__name__} does not; build "
-                "it for this condition, or, for a network of your own, write forward(self, x, c, cond=None)",
+                "the network for this condition, or, for a network of your own, define forward(self, x, c, cond=None)",
                 parameter="cond",
                 value="none",
             )
@@ -508,8 +512,8 @@ class TrainConfig:
                 f"augment={self.augment!r} requires a network with augments = {needed}, but {type(network).__name__} "
                 f"has augments = {has}; without the augmentation parameters as input, it would generate samples that "
                 f"look like the augmented data. Set the attribute augments = {needed}, and let the network accept an "
-                f"argument augment of shape (B, {needed}), as in network(x, c, cond, augment); leaving this argument "
-                "out means zeros",
+                f"argument augment of shape (B, {needed}), as in network(x, c, cond, augment); if this argument is "
+                "left out, it must default to zeros",
                 parameter="augment",
                 value="none",
             )
@@ -598,8 +602,8 @@ class TrainConfig:
     def named(self, **given: Any) -> TrainConfig:
         """Return a copy with ``sde``, ``predict``, ``weighting`` or ``t_sampler`` set to a typed name or to an object.
 
-        A field whose name does not change keeps its options; otherwise its options are reset to the defaults. The
-        network cannot be changed, so ``network`` may only repeat the current name.
+        If a field is set to its current name, its options are kept; otherwise its options are reset to the defaults.
+        The network cannot be changed: ``network`` must be its current name, which then counts as typed.
         """
         changes = {name: value for name, value in given.items() if name != "network"}
         for name, value in changes.copy().items():
@@ -636,7 +640,7 @@ class TrainConfig:
 
 
 def _today(value: Any) -> Any:
-    """Replace the old names in plain values by the current names."""
+    """Replace outdated names in plain values with the current names."""
     if isinstance(value, str):
         return moved(value)
     if isinstance(value, Mapping):
@@ -667,7 +671,7 @@ def _preset_for(info: DataInfo) -> str:
         return "mlp"
     if info.kind == "signal":
         return "tiny" if info.shape[1] <= 64 else "small"
-    side = math.prod(info.shape[1:]) ** (1 / (len(info.shape) - 1))  # of a square or a cube of as many pixels
+    side = math.prod(info.shape[1:]) ** (1 / (len(info.shape) - 1))  # the side of a square or cube with as many pixels
     return "tiny" if side < 12.5 else "small" if side < 40.5 else "base"
 
 

@@ -9,11 +9,11 @@ A run folder contains:
 
 A checkpoint is written under a temporary name, flushed to disk and renamed, so it is either complete or absent.
 ``state.json`` stores the size and SHA-256 hash of every other file in the checkpoint and, like the other JSON files of
-a run, a checksum of its own content. Incomplete checkpoints are skipped when a run is loaded. Only folders with names
-as above count as checkpoints. A copy under another name belongs to the user, and is neither read nor removed.
+a run, a checksum of its own content. Incomplete checkpoints are skipped when a run is loaded. Only folders with the
+names listed above count as checkpoints. A copy under another name belongs to the user: it is neither read nor removed.
 
-``config.json`` is written after the other files that describe the run, so a folder without it holds no run. A run
-without a checkpoint has either just started or stopped before its first checkpoint.
+``config.json`` is written after the other files that describe the run, so a folder without it is not a run folder. A
+run without a checkpoint has either just started or stopped before its first checkpoint.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Read the configuration of a run as plain values.
 
     Raises:
-        CheckpointError: If the file is missing or has a different format.
+        CheckpointError: If the file is missing or damaged, or this version cannot read its format.
     """
     path = folder / "config.json"
     stored = read_json(path)
@@ -83,8 +83,8 @@ def make_run_folder(out: str | Path | None, name: str) -> Path:
     """Create the folder of a new run: ``out``, or ``runs/NAME`` with a number appended if the name is taken.
 
     Raises:
-        UsageError: If ``out`` already holds a run.
-        CheckpointError: If the folder cannot be written, or another process is training there.
+        UsageError: If ``out`` already contains a run with a checkpoint.
+        CheckpointError: If the folder cannot be written, or another process is training in it.
     """
     if out is None:
         folder, n = Path("runs") / name, 2
@@ -106,20 +106,20 @@ def make_run_folder(out: str | Path | None, name: str) -> Path:
 
 
 def refuse_taken(folder: Path, *, mine: bool = False) -> None:
-    """Reject a folder that already holds a run. A run without a checkpoint does not count and may be started again.
+    """Reject a folder that already contains a run with a checkpoint. A run without one may be started again.
 
     Args:
         folder: The folder.
         mine: Whether the caller holds the folder's lock.
 
     Raises:
-        CheckpointError: If another process is training there.
-        UsageError: If ``folder`` already holds a run.
+        CheckpointError: If another process is training in the folder.
+        UsageError: If the folder already contains a run with a checkpoint.
     """
     if not mine and (holder := held_by(folder)) is not None:
         raise in_use(folder, holder)
     if os.path.exists(folder / "config.json") and checkpoints(folder):
-        message = f"{folder} already holds a run; resume it, or choose another folder"
+        message = f"{folder} already contains a run; resume it, or choose another folder"
         raise UsageError(message, parameter="resume", value=folder)
 
 
@@ -203,7 +203,7 @@ def _found(run: str | Path | None) -> Path:
 
 
 def _runs() -> list[Path]:
-    """Return the folders under ``runs/`` that hold a run, sorted by name."""
+    """Return the run folders under ``runs/``, sorted by name."""
     try:
         names = sorted(os.listdir("runs"))
     except OSError:
@@ -240,8 +240,8 @@ def save_checkpoint(
         folder: The run folder.
         step: Number of training steps completed.
         tensors: Groups of tensors, keyed by name. Each group is written to its own safetensors file.
-        state: Other plain JSON values to store in ``state.json``.
-        keep: Number of checkpoints to keep.
+        state: Further values to store in ``state.json``, as plain JSON values.
+        keep: Number of checkpoints to keep, including this one.
     """
     root = folder / "checkpoints"
     final = root / f"step-{step:09d}"
@@ -253,10 +253,10 @@ def save_checkpoint(
 
 
 def drop_older(folder: Path, checkpoint: Path, keep: int = 2) -> None:
-    """Remove the checkpoints and the former best weights that are no longer needed once ``checkpoint`` is complete.
+    """Remove old checkpoints, and possibly the former best weights, once ``checkpoint`` is complete.
 
-    Of the checkpoints that are older than ``checkpoint``, the newest ``keep - 1`` are kept. The former best weights are
-    kept if the current best weights are newer than ``checkpoint`` or cannot be read.
+    Of the checkpoints that are older than ``checkpoint``, the newest ``keep - 1`` are kept. The former best weights
+    (see :func:`save_best`) are kept if the current best weights are newer than ``checkpoint`` or cannot be read.
     """
     root, number = folder / "checkpoints", int(checkpoint.name.removeprefix("step-"))
     older = [path for path in checkpoints(folder) if int(path.name.removeprefix("step-")) < number]
@@ -266,7 +266,7 @@ def drop_older(folder: Path, checkpoint: Path, keep: int = 2) -> None:
 
 
 def save_best(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]]) -> Path:
-    """Save averaged weights as the best so far, in place of the former best weights (see :func:`save_checkpoint`).
+    """Save averaged weights as the best weights so far. The arguments are those of :func:`save_checkpoint`.
 
     The former best weights are kept until a checkpoint is at least as new as the new best weights. If the run is
     resumed from an older checkpoint, the former best weights become the best weights again.
@@ -321,7 +321,7 @@ def fault_of(checkpoint: Path, *, edited: bool = False) -> str | None:
     if not listed or not isinstance(state.get("step"), int):
         return f"{path} does not state the step and the files of the checkpoint; is the file damaged?"
     if STEP.fullmatch(checkpoint.name) and _is_copy(checkpoint):
-        return f"{checkpoint} holds step {state['step']:,}, not the step in its name; is it a copy?"
+        return f"{checkpoint} contains step {state['step']:,}, not the step in its name; is it a copy?"
     for name, expected in files.items():
         path = checkpoint / name
         try:
@@ -404,7 +404,7 @@ WRAPPERS = ("_orig_mod", "module")  # components that torch.compile and data par
 
 
 def bare_names(module: torch.nn.Module) -> dict[str, str]:
-    """Map each name in a module's state dict to the name without wrappers of ``torch.compile`` and data parallelism.
+    """Map each name in a module's state dict to the name without ``torch.compile`` and data-parallel wrappers.
 
     The wrappers may be anywhere in the module. If two names would become equal, all names are left unchanged.
     """
@@ -421,7 +421,7 @@ def bare_names(module: torch.nn.Module) -> dict[str, str]:
 
 
 def matching(names: Collection[str], others: Collection[str]) -> dict[str, str]:
-    """Map each name in ``others`` to the name in ``names`` that differs only by wrappers, or to itself if none does."""
+    """Map each name in ``others`` to the name in ``names`` that differs only by wrappers, or else to itself."""
 
     def bare(name: str) -> str:
         return ".".join(part for part in name.split(".") if part not in WRAPPERS)
@@ -435,7 +435,7 @@ def matching(names: Collection[str], others: Collection[str]) -> dict[str, str]:
 def load_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
     """Load weights into a module.
 
-    All names and shapes must match, but names may differ by wrappers of the network (see :func:`bare_names`).
+    All shapes must match, and so must all names, apart from wrappers (see :func:`bare_names`).
 
     Raises:
         CheckpointError: If a name or a shape differs; the message states the first difference.

@@ -18,10 +18,10 @@ the parametrisations above, give its full name, as in ``--predict scoresde.run.f
 
 The discrete networks are trained on N noise levels, numbered i = 0, ..., N - 1. In this package, the levels are the
 nodes t_i = (i + 1)/N of :class:`~scoresde.DDPM` and :class:`~scoresde.SMLD`. The node t therefore belongs to level
-i = N t - 1, and ``sigma_i`` is the sigma of the path at that node. The original code has no such chain. It evaluates
-these networks along the continuous path. For VP, the label is t (N - 1), which in general is not an integer, and
-``sigma_i`` is that of level floor(t (N - 1)). For VE, the label is round((1 - t)(N - 1)). On a path without nodes, this
-package does the same.
+i = N t - 1, and ``sigma_i`` is the sigma of the path at that node. The original code has no such chain, and
+evaluates these networks along the continuous path. For VP, the label is t (N - 1), which in general is not an integer,
+and ``sigma_i`` is the sigma of level floor(t (N - 1)). For VE, the label is round((1 - t)(N - 1)). On a path without
+nodes, this package does the same.
 
 The losses in ``losses.py`` of the original code have one of two forms, where z is the noise, and s is the score at
 x_t = alpha x_0 + sigma z:
@@ -68,7 +68,7 @@ class OriginalEps(Eps):
 
 @dataclass(frozen=True)
 class OriginalScore(Score):
-    """Score prediction by a network that receives the noise label sigma(t) and itself divides by sigma (VE)."""
+    """Score prediction by a network that receives the noise label sigma(t) and divides its output by sigma (VE)."""
 
     def input_scale(self, sde: SDE, t: Tensor) -> Tensor:
         return torch.ones_like(t)
@@ -99,7 +99,7 @@ class OriginalLevelEps(OriginalEps):
     levels: int = 1000
 
     def label(self, sde: SDE, t: Tensor) -> Tensor:
-        """Return the index of the level at a node, or ``t (N - 1)`` on a continuous path, with the shape of ``t``."""
+        """Return the level of each node in ``t``, or ``t (N - 1)`` on a continuous path, with the shape of ``t``."""
         return t * (self.levels - 1) if sde.nodes is None else t * len(sde.nodes) - 1
 
     def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,7 +144,7 @@ def original_loss(
     """Compute the loss of equation 1 for each row.
 
     Args:
-        model: Any model. A network with a parametrisation from this module is called as in the original code.
+        model: Any model. If its parametrisation is one of this module, the network is called as in the original code.
         x0: Data in model units, shape ``(B, *event)``.
         t: Times, shape ``(B,)``. The original code draws them uniformly from [1e-5, 1], or from the nodes of a chain.
         z: Standard normal numbers, with the same shape as ``x0``.
@@ -154,7 +154,7 @@ def original_loss(
             of the sum.
 
     Returns:
-        Losses, shape ``(B,)``.
+        The loss of each row, shape ``(B,)``.
     """
     if reduce not in REDUCTIONS:
         raise UsageError(f"unknown reduction {reduce!r}; {closest(reduce, REDUCTIONS)}")

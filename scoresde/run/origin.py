@@ -66,7 +66,7 @@ def beside(folder: Path, config: TrainConfig) -> str | None:
 
 
 def keep_identity(folder: Path, data: Dataset, conditions: bool = False) -> None:
-    """Write the identity of the data, merged with the identity that earlier training wrote.
+    """Write the identity of the data (the hashes of its rows), merged with the identity from earlier training, if any.
 
     Nothing is written for data that are not split by content, because they have no identity.
 
@@ -125,8 +125,8 @@ def read_again(folder: Path, config: TrainConfig, data: str | None = None) -> Da
 
     Conditions are encoded as in training: the words of a text are numbered according to the run's vocabulary.
 
-    A run without hashes may predate the current rules for detecting axes and finding pictures. If the current rules do
-    not reproduce the shape and the number of rows that such a run recorded, its data are read by the older rules.
+    A run without hashes may have been made before the current rules for detecting axes and finding pictures. If these
+    rules do not reproduce the shape and the numbers of rows that the run recorded, the older rules are used instead.
     """
     known = DataInfo.from_dict(read_object(folder / "data.json"))
     return _read_again(folder, config, data, known).told_as(known.known)
@@ -162,20 +162,21 @@ def _read_again(folder: Path, config: TrainConfig, data: str | None, known: Data
 
 
 def became(folder: Path, data: Dataset, *, changed: bool = False, named: bool = False) -> str:
-    """Compare ``data`` with the data that a run was trained on, and report differences by a warning or an error.
+    """Compare ``data`` with the data that a run was trained on, and report differences as a warning or an error.
 
     Args:
         folder: The run folder.
-        data: The data as they are now.
+        data: The current data.
         changed: Whether to warn instead of raising an error.
         named: Whether these data were chosen explicitly. If so, differences cause at most a warning.
 
     Returns:
-        ``same``, ``re-sorted``, ``grown``, ``shrunk`` or ``other``. If the run has no hashes, the result for explicitly
-        chosen data is ``unknown``.
+        The result of the comparison: ``same``, ``re-sorted`` (the same rows in another order), ``grown`` (rows were
+        added), ``shrunk`` (rows are missing) or ``other``. For a run without hashes, it is ``same`` or ``other``, or
+        ``unknown`` if the data were chosen explicitly.
 
     Raises:
-        DataError: If rows are missing or the data are different, unless ``changed`` or ``named`` is set.
+        DataError: If rows are missing or the data are different, unless ``changed`` or ``named`` is true.
     """
     known, info = kept_identity(folder), DataInfo.from_dict(read_object(folder / "data.json"))
     if known is None:
@@ -186,7 +187,7 @@ def became(folder: Path, data: Dataset, *, changed: bool = False, named: bool = 
         state, new, missing = known.compared(data.identity)
     split = "rows are split by their content, so the rows that were held out in training are still held out"
     told = {
-        "re-sorted": f"the data of {folder} are in a different order than in training; {split}",
+        "re-sorted": f"the order of the data of {folder} has changed since training; {split}",
         "grown": f"the data of {folder} have grown by {new:,} row{'s' * (new != 1)} since training; {split}",
     }
     retold = 0 if data.identity is None or named else known.retold(data.identity)
@@ -205,9 +206,9 @@ def became(folder: Path, data: Dataset, *, changed: bool = False, named: bool = 
         )  # fmt: skip
         _refuse(f"{data.info.source} has changed since {folder} was trained on it: {what}", changed)
     elif state == "shrunk" or (state == "other" and missing < len(known.hashes) / 2):
-        more = f", and contain {new:,} new row{'s' * (new != 1)}" if new else ""
+        more = f" and contain {new:,} new row{'s' * (new != 1)}" if new else ""
         warnings.warn(
-            f"these data are missing {missing:,} row{'s' * (missing != 1)} of the data of {folder}{more}; {split}",
+            f"these data lack {missing:,} row{'s' * (missing != 1)} of the data of {folder}{more}; {split}",
             stacklevel=3,
         )
     return state
@@ -222,7 +223,7 @@ def _by_description(folder: Path, known: DataInfo, now: DataInfo, *, changed: bo
         if was != today:
             _refuse(
                 f"{now.source} has changed since {folder} was trained on it ({name} was {was} and is now {today}), and "
-                "the run has no rows.npz to identify its rows, so rows that it was trained on may count as held out",
+                "the run has no rows.npz to identify its rows, so rows used for training may count as held out",
                 changed,
             )
             return "other"

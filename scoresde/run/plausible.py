@@ -7,7 +7,7 @@ other units lie elsewhere, or look like the data multiplied by a constant. Let m
 distance between their 1 % and 99 % quantiles, and let m_data and s_data be the same statistics of the data. Samples are
 rejected if one of these rules applies:
 
-    1. The samples do not overlap with the data.
+    1. The samples lie outside the range of the data, extended by a quarter of its width on both sides.
     2. The samples may be the data multiplied by a small factor (s < s_data / 8 and |m - m_data s / s_data| < s), and
        either the medians differ, or the samples fill [-1, 1] or [0, 1].
     3. The data may be the samples multiplied by a small factor, and at least one of these is true: the medians differ,
@@ -16,8 +16,9 @@ rejected if one of these rules applies:
     5. The data are stored as levels with a range above 2, and the samples lie in [-1, 1] but not on these levels.
 
 Medians count as different if they are more than a quarter of max(s, s_data) apart. Quantiles are computed per column
-for tables, per channel if channels have their own scales, and otherwise over all values. Rule 2 does not apply to
-constant samples. To skip these checks, pass ``units="data"``.
+for tables, per channel if channels have their own scales, and otherwise over all values. Rules 2 and 3 need
+at least 16 values, rule 2 does not apply to constant samples, and rule 4 does not apply to tables. To skip these
+checks, pass ``units="data"``.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ __all__ = ["Units", "check_units", "in_data_units", "read_units", "warn_of_units
 Units = str | tuple[float, float]
 WAYS = ("auto", "data", "model")
 VALUES = 2**20  # approximate number of values from which quantiles are computed
-FEW = 16  # fewer values than this have no meaningful spread
+FEW = 16  # minimum number of values for which a spread is meaningful
 SLACK = 0.02  # tolerance, relative to the range, for values just outside it because of rounding or denoising
 
 
@@ -68,7 +69,7 @@ def in_data_units(x: Tensor, data: Dataset, units: Units = "auto", source: str =
         data: The data that the samples are compared with.
         units: The units of the samples. Two numbers are the values in the samples that correspond to the lowest and the
             highest value of the data (of each column, for a table). ``model`` means model units, ``data`` means data
-            units, and ``auto`` means data units with a check that rejects samples that seem to be in different units.
+            units, and ``auto`` means data units, with a check that rejects samples that seem to be in other units.
         source: The origin of the samples, for messages.
 
     Returns:
@@ -76,7 +77,7 @@ def in_data_units(x: Tensor, data: Dataset, units: Units = "auto", source: str =
         or, if the samples were converted by two numbers, to the nearest level.
 
     Raises:
-        DataError: If a value is not finite, is outside the levels of the data, or seems to be in different units.
+        DataError: If a value is not finite or is outside the range of the levels, or if the units seem to be different.
         UsageError: If ``units`` is invalid.
     """
     if x.is_complex():
@@ -142,7 +143,7 @@ def check_units(x: Tensor, data: Dataset, source: str = "the samples") -> None:
 
 
 def _guess(low: Tensor, high: Tensor) -> str:
-    """Guess the range that samples were meant to have, from their minima ``low`` and their maxima ``high``."""
+    """Guess the intended range of samples, as text, from their minima ``low`` and their maxima ``high``."""
     for a, b in ((0, 1), (-1, 1), (0, 255)):
         slack = SLACK * (b - a)
         if a - slack <= float(low.min()) and float(high.max()) <= b + slack:
@@ -151,7 +152,7 @@ def _guess(low: Tensor, high: Tensor) -> str:
 
 
 def warn_of_units(x: Tensor, codec: Codec, info: DataInfo, stacklevel: int = 3) -> None:
-    """Warn about data that are so far from the training data of a model that the units may differ.
+    """Warn if data are so far from the training data of a model that their units may differ.
 
     Such data are not rejected, because likelihoods are often computed to detect outliers.
 
@@ -196,7 +197,7 @@ def warn_of_units(x: Tensor, codec: Codec, info: DataInfo, stacklevel: int = 3) 
 
 @dataclass(frozen=True)
 class _Spread:
-    """Statistics of the values in G groups, each float64 ``(G,)``, and the number of values per group."""
+    """Statistics of values in G groups, as float64 tensors ``(G,)``. ``count`` is the number of values per group."""
 
     count: int
     low: Tensor
@@ -208,7 +209,7 @@ class _Spread:
 
     @classmethod
     def of(cls, x: Tensor, axes: tuple[int, ...], more: Tensor | None = None) -> _Spread:
-        """Compute the statistics of ``x``, shape ``(N, *event)``; ``more`` only affects the minimum and the maximum."""
+        """Compute the statistics of ``x: (N, *event)``. ``more`` affects only the minimum and the maximum."""
         ends = [_ends(part, axes) for part in (x, more) if part is not None and part.numel()]
         low = torch.stack([a for a, _ in ends]).amin(0)
         high = torch.stack([b for _, b in ends]).amax(0)
@@ -222,7 +223,7 @@ class _Spread:
         return (self.low >= low - slack) & (self.high <= high + slack)
 
     def apart(self, data: _Spread) -> Tensor:
-        """Return whether the samples do not overlap with the data (rule 1)."""
+        """Return whether the samples lie outside the extended range of the data (rule 1)."""
         room = (data.high - data.low) / 4
         return (self.high < data.low - room) | (self.low > data.high + room)
 
@@ -249,7 +250,7 @@ class _Spread:
         return torch.maximum(self.low.abs(), self.high.abs())
 
     def other_sign(self, data: _Spread) -> Tensor:
-        """Return whether the samples fill [-1, 1] or [0, 1], but the signs of the data do not match (rule 4)."""
+        """Return whether the samples fill [-1, 1] or [0, 1] although the signs of the data are different (rule 4)."""
         wide = self.within(-1, 1) & (self.low < -0.5) & (self.tenth < -0.25)
         wide &= (data.low >= 0) & (data.high > 0.5)
         half = self.within(0, 1) & (self.width > 0.25) & data.within(-1, 1) & (data.quarter < -0.1)
@@ -277,7 +278,7 @@ def _grouped(x: Tensor, axes: tuple[int, ...]) -> Tensor:
 
 
 def _ends(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Return the lowest and the highest value of each group, float64 ``(G,)``."""
+    """Return the lowest and the highest value of each group, as two float64 tensors ``(G,)``."""
     low, high = x.amin(0).double()[None], x.amax(0).double()[None]
     return _grouped(low, axes).amin(1), _grouped(high, axes).amax(1)
 
@@ -313,7 +314,7 @@ def _converted(x: Tensor, data: Dataset, units: tuple[float, float], source: str
     if not (2 * low - high <= theirs[0] and theirs[1] <= 2 * high - low):
         raise DataError(
             f"{source}: the values range from {theirs[0]:g} to {theirs[1]:g}, which does not fit the given units, "
-            f"{low:g} to {high:g}",
+            f"{low:g} to {high:g}; pass the two values that correspond to the lowest and the highest value of the data",
             parameter="units",
             value="LOW,HIGH",
         )

@@ -1,17 +1,17 @@
-"""Questions: conditions for samples to be drawn, read from files in the units of a run.
+"""Questions: conditions on the samples to be drawn, read from files in data units.
 
-A file or folder holds one or more questions, and a run answers each of them with one or more samples:
+A file or folder contains one or more questions. The samples that a run draws for a question are called its answers:
 
     =======================  ==========================================================================================
-    an image                 one question; a folder of images holds one for each image, with its text in a .txt file
-    an .npy or .npz file     one for each row of its arrays: `given` (or `x`), `c`, `y` and `text`, as in training data
-    a table                  one for each line: the numbers and the class in their columns, and cells to be filled
+    an image or a folder     one question for each image; a text, if the run uses texts, is in a .txt file next to it
+    an .npy or .npz file     one question for each row of the arrays `given` (or `x`), `c`, `y` and `text`
+    a table                  one question for each line, with columns for the numbers and the class, and cells to fill
     =======================  ==========================================================================================
 
 What is read depends on the condition that the run was trained with (``cond``). An array with the shape of a measurement
-is a measurement, and an array with the shape of a sample is the truth, which is degraded by the operator of the run
-(:mod:`scoresde.run.seen`). The bytes of an image file are mapped to the range of the data, as in a folder of images
-that is read for training.
+is used as a measurement. An array with the shape of a sample is used as the true sample, and the operator of the run
+degrades it (:mod:`scoresde.run.seen`). The pixel values of an image file are mapped to the range of the data, as they
+are when images are read for training.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ class Questions:
 
     Attributes:
         condition: The conditions, in data units, with one row for each question.
-        names: The name of each question: the path of its image without the suffix, or the name of the file and a row.
+        names: The name of each question: the path of its image without the suffix, or the name of the file and the
+            index of the row.
         what: What was read, as a noun phrase, such as "3 images of 14 x 14 from low".
         labels: A short text for each question, for figures, or an empty tuple.
-        truth: The samples that the questions are about, ``(n, *event)``, if they are known and are not part of the
-            condition.
+        truth: The true sample for each question, ``(n, *event)``, if it is known and is not part of the condition.
         text: The text of each question, or an empty tuple.
-        table: The table that the questions were read from, if they were.
-        places: For each value of a sample, its column in the table, or ``None`` if the table does not have it.
+        table: The table that the questions were read from, or ``None``.
+        places: For each value of a sample, the index of its column in the table, or ``None`` if it has no column.
         files: The files that were read.
     """
 
@@ -78,7 +78,7 @@ def ask(
     run: Run, questions: Questions | None, *, text: Sequence[str] = (), label: str | None = None,
     operator: str | None = None, each: int = 1, seed: int = 0,
 ) -> Run:  # fmt: skip
-    """Return the run conditioned on questions, texts and a class, as far as they are given.
+    """Return the run conditioned on those of the questions, texts and class that are passed.
 
     Args:
         run: The run.
@@ -90,7 +90,7 @@ def ask(
         seed: Seed for operators that draw random numbers.
 
     Raises:
-        UsageError: If a part of the condition that the run needs is missing, or if the run cannot use one of the parts.
+        UsageError: If a part of the condition that the run needs is missing, or the run cannot use a part of it.
     """
     if questions is None and not text:
         return run.given(label)
@@ -98,8 +98,8 @@ def ask(
     texts = [*text] or ([] if questions is None else [*questions.text])
     if questions is not None and len(texts) not in (0, 1, len(questions)):
         raise UsageError(
-            f"there are {len(texts)} texts for {len(questions)} questions; pass one text for all of them, or one for "
-            "each",
+            f"the number of texts is {len(texts)}, but the number of questions is {len(questions)}; pass one text for "
+            "all questions, or one for each question",
             parameter="text",
         )
     if label is not None:
@@ -116,7 +116,7 @@ def ask(
 
 
 def understanding(run: Run, questions: Questions) -> str:
-    """Describe in a sentence how ``run``, which is conditioned on the questions, interpreted them."""
+    """Describe in words how ``run``, which is conditioned on the questions, interpreted them."""
     seen, what = run.seen, questions.what
     if seen is None:
         return what
@@ -131,12 +131,12 @@ def understanding(run: Run, questions: Questions) -> str:
     if seen.truth is not None:
         have = "have the shape of samples" if several else "has the shape of a sample"
         have = ("have" if several else "has") + " no empty cells" if questions.table is not None else have
-        return f"{what}, which {have}, so {they} taken for the truth and degraded here ({title})"
+        return f"{what}, which {have}, so {they} used as the truth and degraded here ({title})"
     if isinstance(seen.operator, Mask) and seen.hidden is not None:
         hidden = seen.hidden.expand(len(seen), *seen.hidden.shape[1:]).flatten(1)[:: len(seen) // len(questions)]
         noun = "cells" if run.info.kind == "vector" else "values"
         return f"{what}, with {int(hidden.sum()):,} of {hidden.numel():,} {noun} to fill"
-    return f"{what}, taken for measurements ({title})" if several else f"{what}, taken for a measurement ({title})"
+    return f"{what}, used as measurements ({title})" if several else f"{what}, used as a measurement ({title})"
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -148,12 +148,12 @@ def read_questions(run: Run, path: Path, *, mask: Path | None = None, operator: 
     Args:
         run: The run that is to answer the questions.
         path: The file or folder.
-        mask: A file that says which values of the samples are missing (:func:`scoresde.data.pictures.mask_from_file`).
+        mask: A file that marks the missing values of the samples (:func:`scoresde.data.pictures.mask_from_file`).
         operator: The operator by which samples are measured, instead of the run's operator.
 
     Raises:
-        UsageError: If the run was trained without a condition, or only with the class.
-        DataError: If the file cannot be read, or has none of the shapes that the run expects.
+        UsageError: If the run was trained without a condition, or only with the class, or if the mask cannot be used.
+        DataError: If the file cannot be read, or lacks what the run needs.
     """
     sources = _sources(run)
     if not path.exists():
@@ -196,7 +196,7 @@ def _operator(run: Run, operator: str | None) -> Operator | None:
 
 
 def _shapes(run: Run, sources: Sources, operator: Operator | None) -> tuple[tuple[int, ...], ...]:
-    """Return the shapes that a picture may have: those of measurements, then that of a sample."""
+    """Return the possible shapes of a picture: first the shapes of measurements, then the shape of a sample."""
     if operator is not None:
         return tuple(dict.fromkeys([*(choice.measured for choice in choices(operator)), run.info.shape]))
     return (run.info.known.image,) if sources.image else ()
@@ -206,7 +206,7 @@ def _no_picture(run: Run, path: Path, sources: Sources) -> UsageError:
     told = [name for name in ("vector", "text") if getattr(sources, name)]
     where = {"vector": "numbers (a table, or an array c)", "text": "a text"}
     return UsageError(
-        f"{path} holds images, but {run.folder or 'this model'} was trained with another condition; pass "
+        f"{path} contains image data, but {run.folder or 'this model'} was trained with another condition; pass "
         f"{' and '.join(where[name] for name in told)} instead",
         parameter="given",
     )
@@ -218,13 +218,13 @@ def _pictures(run: Run, sources: Sources, path: Path, shapes: Sequence[tuple[int
         raise _no_picture(run, path, sources)
     if all(len(shape) != 3 for shape in shapes):
         raise DataError(
-            f"{path} holds images, but {run.info.name} has {run.info.kind}s of shape {run.info.shape}; use an .npy "
-            f"file{' or a table' if run.info.kind == 'vector' else ''}",
+            f"{path} contains image data, but {run.info.name} has {run.info.kind}s of shape {run.info.shape}; use an "
+            f".npy file{' or a table' if run.info.kind == 'vector' else ''}",
             parameter="given",
         )
     folder, paths = (path, pictures_in(path)) if path.is_dir() else (path.parent, [path])
     if not paths:
-        raise DataError(f"{path} has no images ({', '.join(IMAGE_SUFFIXES)})", parameter="given")
+        raise DataError(f"{path} contains no images ({', '.join(IMAGE_SUFFIXES)})", parameter="given")
     pixels, fault = None, None
     try:
         pixels = _channels(read_pictures(folder, paths)[0], shapes)
@@ -266,14 +266,14 @@ def _pictures(run: Run, sources: Sources, path: Path, shapes: Sequence[tuple[int
 
 
 def _texts(paths: Sequence[Path]) -> tuple[str, ...]:
-    """Read the text in the file beside each image, or return an empty tuple if one of them has none."""
+    """Read the text in the .txt file next to each image, or return ``()`` if one is missing."""
     files = [path.with_suffix(".txt") for path in paths]
     if not all(file.is_file() for file in files):
         return ()
     try:
         return tuple(" ".join(read_bytes(file, TEXT).decode("utf-8-sig").split()) for file in files)
     except (OSError, ValueError) as error:
-        raise DataError(f"the texts beside the images cannot be read: {reason(error)}", parameter="given") from None
+        raise DataError(f"the texts next to the images cannot be read: {reason(error)}", parameter="given") from None
 
 
 def _size(shape: Sequence[int]) -> str:
@@ -283,12 +283,12 @@ def _size(shape: Sequence[int]) -> str:
 
 
 def _side(shape: Sequence[int]) -> str:
-    """Return the size of a picture as width and height, or that of anything else as its shape."""
+    """Format the shape of an array as text: the width and the height of a picture, and otherwise all axes."""
     return f"{shape[-1]} x {shape[-2]}" if len(shape) == 3 else " x ".join(map(str, shape))
 
 
 def _channels(pixels: Array, shapes: Sequence[tuple[int, ...]]) -> Array | None:
-    """Return images ``(N, C, H, W)`` with the channels of one of the shapes, or ``None`` if they have none of them."""
+    """Convert images ``(N, C, H, W)`` from grey to colour or back to fit one of the shapes; ``None`` if none fits."""
     shape = pixels.shape[1:]
     if shape in shapes:
         return pixels
@@ -301,7 +301,7 @@ def _channels(pixels: Array, shapes: Sequence[tuple[int, ...]]) -> Array | None:
 def _resized(
     folder: Path, paths: Sequence[Path], reading: Reading, shapes: Sequence[tuple[int, ...]]
 ) -> Array | None:  # fmt: skip
-    """Read images as in training, which resizes them. Return ``None`` if one of them is too small for that."""
+    """Read images and resize them as in training. Return ``None`` if one is too small, or if they fit no shape."""
     pixels, smallest = read_pictures(folder, paths, Reading(size=reading.size, fit=reading.fit))
     return _channels(pixels, shapes) if min(smallest) >= reading.size else None
 
@@ -316,7 +316,9 @@ def _arrays(run: Run, sources: Sources, path: Path, shapes: Sequence[tuple[int, 
     if shapes:
         image = _first(_arranged(a, s) for a in (lower.get("given"), lower.get("x"), only) for s in shapes)
         if image is None:
-            raise _misses(run, path, arrays, f"an array given or x with rows of shape {' or '.join(map(str, shapes))}")
+            raise _misses(
+                run, path, arrays, f"an array 'given' or 'x' with rows of shape {' or '.join(map(str, shapes))}"
+            )
         condition = replace(condition, image=_finite(path, image))
         told.append(f"shape {_side(image.shape[1:])}")
     if sources.vector:
@@ -360,11 +362,11 @@ def _first(found: Iterable[Array | None]) -> Array | None:
 
 def _misses(run: Run, path: Path, arrays: dict[str, Array], needed: str) -> DataError:
     held = ", ".join(f"{one_line(name)} {array.shape}" for name, array in arrays.items()) or "nothing"
-    return DataError(f"{path} holds {held}, but {run.folder or 'this model'} needs {needed}", parameter="given")
+    return DataError(f"{path} contains {held}, but {run.folder or 'this model'} needs {needed}", parameter="given")
 
 
 def _arranged(x: Array | None, shape: tuple[int, ...]) -> Array | None:
-    """Return an array as rows of a shape, ``(N, *shape)``, or ``None`` if it does not fit.
+    """Rearrange an array to the shape ``(N, *shape)``, or return ``None`` if it does not fit.
 
     A single row may lack the first axis, a single channel may lack its axis, and channels may come last.
     """
@@ -443,7 +445,7 @@ def _data_names(run: Run) -> tuple[str, ...]:
 
 
 def _columns_of(sheet: Sheet, sources: Sources, run: Run) -> list[int]:
-    """Return the columns that hold the numbers of the condition."""
+    """Return the indices of the columns with the numbers of the condition."""
     wanted, count = run.info.known.vector, len(run.info.known.vector)
     if all(name in sheet.names for name in wanted):
         return [sheet.names.index(name) for name in wanted]
@@ -452,14 +454,14 @@ def _columns_of(sheet: Sheet, sources: Sources, run: Run) -> list[int]:
     lacking = [name for name in wanted if name not in sheet.names]
     raise DataError(
         f"{sheet.path} lacks the column{'s' * (len(lacking) > 1)} {', '.join(map(one_line, lacking[:10]))}, which the "
-        f"run needs; add {'them' if lacking[1:] else 'it'}, or rename columns of the table: "
-        f"{', '.join(filter(None, map(one_line, sheet.names[:20]))) or 'they have no names'}",
+        f"run needs; add {'them' if lacking[1:] else 'it'}, or rename columns (column names in the table: "
+        f"{', '.join(filter(None, map(one_line, sheet.names[:20]))) or 'there are none'})",
         parameter="given",
     )
 
 
 def _places(sheet: Sheet, run: Run, taken: Sequence[int]) -> list[int | None]:
-    """Return the column of each value of a sample, or ``None`` where the table has no such column."""
+    """Return the column index of each value of a sample, or ``None`` for a value without a column."""
     names, count = _data_names(run), run.info.dims
     if run.info.kind != "vector":
         return []
@@ -470,21 +472,21 @@ def _places(sheet: Sheet, run: Run, taken: Sequence[int]) -> list[int | None]:
 
 
 def _masked(run: Run, questions: Questions, file: Path) -> Questions:
-    """Hide the values of the given samples that a mask marks as missing."""
+    """Replace the values that a mask marks as missing with NaN in the samples of the questions."""
     image = questions.condition.image
     if image is None or tuple(image.shape[1:]) != run.info.shape:
-        shape = "no picture" if image is None else f"pictures of shape {tuple(image.shape[1:])}"
+        shape = "no samples" if image is None else f"arrays of shape {tuple(image.shape[1:])}"
         raise UsageError(
-            f"the mask {file} says which values of a sample are missing, but {questions.what} gives {shape}; give "
-            f"samples of shape {run.info.shape}",
+            f"the mask {file} marks missing values of samples, but the condition ({questions.what}) contains {shape}; "
+            f"pass samples of shape {run.info.shape}",
             parameter="given",
         )
     operator = Mask(mask_from_file(str(file)), str(file)).on(run.info.shape)
     known = operator.known(run.info.shape)
     if len(known) not in (1, len(image)):
         raise UsageError(
-            f"the mask {file} has {len(known)} rows for {len(image)} samples; use one mask for all of them, or one for "
-            "each",
+            f"the mask {file} has {len(known)} rows, but the number of samples is {len(image)}; use a mask with one "
+            "row for all samples, or with one row for each sample",
             parameter="mask",
         )
     if bool(known.all()):
@@ -504,13 +506,13 @@ def _masked(run: Run, questions: Questions, file: Path) -> Questions:
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """Questions that are bound to a run, and the number of answers to each of them.
+    """The questions that a run is conditioned on, and the number of answers (samples) to each question.
 
     Attributes:
         questions: The questions.
         each: Number of answers for each question. Sample i answers question ``i // each``.
-        seen: The measurements that are bound to the run, with a row for each sample or a single row for all, or
-            ``None`` if the run was not trained with an operator.
+        seen: The measurements that the run is conditioned on, with one row for each sample or a single row for all, or
+            ``None`` if there are none.
         info: The description of the data of the run.
     """
 
@@ -521,7 +523,7 @@ class Asked:
 
     @property
     def _first(self) -> Seen | None:
-        """The measurements, with a row for each question."""
+        """The measurements, with one row for each question or a single row for all."""
         count = len(self.questions)
         if self.seen is None or len(self.seen) == count:
             return self.seen
@@ -529,7 +531,7 @@ class Asked:
 
     @property
     def cells(self) -> Tensor | None:
-        """Which values of a sample each question gives, bool ``(Q, *event)``, or ``None`` if they give no values."""
+        """Whether each value is known from its question, bool ``(Q, *event)``, or ``None`` if no values are known."""
         seen = self._first
         if seen is None or (hidden := seen.hidden) is None:
             return None
@@ -537,16 +539,19 @@ class Asked:
 
     @property
     def truth(self) -> Tensor | None:
-        """The samples that the questions are about, ``(Q, *event)``, if they are known."""
+        """The true sample for each question, ``(Q, *event)``, or ``None`` if it is unknown."""
         seen = self._first
         return self.questions.truth if seen is None or seen.truth is None else seen.truth
 
     @property
     def given(self) -> Tensor | None:
-        """What was given, as figures show it, ``(Q, *shape)`` in data units, with NaN where nothing was given."""
+        """The measurement or image of each question, for figures, ``(Q, *shape)`` in data units.
+
+        Missing values are NaN. If the questions contain neither measurements nor images, the result is ``None``.
+        """
         seen, image = self._first, self.questions.condition.image
         if seen is not None:
-            # Pictures with fewer pixels or channels are plotted as they are; anything else, as the network is shown it.
+            # Measurements with the axes of a picture are plotted as they are, and others as the network receives them.
             whole = isinstance(seen.operator, Masking | Crop) or self.info.kind == "vector"
             return seen.shown if whole or seen.y.ndim != len(self.info.shape) + 1 else seen.y
         if image is None or len(image.shape) != len(self.info.shape) + 1:
@@ -567,19 +572,19 @@ def write_filled(
     path: Path, questions: Questions, lines: Iterable[Sequence[str]], index: Array, each: int, known: Tensor | None,
     names: Sequence[str],
 ) -> Path:  # fmt: skip
-    """Write a table in which the cells that were not given are filled, with a row for each answer.
+    """Write the table of the questions with its unknown cells filled, with one row for each answer.
 
-    Cells that were given are written exactly as they were typed, and so are columns that the model does not know. If
-    there is not exactly one answer for each line of the table, two columns number the questions and their answers.
+    Known cells, and columns that the model does not use, are written exactly as they were typed. If there is not
+    exactly one answer for each line of the table, two columns number the questions and their answers.
 
     Args:
         path: The file.
         questions: The questions, which were read from a table.
         lines: The values of each answer as text.
-        index: The position of each answer among all answers, those that failed included, int64 ``(m,)``.
+        index: The position of each answer among all samples, including those that failed, int64 ``(m,)``.
         each: Number of answers for each question.
-        known: Which values each question gives, bool ``(Q, D)``, or ``None`` if they give no values.
-        names: Names of the values, for those that the table does not have.
+        known: Whether each value is known from its question, bool ``(Q, D)``, or ``None`` if no values are known.
+        names: Names of the values, which become the names of the columns that the table lacks.
     """
     sheet, n = questions.table, len(questions)
     assert sheet is not None

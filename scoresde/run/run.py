@@ -5,8 +5,8 @@ the path are bound to a run before it is used, as in
 
     run.given("cat").guided(2.0).on("flow").sample(16)
 
-Each of these calls returns a new run. The condition is always applied first, then the guidance, then the path, whatever
-the order of the calls. :func:`load` loads a run from its folder.
+``given``, ``guided`` and ``on`` each return a new run. The condition is always applied first, then the guidance, then
+the path, whatever the order of the calls. :func:`load` loads a run from its folder.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ __all__ = ["Run", "Samples", "described", "load", "reach", "warn_of_prior"]
 
 
 def reach(domain: Domain, info: DataInfo, spread: float | None = None) -> Reach:
-    """Compare the end of a model's path with its prior, for data described by ``info``."""
+    """Compare the distribution at the end of a model's path with the prior, for data described by ``info``."""
     return Reach.of(domain.sde, domain.t_max, spread or info.spread or 1.0, info.furthest)
 
 
@@ -78,10 +78,11 @@ class Samples:
     """Samples in data units.
 
     Attributes:
-        x: The samples, shape ``(n, *event)``. If the data have levels, all values are levels.
+        x: The samples, shape ``(n, *event)``. If the data have levels, all values are levels, except known values that
+            were bound by :meth:`Run.given`, which are returned exactly as given.
         solution: The result of the solver: its statistics, and the samples in model units.
-        residual: The largest difference between the measurements of each sample and those that the run was given,
-            shape ``(n,)``, in data units, or ``None`` if no measurement was given or the operator is not linear.
+        residual: For each sample, the largest difference between its measurements and those bound to the run, shape
+            ``(n,)``, in data units. It is ``None`` if no measurements are bound or the operator is not linear.
     """
 
     x: Tensor
@@ -101,7 +102,7 @@ class Run:
         spec: The specification from which the model can be rebuilt, or ``None`` if it is unknown.
         step: Number of training steps completed.
         folder: The run folder, or ``None``.
-        device, dtype: Device and precision of the solver states; ``None`` means those of the weights.
+        device, dtype: Device and precision of the solver states. By default, they are those of the weights.
         condition: The condition on the samples, bound by :meth:`given`.
         scale: The guidance scale, bound by :meth:`guided`.
         path: The path on which to sample, bound by :meth:`on`, or ``None`` for the model's own path.
@@ -187,8 +188,8 @@ class Run:
         Args:
             known: One class for all samples, as an index or a name; or one class per sample, shape ``(n,)``, where the
                 index after the last class means no label; or a :class:`~scoresde.Condition` in data units. For a model
-                that was trained with an operator, the ``image`` of the condition holds measurements, or samples that
-                are measured here (:func:`scoresde.run.seen.understood`); NaN marks missing values.
+                that was trained with an operator, the ``image`` of the condition contains measurements, or samples to
+                be measured here (:func:`scoresde.run.seen.understood`); NaN marks missing values.
             text: A text about each sample, or one text for all samples.
             operator: The operator by which to measure the samples in ``image``, instead of the run's operator.
             each: Number of samples for each row of the condition. Sample i belongs to row ``i // each``.
@@ -196,7 +197,7 @@ class Run:
 
         Raises:
             UsageError: If the model was trained without such a condition, has no such class, or was not trained on any
-                samples of it.
+                samples of that class.
         """
         if known is None and text is None:
             if operator is not None:
@@ -239,11 +240,11 @@ class Run:
 
         Args:
             data: The data set. Its classes and the words of its texts are recognised by their names.
-            index: The rows, int64 ``(n,)``.
-            split: The part that the rows belong to: ``test``, ``train``, or ``all`` for rows that are counted through
-                the training samples and then through the test samples.
-            operator: The operator by which to measure the rows, instead of the run's operator, for example one of the
-                operators of a run that was trained with several.
+            index: The indices of the rows, int64 ``(n,)``.
+            split: The part of the data that ``index`` refers to: ``test``, ``train``, or ``all`` for the training rows
+                followed by the test rows.
+            operator: The operator by which to measure the rows, instead of the run's operator. If the run was trained
+                with several operators, this can be one of them.
             each: Number of samples for each row. Sample i belongs to row ``i // each``.
             seed: Seed for operators that draw random numbers.
 
@@ -285,7 +286,7 @@ class Run:
         return self._given(condition, seen, each)
 
     def _other(self, operator: str | Operator) -> Operator:
-        """Return an operator for samples of these data, to be used instead of the run's operator."""
+        """Build the operator that is used instead of the run's operator, for samples of these data."""
         if self.operator is None:
             raise UsageError(
                 f"{self.folder or 'this model'} was trained without an operator, so it cannot use a measurement by "
@@ -296,7 +297,7 @@ class Run:
         return own.on(self.info.shape, self.info.low, self.info.high)
 
     def _as_ours(self, classes: tuple[str, ...]) -> Tensor:
-        """Return, for each class of other data, the index of the class with the same name in this run, int64."""
+        """Return the index in this run of each class of other data, matched by name, as an int64 tensor."""
         ours = {name: i for i, name in enumerate(self.info.classes)}
         strange = [name for name in classes if name not in ours]
         if strange:
@@ -310,9 +311,9 @@ class Run:
     def typical(self, n: int, seed: int = 0) -> Run:
         """Return the run with conditions for ``n`` samples, so that the samples are distributed like the data.
 
-        These are the conditions of held-out rows, in order, and starting again from the first if there are more samples
-        than rows. A run whose only condition is the class gets classes in the proportions of the training data, but
-        only if it cannot be used without a class. Any other run is returned without a condition.
+        The conditions are those of the held-out rows, in order, repeated if there are more samples than rows. A run
+        whose only condition is the class gets classes in the proportions of the training data, but only if it cannot be
+        used without a class. Any other run is returned without a condition.
 
         Args:
             n: Number of samples.
@@ -348,7 +349,7 @@ class Run:
     def _labelled(
         self, known: Condition | int | str | Sequence[int | str] | Tensor | npt.ArrayLike | None
     ) -> Condition:
-        """Convert ``known`` to a condition whose labels are class indexes."""
+        """Convert ``known`` to a condition whose labels are class indices."""
         trained = isinstance(self.base, ScoreModel) and bool(self.base.classes)
         if isinstance(known, Condition):
             values = (known.label, known.vector, known.image, known.tokens)
@@ -406,7 +407,7 @@ class Run:
         return told.tokens(texts)
 
     def _understood(self, image: Tensor, operator: str | Operator | None, seed: int) -> Seen:
-        """Decide whether the images of a condition are measurements or samples to measure."""
+        """Return the measurements in the images of a condition, measuring the images if they are samples."""
         made = self.operator if operator is None else self._other(operator)
         assert made is not None
         seen = understood(image, made, Noise.of(len(image), seed))
@@ -439,7 +440,7 @@ class Run:
             )
 
     def _check_values(self, condition: Condition) -> None:
-        """Reject a condition, in model units, that the model cannot have learned from."""
+        """Reject a condition, in model units, that the model cannot have learned to use."""
         given = [name for name in SLOTS[1:] if getattr(condition, name) is not None]
         if given and self._dropped == 1:
             raise UsageError(
@@ -494,7 +495,7 @@ class Run:
                 )
 
     def _never_without(self, what: str) -> UsageError:
-        """Return the error for using a model without a condition if it was trained only with conditions."""
+        """Return the error for a model that was trained only with conditions, and so does not support ``what``."""
         if not (isinstance(self.base, ScoreModel) and self.base.classes and self.info.classes):
             return UsageError(
                 f"{self.folder or 'this model'} was trained with cond_drop=0, so every training sample had its "
@@ -551,8 +552,8 @@ class Run:
         """Return the run on another path, restricted to the model's noise levels (:func:`scoresde.convert`).
 
         Args:
-            path: A name in :data:`scoresde.core.tables.SDES`, ``module:Class``, or an SDE, or ``None`` for the model's
-                own path.
+            path: The SDE of the path, as a name in :data:`scoresde.core.tables.SDES`, as ``module:Class``, or as an
+                object. ``None`` means the model's own path.
         """
         return replace(self, path=None if path is None else build(path, SDES, "SDE", typed=True, kind=SDE))
 
@@ -564,7 +565,7 @@ class Run:
 
     @property
     def _without(self) -> Denoiser:
-        """The model without a condition, with the inputs that it had in training for rows with a dropped condition."""
+        """The model with the inputs that it received in training for rows whose condition was dropped."""
         nothing = None if self.config is None else self.config.nothing(self.info)
         if nothing is None or not isinstance(self.base, ScoreModel):
             return self.base
@@ -635,7 +636,7 @@ class Run:
         return None if self.condition is None else digest(*_tensors(self.condition))
 
     def _known_of(self, index: Tensor) -> list[Tensor]:
-        """Return the tensors bound to the rows ``index``, int64 ``(b,)``, or ``[]`` if all rows share a condition."""
+        """Return the conditions of the rows ``index``, int64 ``(b,)``, as tensors, or ``[]`` if they do not differ."""
         return [] if self.condition is None or len(self.condition) == 1 else _tensors(self.condition.rows(index))
 
     def _parts_of(self, x: Tensor, keep: str | Path | None, asked: dict[str, Any], start: int) -> Parts | None:
@@ -730,7 +731,7 @@ class Run:
                 that are already there are not solved again. The folder may be removed once the samples are returned.
 
         Raises:
-            UsageError: If an option is invalid, or ``keep`` holds samples drawn with other settings.
+            UsageError: If an option is invalid, or ``keep`` contains samples drawn with other settings.
         """
         # for the states, the model's final output, and the samples in data units
         size = 3 * math.prod(self.info.shape) * torch.finfo(self.dtype).bits // 8
@@ -804,14 +805,14 @@ class Run:
         Args:
             x: Data in data units, shape ``(n, *event)``.
             likelihood: The method and its settings (default: ``Likelihood()``).
-            seed, start: Random seed, and index of the first sample. They determine the draws for dequantisation and
-                probes.
+            seed, start: Random seed, and index of the first sample. They determine the random numbers for
+                dequantisation and for probes.
             batch, memory, check, watch: See :meth:`scoresde.Likelihood.__call__`.
             keep: A folder in which each batch is saved, as in :meth:`sample`.
 
         Raises:
             DataError: If :meth:`checked` rejects the data.
-            UsageError: If ``keep`` holds results computed with other settings or data.
+            UsageError: If ``keep`` contains results computed with other settings or data.
         """
         how = likelihood or Likelihood()
         x = self.checked(x, dequantise=how.dequantisation != "none")
@@ -840,11 +841,12 @@ class Run:
         """Compute the variational bound on the log-likelihood of data, in data units.
 
         The bound applies to the density of samples generated by the model's reverse SDE. For a guided model, this is
-        neither the density of its flow nor the tilted density; the result names the density that is bounded.
+        neither the density of its flow nor the density proportional to ``p(x) p(condition | x)^scale``. The result
+        names the density that is bounded.
 
         Data stored as levels are dequantised with the same uniform numbers as in the first draw of
         :meth:`log_likelihood`. For a model with nodes, the bound is that of its discrete chain, with one draw per node
-        (:func:`scoresde.likelihood.chain.bound`), and ``reconstruction`` holds the term of the decoder.
+        (:func:`scoresde.likelihood.chain.bound`), and ``reconstruction`` contains the term of the decoder.
 
         Args:
             x: Data in data units, shape ``(n, *event)``.
@@ -856,7 +858,7 @@ class Run:
 
         Raises:
             DataError: If :meth:`checked` rejects the data.
-            UsageError: If ``keep`` holds results computed with other settings or data.
+            UsageError: If ``keep`` contains results computed with other settings or data.
         """
         x = self.checked(x, dequantise=dequantise)
         warn_of_units(x, self.codec, self.info, stacklevel=4)
@@ -969,7 +971,7 @@ def load(
         edited: Whether to accept files of the run that were changed after they were written.
 
     Raises:
-        CheckpointError: If the folder holds no run, is damaged, or requires a class that was not passed.
+        CheckpointError: If the folder is not a run folder, is damaged, or requires a class that was not passed.
     """
     folder = find_run(run, edited=edited)
 
@@ -998,7 +1000,7 @@ def load(
 def _operator(
     folder: Path, config: TrainConfig, info: DataInfo, own: Operator | type[Operator] | str | None
 ) -> Operator | None:
-    """Return the operator of a run, with ``own`` in place of its part that is not built in.
+    """Return the operator of a run, with ``own`` as the part that is not built in.
 
     Raises:
         UsageError: If ``own`` is not a part of the run's operator, or is built in.
@@ -1027,8 +1029,8 @@ def _operator(
 def described(folder: Path, config: TrainConfig) -> tuple[DataInfo, ModelSpec]:
     """Read the descriptions of a run's data and of its model.
 
-    A run in format 1 has no ``model.json``. Its codec is an affine map stored in ``data.json``, and its model is
-    specified by the configuration.
+    A run in format 1 has no ``model.json``. Its codec is an affine map stored in ``data.json``, and its configuration
+    specifies the model.
 
     Raises:
         CheckpointError: If the files are missing or damaged, or contradict each other.

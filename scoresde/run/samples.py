@@ -33,7 +33,7 @@ PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 
 
 def kinds_of(info: DataInfo, kinds: Sequence[str] | None = None) -> Sequence[str]:
-    """Check the kinds of files to write for samples, and return them or, for ``None``, the default kinds.
+    """Return the kinds of files to write for samples, after checking them, or the default kinds for ``None``.
 
     Raises:
         UsageError: If a kind is unknown, or does not suit the data: ``csv`` is for tables, ``files`` for images.
@@ -65,14 +65,14 @@ def write_samples(
     codec: Codec | None = None,
     asked: Asked | None = None,
 ) -> list[Path]:
-    """Write the samples that did not fail, in data units.
+    """Write samples to files, in data units, leaving out those that failed.
 
     Arrays and tables are written first. If a picture cannot be drawn afterwards, a warning is issued instead of an
     error.
 
-    Samples that answer questions are written as answers: the array ``given`` holds the index of each sample's question,
-    ``filled.csv`` is the table of the questions with its empty cells filled, ``answers.png`` shows what was given
-    beside the answers, and the image files are named after the questions.
+    For samples that answer questions (:mod:`scoresde.run.questions`), the array ``given`` contains the index of each
+    sample's question, ``filled.csv`` is the table of the questions with its empty cells filled, ``answers.png`` shows
+    each question next to its answers, and the image files are named after the questions.
 
     Args:
         folder: The folder to write to.
@@ -87,7 +87,7 @@ def write_samples(
         frames: Times ``(F,)`` and states ``(F, n, *event)`` for ``gif`` and ``path`` (see
             :meth:`scoresde.run.run.Run.frames`), or a function that computes them after the samples are written.
         reference: Data ``(m, *event)`` to show with the samples in a figure of points, tables or signals, or a function
-            that returns them.
+            that returns such data or ``None``.
         codec: The codec of the run, which determines the columns that may be written as integers.
         asked: The questions that the samples answer, or ``None``.
 
@@ -97,7 +97,7 @@ def write_samples(
     kinds = kinds_of(info, kinds)
     ok = samples.solution.ok.cpu()
     x = samples.x[ok]
-    # What was given is kept exactly, even if it is not a level.
+    # Values known from a question are kept exactly, even if they are not levels.
     whole = samples.residual is None or bool((x == x.round()).all())
     if info.levels is not None and info.low >= 0 and info.high <= 255 and whole:
         x = x.to(torch.uint8)
@@ -162,7 +162,7 @@ def write_samples(
 
 
 def _answers(samples: Samples, info: DataInfo, asked: Asked) -> Figure:
-    """Draw the answers beside what was given."""
+    """Draw a figure of the questions and their answers."""
     from ..plot import answers_figure
 
     ok, n = samples.solution.ok.cpu(), len(asked.questions)
@@ -210,7 +210,7 @@ def read_samples(path: Path, data: Dataset, units: Units = "auto") -> Tensor:
         units: The units of the samples (see :func:`scoresde.run.plausible.in_data_units`).
 
     Returns:
-        Samples, shape ``(N, *event)``. Values between two levels of the data are moved to the level below.
+        Samples, shape ``(N, *event)``. If the data have levels, all values are levels.
 
     Raises:
         DataError: If the file does not contain samples, or its samples do not match the data.

@@ -1,22 +1,22 @@
-"""Measurements of the samples to be drawn: how they are recognised, and how the samples are made to agree with them.
+"""Measurements that samples must agree with: how they are recognised, and how the samples are made to agree.
 
-A conditional model is shown the measurement, but its samples agree with it only approximately. :meth:`Seen.agreeing`
-removes the difference. With a mask or a crop, known values are copied, after the samples are rounded to levels. With
-another linear operator A, each sample moves by the shortest step to agreement,
+A conditional model receives the measurement as input, but its samples agree with it only approximately.
+:meth:`Seen.agreeing` removes the difference. With a mask or a crop, known values are copied, after the samples are
+rounded to levels. With another linear operator A, each sample is moved by the smallest change that makes it agree,
 
     x <- x + A^T (A A^T + b I)^-1 (y - A x),                                                                 (1)
 
 with b = 0 where the operator has a closed form. Without one, small singular values of A would magnify the rounding of
 y, so each row uses the largest b in a sequence for which it agrees. The codec spreads a level of width w over a cell
-that begins at the level, so equation 1 applies to values from which w/2 is subtracted, and values are rounded to the
-nearest level. Rounding then changes A x by at most w/2 for an operator that averages, and clamping to the range of the
-data may change it by more. If the operator has a closed form, a row that no longer agrees is moved again from its
-clamped values x',
+that begins at the level, so w/2 is subtracted from the values before equation 1 is applied, and the results are rounded
+to the nearest level. Rounding then changes A x by at most w/2 for an operator that averages, and clamping to the range
+of the data may change it by more. If the operator has a closed form, a row that no longer agrees is moved again from
+its clamped values x',
 
     x <- x' + D A^T (A D A^T)^-1 (y - A x'),                                                                 (2)
 
 where D is diagonal, 1 for values inside the range and small for values at its ends, which would only be clamped again.
-Rows that do not agree after this are counted.
+The remaining difference of each row is returned with the samples.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from ..operators import Blur, Cells, Crop, Linear, Mask, Masking, OneOf, Operato
 __all__ = ["Seen", "covers", "keep_mask", "kept_mask", "measured", "tolerance", "understood"]
 
 MASKS = "masks.npz"
-TRIES = 8  # length of the sequence of b in equation 1
-STRICTER = 100.0  # ratio of two numbers of that sequence
-TURNS = 20  # largest number of steps to agreement within the range of the data
-FIXED = 1e-3  # D of equation 2 for values at the ends of the range
+TRIES = 8  # number of values of b to try in equation 1
+STRICTER = 100.0  # ratio of each value of b to the next
+TURNS = 20  # number of times that equation 2 is applied
+FIXED = 1e-3  # D in equation 2 for values at the ends of the range
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +52,8 @@ class Seen:
 
     Attributes:
         operator: The operator, or ``None`` if it is unknown.
-        y: The measurements, ``(n, *measured)`` in data units. If the operator is unknown, these are the pictures that
-            the network is shown, ``(n, *event)``.
+        y: The measurements, ``(n, *measured)`` in data units. If the operator is unknown, these are the images that
+            the network receives, ``(n, *event)``.
         truth: The samples that were measured, ``(n, *event)``, or ``None`` if they are unknown.
     """
 
@@ -72,15 +72,15 @@ class Seen:
 
     @property
     def shown(self) -> Tensor:
-        """The pictures that a network is shown, ``(n, *event)``, with NaN for unknown values."""
+        """The images that the network receives, ``(n, *event)``, with NaN for unknown values."""
         return self.y if self.operator is None else self.operator.shown(self.y)
 
     @property
     def hidden(self) -> Tensor | None:
-        """Which values are unknown, bool ``(n or 1, *event)``, for a mask or a crop, otherwise ``None``.
+        """Whether each value is unknown, bool ``(n or 1, *event)``, for a mask or a crop; ``None`` for other operators.
 
-        If the operator is not known, the unknown values are those that are missing from the picture that the network is
-        shown. In a row without missing values, all values count as unknown.
+        If the operator itself is unknown, the unknown values are those that are NaN in ``y``, and all values of a row
+        without NaN count as unknown. If no row contains NaN, the result is ``None``.
         """
         if self.operator is None:
             missing = self.y.isnan()
@@ -93,7 +93,7 @@ class Seen:
         return ~self.operator.known(tuple(self.y.shape[1:])).expand(-1, *self.y.shape[1:])
 
     def agreeing(self, x: Tensor, codec: Codec, info: DataInfo) -> tuple[Tensor, Tensor | None]:
-        """Return samples that agree with the measurements, rounded to the levels of the data.
+        """Change samples so that they agree with the measurements, and round them to the levels of the data.
 
         Args:
             x: Samples in data units before rounding, float64 ``(n, *event)``.
@@ -101,8 +101,8 @@ class Seen:
             info: Description of the data.
 
         Returns:
-            The samples ``(n, *event)``, and the largest difference between the measurements of the samples and ``y``
-            in each row, ``(n,)``, or ``None`` if the operator is not linear.
+            The samples, ``(n, *event)``, and for each sample the largest difference between its measurements and ``y``,
+            ``(n,)``. The differences are ``None`` if the operator is not linear.
         """
         operator, y = self.operator, self.y.to(x)
         if not isinstance(operator, Linear):
@@ -143,13 +143,13 @@ def tolerance(info: DataInfo) -> float:
 
 
 def _within(operator: Linear, x: Tensor, y: Tensor, levels: Levels) -> Tensor:
-    """Return values near ``x`` within the range of the levels, whose measurements are as near to ``y`` as possible.
+    """Move ``x`` to values in the range of the levels whose measurements are as close to ``y`` as possible.
 
     Args:
         operator: The operator, for these rows.
         x: The values, ``(n, *event)``.
         y: The measurements, ``(n, *measured)``.
-        levels: The levels. Columns without levels have no range.
+        levels: The levels. Continuous columns are not restricted to a range.
     """
     count = torch.as_tensor(levels.count, device=x.device)
     low, high = (torch.as_tensor(v, dtype=x.dtype, device=x.device) for v in (levels.low, levels.high))
@@ -169,27 +169,31 @@ def _half(codec: Codec, x: Tensor) -> Tensor:
 
 
 def _rounded(x: Tensor, codec: Codec) -> Tensor:
-    """Round ``x`` to the levels of the data, if there are any, and clamp it to their range."""
+    """Convert ``x`` to levels (see :meth:`.Levels.to_data`), or return it unchanged if the data have no levels."""
     return x if codec.levels is None else codec.levels.to_data(x)
 
 
 def understood(image: Tensor, operator: Operator, noise: Noise) -> Seen:
     """Interpret an array as measurements, or as samples to be measured here, and return the measurements.
 
-    An array with the shape of a measurement holds measurements. An array with the shape of a sample holds samples, with
-    two exceptions. If it contains NaN, it holds the measurements by a mask, and NaN marks the missing values. If the
-    model was trained with a choice of operators, it holds the pictures that the network is shown.
+    An array with the shape of a measurement contains measurements. An array with the shape of a sample contains
+    samples, with two exceptions. If it contains NaN, it is the measurement by a mask, and NaN marks the missing values.
+    If the model was trained with a choice of operators, the array contains the images that the network receives.
 
     Args:
         image: The array, ``(n, *shape)`` in data units.
-        operator: The operator of the model, for samples of a known shape.
+        operator: The operator of the model, set up for samples of a known shape.
         noise: The random numbers for an operator that needs them, one row for each row of ``image``.
 
     Raises:
-        UsageError: If the array has neither shape, or the shape of the measurements of several operators, or if it has
-            infinite values, or NaN where the operator leaves no values out.
+        UsageError: If the array has neither shape, if its shape is that of measurements by several operators, or if it
+            contains infinite values, or NaN although the operator leaves no values out.
     """
-    event, shape, image = operator.event or (), tuple(image.shape[1:]), image.double()  # float64 holds any level
+    event, shape, image = (
+        operator.event or (),
+        tuple(image.shape[1:]),
+        image.double(),
+    )  # float64 represents any level exactly
     if bool(image.isinf().any()):
         raise UsageError(
             "some of the given values are infinite; replace them, or use NaN for values that are unknown",
@@ -200,7 +204,7 @@ def understood(image: Tensor, operator: Operator, noise: Noise) -> Seen:
         if not masks or shape != event:
             raise UsageError(
                 f"{int(image.isnan().sum()):,} of the {image.numel():,} given values are NaN, but "
-                + (f"only samples, of shape {event}, may have missing values; these have shape {shape}" if masks else
+                + (f"only samples of shape {event} may have missing values, and these have shape {shape}" if masks else
                    f"this model was trained with the operator {operator}, which leaves no values out")
                 + ", so replace NaN with numbers",
                 parameter="given",
@@ -240,10 +244,11 @@ def measured(image: Tensor, operator: Operator, noise: Noise, complete: Tensor |
 
     Args:
         image: The samples, ``(n, *event)`` in data units.
-        operator: The operator of the model, for samples of this shape.
+        operator: The operator of the model, set up for samples of this shape.
         noise: The random numbers of the rows.
-        complete: Which values of the samples are known, bool ``(n, *event)``, or ``None`` if all are. Masks
-            hide unknown values. If the operator is a choice of several, they are NaN in the degraded samples.
+        complete: Whether each value of the samples is known, bool ``(n, *event)``, or ``None`` if all values are known.
+            A mask also hides the unknown values. If the operator is a choice of several, the unknown values are NaN in
+            the degraded samples.
     """
     drawn, image = operator.drawn(noise), image.double()
     if isinstance(drawn, OneOf):
@@ -263,7 +268,7 @@ def keep_mask(folder: Path, operator: Operator) -> None:
 
 
 def kept_mask(folder: Path, operators: str, file: str) -> Tensor:
-    """Read the mask that a run folder keeps for ``mask:FILE``.
+    """Read the copy of the mask for ``mask:FILE`` that is stored in a run folder.
 
     Args:
         folder: The run folder.
@@ -283,7 +288,7 @@ def kept_mask(folder: Path, operators: str, file: str) -> Tensor:
 
 
 def covers(trained: Operator, other: Operator) -> bool:
-    """Whether a model that was trained with an operator has seen measurements by another operator.
+    """Return whether a model trained with the operator ``trained`` has seen measurements by ``other``.
 
     A model that was trained with random cells has seen any mask.
     """

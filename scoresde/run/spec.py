@@ -1,9 +1,10 @@
 """The specification of a model, which is stored as ``model.json`` in the run folder.
 
 A configuration (:mod:`scoresde.run.config`) states how a run was trained, and leaves many values to a preset or to the
-data. A specification states the result. It describes the SDE, the parametrisation, the network and the codec, each by
-its registered name and with *all* of its options. Presets are read only when training starts, so a later change to a
-preset does not affect existing runs. Runs from before this file existed are described by their configurations.
+data. A specification states the values that were used. It describes the SDE, the parametrisation, the network and the
+codec, each by its registered name and with *all* of its options. Presets are read only when training starts, so a later
+change to a preset does not affect existing runs. Runs from before this file existed are described by their
+configurations.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Part:
 
     @classmethod
     def of(cls, thing: Any, table: Mapping[str, str], options: Mapping[str, Any] | None = None) -> Part:
-        """Describe an object by its name, its fields, and any ``options`` that are not among its fields."""
+        """Describe an object by its name, its fields, and those of the ``options`` that are not fields."""
         return cls(name_of(thing, table), {**(options or {}), **options_of(thing)})
 
     @classmethod
@@ -130,7 +131,7 @@ class ModelSpec:
 
     @classmethod
     def read(cls, file: Path) -> ModelSpec:
-        """Read a specification from a file that holds the values of :meth:`to_dict`.
+        """Read a specification from a file that contains the values of :meth:`to_dict`.
 
         Raises:
             CheckpointError: If the file is malformed, or the codec does not match its digest.
@@ -229,7 +230,7 @@ def _made(part: Part | None, given: Any, table: Mapping[str, str], what: str, ki
 
 
 def _tuples(options: Mapping[str, Any], factory: Any) -> dict[str, Any]:
-    """Return the options of a part, with lists, and single values of tuple-valued options, converted to tuples."""
+    """Return the options of a part, with tuples in place of lists and of single values for tuple-valued options."""
     fields = fields_of(factory)
     found = {}
     for key, value in options.items():

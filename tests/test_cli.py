@@ -190,10 +190,15 @@ def test_another_path_and_straighter_ones(shell: Shell, moons: str) -> None:
 def test_no_option_has_two_meanings(shell: Shell, moons: str) -> None:
     for line in ("--engine torchsde --method srk", "--solver em --engine torchsde", "--set solver.engine=torchsde"):
         shell.refuses(
-            f"sample {moons} {line}", 2, "torchsde is not an engine of the ode solver", "(here: --solver torchsde)"
+            f"sample {moons} {line}",
+            2,
+            "torchsde is not an engine of the ode solver",
+            "(on the command line: --solver torchsde)",
         )
     for line in ("--order cp", "--set solver.order=cp"):
-        shell.refuses(f"sample {moons} --solver pc {line}", 2, "sequence", "(here: --set solver.sequence=cp)")
+        shell.refuses(
+            f"sample {moons} --solver pc {line}", 2, "sequence", "(on the command line: --set solver.sequence=cp)"
+        )
     shell.refuses(f"sample {moons} --solver multistep --order cp", 2, "order is 'cp'", "an integer")
     shell.refuses(f"sample {moons} --solver pc --order 2", 2, "no option 'order'", "multistep")
     for line in ("--set solver.sequence=cp", "--sequence cp"):
@@ -277,7 +282,7 @@ def test_own_network_and_prediction(shell: Shell, moons: str) -> None:
     shell(f"train --data moons --steps 2 --batch 8 {named} --set network.width=6 --out r --quiet")
     sys.modules.pop("parts")
     for line in ("sample r --n 2", "evaluate r --n 30", "plot reverse r --n 4", "train --resume r"):
-        shell.refuses(line, 3, "is not a built-in", "(here: --")
+        shell.refuses(line, 3, "is not a built-in", "(on the command line: --")
     assert "parts" not in sys.modules, "a name from a file was imported"
 
     for line in (
@@ -359,11 +364,11 @@ def test_a_network_given_as_an_object_is_named_later(shell: Shell) -> None:
         ("train --resume runs/moons --set clip=2", ["--set", "keeps its settings"]),
         (
             "train --resume runs/moons --steps 2",
-            ["has already been trained for 3 steps", "steps is 2", "(here: --steps)"],
+            ["has already been trained for 3 steps", "steps is 2", "(on the command line: --steps)"],
         ),
         (
             "train --out runs/moons --data moons",
-            ["already contains a run", "(here: scoresde train --resume runs/moons)"],
+            ["already contains a run", "(on the command line: scoresde train --resume runs/moons)"],
         ),
         ("train --clip abc", ["clip is 'abc'", "--set clip=VALUE"]),
         ("train --set learn_variance=2", ["learn_variance is 2", "yes or no"]),
@@ -500,7 +505,9 @@ def test_a_resumed_run_counts_the_steps_it_has_done(shell: Shell, moons: str) ->
 
 def test_no_run_yet(shell: Shell) -> None:
     for command in ("sample", "likelihood", "info"):
-        shell.refuses(command, 3, "no run with a checkpoint", os.getcwd(), "(here: scoresde train --sde vp)")
+        shell.refuses(
+            command, 3, "no run with a checkpoint", os.getcwd(), "(on the command line: scoresde train --sde vp)"
+        )
         shell.refuses(f"{command} nothing", 3, "nothing is not a run folder")
     shell.refuses("train --resume nothing", 3, "nothing is not a run folder (there is no such folder")
     assert list(Path().iterdir()) == []
@@ -585,7 +592,7 @@ def test_a_loss_that_explodes(shell: Shell) -> None:
         "t = ",
         "Try a smaller learning rate",
         "r is from an earlier step",
-        "(here: --lr 9e+28)",
+        "(on the command line: --lr 9e+28)",
     )
     message = shell.refuses(line, 4, *words)
     assert "loss inf" in message or "loss nan" in message

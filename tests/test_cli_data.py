@@ -53,7 +53,7 @@ def test_all_problems_at_once_and_the_flags_that_answer_them(shell: Shell, mixed
         ["--on-bad skip"] * 4 + ["--size 8 --fit crop"],
         strict=False,
     ):
-        assert words in line and line.endswith(f"(here: {flags})")
+        assert words in line and line.endswith(f"(on the command line: {flags})")
     command = "scoresde train --data photos --on-bad skip --size 8 --fit crop"
     assert lines[6:] == ["other files are left out: 1 .gif (dog/still.gif)", f"train with: {command}"]
     shell(f"data inspect {command.partition('--data ')[2]}")
@@ -119,7 +119,7 @@ def test_what_no_option_answers_is_said(shell: Shell, mixed: str) -> None:
 
 def test_a_fit_needs_a_size(shell: Shell, mixed: str) -> None:
     for line in (f"data inspect {mixed}", f"train --data {mixed}"):
-        shell.refuses(f"{line} --fit pad", 2, "fit is 'pad', but size is not set", "(here: --size 64)")
+        shell.refuses(f"{line} --fit pad", 2, "fit is 'pad', but size is not set", "(on the command line: --size 64)")
 
 
 @pytest.mark.parametrize("name", ["digits", "moons", "x.npy"])

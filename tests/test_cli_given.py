@@ -456,9 +456,12 @@ def test_everything_that_a_run_was_told_must_be_given(shell: Shell, of: Callable
     run, x = of("holes"), digits(1)
     save(x[0], "p.png")
     shell.refuses(
-        f"sample {run} --given p.png", 2, "needs the fields label, image, but it lacks label", "(here: --label)"
+        f"sample {run} --given p.png",
+        2,
+        "needs the fields label, image, but it lacks label",
+        "(on the command line: --label)",
     )
-    shell.refuses(f"sample {run} --label 3", 2, "lacks image", "(here: --given)")
+    shell.refuses(f"sample {run} --label 3", 2, "lacks image", "(on the command line: --given)")
     np.savez("q.npz", x=x.numpy(), y=np.array([3]))
     shell.refuses(f"sample {run} --given q.npz --label 4", 2, "the class is given twice", "'4'", "--label")
     facts: Any = shell.json(f"sample {run} --given q.npz {ASK}")
@@ -633,8 +636,8 @@ def test_an_operator_of_ones_own(shell: Shell, tmp_path: Path, drawn: list[dict[
         Path("imported").unlink()
         sys.modules.pop("myop")
         message = shell.refuses("train --resume r --steps 3", 2, "the operator myop:Means", "names read from files")
-        assert message.endswith("(here: --cond myop:Means)\n")
-        shell.refuses("sample r --given p.png", 3, "'myop:Means'", "(here: --operator myop:Means)")
+        assert message.endswith("(on the command line: --cond myop:Means)\n")
+        shell.refuses("sample r --given p.png", 3, "'myop:Means'", "(on the command line: --operator myop:Means)")
         shell.refuses("train --resume r --steps 3 --cond pool:2", 2, "was trained with myop:Means")
         assert "myop:Means" in shell("info r") and not Path("imported").exists(), "a file chooses no code"
         shell("train --resume r --steps 3 --cond myop:Means --quiet")
@@ -644,7 +647,7 @@ def test_an_operator_of_ones_own(shell: Shell, tmp_path: Path, drawn: list[dict[
             "likelihood r --given --limit 2 --rtol 1e-1 --no-check",
             "plot reverse r --steps 2 --n 1 --no-gif",
         ):
-            shell.refuses(line, 3, "(here: --operator myop:Means)")
+            shell.refuses(line, 3, "(on the command line: --operator myop:Means)")
             shell(f"{line} --operator myop:Means")
         made = reflow(
             load("r", operator="myop:Means"), pairs=8, steps=2, solver=solver(), out="made", quiet=True
@@ -672,20 +675,22 @@ def test_a_run_keeps_its_mask(shell: Shell) -> None:
 
 def test_cond_is_named_by_every_error(shell: Shell) -> None:
     for cond, words in {
-        "clas": ["unknown cond 'clas'", "'class'", "(here: --cond)"],
-        "poool:2": ["unknown operator 'poool'", "'pool'", "(here: --cond)"],
-        "pool:x": ["size is 'x'", "an integer", "(here: --cond)"],
-        "pool:2+blur": ["two operators", "(here: --cond pool:2/blur)"],
-        "class+class": ["twice", "(here: --cond)"],
-        "grey": ["3 channels, but the samples have 1", "(here: --cond)"],
-        "pool:3": ["divisible by 3", "(here: --cond)"],
-        "vector": ["requires a vector", "digits has none", "(here: --cond none)"],
-        "no:Such": ["no module 'no'", "(here: --cond)"],
+        "clas": ["unknown cond 'clas'", "'class'", "(on the command line: --cond)"],
+        "poool:2": ["unknown operator 'poool'", "'pool'", "(on the command line: --cond)"],
+        "pool:x": ["size is 'x'", "an integer", "(on the command line: --cond)"],
+        "pool:2+blur": ["two operators", "(on the command line: --cond pool:2/blur)"],
+        "class+class": ["twice", "(on the command line: --cond)"],
+        "grey": ["3 channels, but the samples have 1", "(on the command line: --cond)"],
+        "pool:3": ["divisible by 3", "(on the command line: --cond)"],
+        "vector": ["requires a vector", "digits has none", "(on the command line: --cond none)"],
+        "no:Such": ["no module 'no'", "(on the command line: --cond)"],
     }.items():
         shell.refuses(f"train --cond {cond} --steps 2", 2, *words)
     table(Path("t.csv"))
-    shell.refuses("train --data t.csv --cond vector:agee+cells", 3, "no column 'agee'", "'age'", "(here: --cond)")
-    shell.refuses("train --data t.csv", 3, "empty cells", "(here: --cond cells)")
+    shell.refuses(
+        "train --data t.csv --cond vector:agee+cells", 3, "no column 'agee'", "'age'", "(on the command line: --cond)"
+    )
+    shell.refuses("train --data t.csv", 3, "empty cells", "(on the command line: --cond cells)")
     assert not Path("runs").exists()
 
 

@@ -212,7 +212,7 @@ def test_no_field_of_the_likelihood_is_listed_again() -> None:
 
 def test_what_the_library_warns_of_is_told_in_flags(shell: Shell, moons: str) -> None:
     shell(f"sample {moons} --n 1 --rtol 1e-7 --quiet")
-    assert "use float64 (here: --dtype float64)\n" in shell.err
+    assert "use float64 (on the command line: --dtype float64)\n" in shell.err
 
 
 @pytest.mark.parametrize("line", COMMANDS)

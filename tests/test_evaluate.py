@@ -381,7 +381,7 @@ def test_evaluate_refuses_samples_in_other_units_or_converts_them(copied: Copied
     for source in ("", "--data digits"):
         out, err = shell(f"evaluate --samples s.npz {source} {line}", 3)
         assert out == "" and "values range from 0 to 1, but those of digits range from 0 to 16" in err
-        assert "(here: --units 0,1)" in err
+        assert "(on the command line: --units 0,1)" in err
     converted = json.loads(shell(f"evaluate --samples s.npz --data digits --units 0,1 {line}")[0])
     assert converted["metrics"] == right["metrics"] and converted["units"] == "0,1"
     as_they_are = json.loads(shell(f"evaluate --samples s.npz --data digits --units data {line}")[0])

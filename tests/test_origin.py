@@ -55,7 +55,7 @@ def test_data_that_moved_with_the_run_are_found(own: Path, shell: Shell, tmp_pat
 
 def test_data_that_are_gone_are_asked_for(own: Path, shell: Shell) -> None:
     Path("x.npy").rename("y.npy")
-    shell.refuses(LINE, 3, "x.npy", "are missing", "(here: --data)")
+    shell.refuses(LINE, 3, "x.npy", "are missing", "(on the command line: --data)")
     shell(LINE + " --data y.npy")  # the same under another name: nothing to say
     assert "rows" not in shell.err
 
@@ -272,7 +272,7 @@ def test_named_test_rows_that_were_trained_on_are_said(own: Path, shell: Shell) 
 def test_a_run_goes_on_with_data_that_moved(own: Path, shell: Shell) -> None:
     Path("away").mkdir()
     shutil.move("x.npy", "away/q.npy")
-    shell.refuses("train --resume runs/own --steps 3", 3, "are missing", "(here: --data)")
+    shell.refuses("train --resume runs/own --steps 3", 3, "are missing", "(on the command line: --data)")
     shell("train --resume runs/own --steps 3 --data away/q.npy")
     assert "trained 1 step" in shell.err and ", 3 in total" in shell.err
     shell(LINE)  # and has noted where they are

@@ -181,7 +181,10 @@ def test_the_command_line_says_what_to_type(tmp_path: Path, monkeypatch: Any, ca
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         shell("train --data moons --sde ve --set sde.sigma_max=2 --set network.width=8 --steps 2 --out run --quiet")
-        assert shell.err.count("the prior does not fit") == 1 and "(here: --set sde.sigma_max=auto)" in shell.err
+        assert (
+            shell.err.count("the prior does not fit") == 1
+            and "(on the command line: --set sde.sigma_max=auto)" in shell.err
+        )
         shell("sample run --n 2 --save npz --quiet")
         assert shell.err.count("the prior does not fit") == 1 and "scoresde train --set sde.sigma_max=auto" in shell.err
         shell("train --data moons --sde ve --set sde.sigma_max=auto --set network.width=8 --steps 2 --out new --quiet")

@@ -366,7 +366,10 @@ def told(ctx: click.Context | None, message: ScoresdeError | Preempted | Stopped
     """Return the library's message, followed by the options of this command that solve the problem."""
     if ctx is not None and isinstance(message, Problems):
         ways = [flags(ctx, problem.answers) for problem in message.problems]
-        texts = [f"{p.message}{f' (here: {way})' * bool(way)}" for p, way in zip(message.problems, ways, strict=True)]
+        texts = [
+            f"{p.message}{f' (on the command line: {way})' * bool(way)}"
+            for p, way in zip(message.problems, ways, strict=True)
+        ]
         several = {k: v for problem in message.problems for k, v in problem.answers.items()}
         together = f"\nall at once: {flags(ctx, several)}" if len(texts) > 1 and all(ways) else ""
         return f"{message.listed(texts)}{together}"
@@ -378,7 +381,7 @@ def told(ctx: click.Context | None, message: ScoresdeError | Preempted | Stopped
     return (
         f"{message}; continue with: {typed}"
         if isinstance(message, Preempted | Stopped)
-        else f"{message} (here: {typed})"
+        else f"{message} (on the command line: {typed})"
     )
 
 

@@ -85,7 +85,9 @@ def _command(context: click.Context, path: str, cond: str, reading: Reading, ans
 
 def _listed(path: str, problems: list[dict[str, Any]]) -> str:
     """Format the problems as a numbered list, with the options that solve each problem."""
-    texts = [f"{p['message']}{' (here: {})'.format(p['options']) * bool(p['options'])}" for p in problems]
+    texts = [
+        f"{p['message']}{' (on the command line: {})'.format(p['options']) * bool(p['options'])}" for p in problems
+    ]
     count = f"{len(texts)} problem{'s' * (len(texts) > 1)}"
     return "\n".join([f"{path}: {count}", *(f"{i}. {text}" for i, text in enumerate(texts, 1))])
 

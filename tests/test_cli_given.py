@@ -215,7 +215,7 @@ def test_a_model_of_several_tasks_is_shown_a_picture_as_it_is_unless_one_is_name
     shell(f"sample {run} --given low.png {ASK}")
     assert "used as a measurement (pooled by 2)" in shell.err
     shell(f"sample {run} --given full.png {ASK} --operator blur")
-    assert "used as a measurement (blurred by 1 pixels)" in shell.err, "a blurred picture has the shape of a sample"
+    assert "used as the truth and degraded here (blurred by 1 pixel);" in shell.err
     shell(f"sample {run} --given full.png {ASK} --operator crop")
     assert "was trained to undo half:lower/pool:2/blur:1, not crop, so its samples may be poor" in shell.err
     shell.refuses(f"sample {run} --given full.png --operator crup", 2, "unknown operator 'crup'", "'crop'")
@@ -230,7 +230,7 @@ def test_what_a_mask_leaves_comes_back_to_the_bit(shell: Shell, of: Callable[[st
     Image.fromarray(hole).save("hole.png")
     facts: Any = shell.json(f"sample {run} --given p --mask hole.png --label 3 --each 3 {ASK}")
     assert (
-        "2 images of 8 x 8 from p under the mask hole.png, with 24 of 128 values to fill; 3 answers each" in shell.err
+        "2 images of 8 x 8 from p under the mask hole.png, with 24 of 128 pixels to fill; 3 answers each" in shell.err
     )
     found, known = samples(facts)["x"], hole == 0
     want = x.repeat_interleave(3, 0).numpy()
@@ -247,12 +247,15 @@ def test_what_a_mask_leaves_comes_back_to_the_bit(shell: Shell, of: Callable[[st
     Image.fromarray(np.zeros((8, 8), np.uint8)).save("none.png")
     shell.refuses(f"sample {run} --given p --mask none.png --label 3", 2, "hides nothing", "white", "--mask")
     Image.fromarray(hole[:4]).save("half.png")
-    shell.refuses(f"sample {run} --given p --mask half.png --label 3", 2, "(1, 4, 8)", "(1, 8, 8)", "--mask")
+    shell.refuses(f"sample {run} --given p --mask half.png --label 3", 2, "8 x 4 pixels", "8 x 8 pixels", "--mask")
     shell.refuses(f"sample {run} --given p --mask lost.png --label 3", 3, "the mask lost.png cannot be read")
     save(pooled(x)[0], "low.png")
     low = of("low")
-    shell.refuses(f"sample {low} --given low.png --mask hole.png", 2, "pass samples of shape (1, 8, 8)")
-    shell.refuses(f"sample {low} --given p --mask hole.png", 2, "pool:2, which leaves no values out")
+    shell.refuses(f"sample {low} --given p --mask hole.png", 2, "operator pool:2, which hides none", "cond='cells'")
+    shell.refuses(
+        f"sample {of('tasks')} --given low.png --mask hole.png", 2, "contains 4 x 4 pixels in grey",
+        "pass samples of 8 x 8 pixels in grey",
+    )  # fmt: skip
 
 
 def test_photos_are_resized_as_in_training(shell: Shell, of: Callable[[str], str], runs: Path) -> None:
@@ -335,13 +338,18 @@ def test_empty_cells_are_filled_and_the_others_stay_as_they_were_typed(
     assert several[1][2:4] == ["s0", "  20.10"] and several[1][4] != several[2][4]
 
 
-def test_a_table_without_gaps_is_the_truth(shell: Shell, of: Callable[[str], str], drawn: list[dict[str, Any]]) -> None:
+def test_a_table_without_gaps_comes_back_unless_an_operator_is_named(
+    shell: Shell, of: Callable[[str], str], drawn: list[dict[str, Any]]
+) -> None:
     run = of("sensors")
     table(Path("whole.csv"), 12, gaps=False)
     lines = Path("whole.csv").read_text().replace(",", ";").replace(".", ",")
     Path("comma.csv").write_text(lines)
-    shell(f"sample {run} --given comma.csv {ASK} --out o")
-    assert "12 rows of comma.csv (known: age), which have no empty cells, so they are used as the truth" in shell.err
+    shell(f"sample {run} --given comma.csv {ASK} --out same")
+    assert "comma.csv (known: age), without empty cells, so there is nothing to fill" in shell.err
+    assert rows("same/filled.csv", ";") == rows("comma.csv", ";") and drawn.pop()["truth"] is None
+    shell(f"sample {run} --given comma.csv {ASK} --operator cells --out o")
+    assert "which have the shape of samples, so they are used as the truth and degraded here (cells" in shell.err
     typed, filled = rows("comma.csv", ";"), rows("o/filled.csv", ";")
     given = drawn[0]["given"]
     for i in range(12):
@@ -352,6 +360,9 @@ def test_a_table_without_gaps_is_the_truth(shell: Shell, of: Callable[[str], str
                 assert filled[1 + i][j] != typed[1 + i][j] and "." not in filled[1 + i][j]
     assert 0 < int(given.isnan().sum()) < 36 and drawn[0]["truth"].shape == (12, 3)
     load_data("o/filled.csv")  # read again as a table
+    Path("gaps.csv").write_text(GAPS)
+    facts: Any = shell.json(f"sample {run} --given gaps.csv {ASK} --operator cells:1 --out more")
+    assert "with 9 of 9 cells to fill" in shell.err and samples(facts)["x"].shape == (3, 3)
 
 
 def test_tables_that_do_not_fit_are_refused(shell: Shell, of: Callable[[str], str]) -> None:
@@ -359,7 +370,8 @@ def test_tables_that_do_not_fit_are_refused(shell: Shell, of: Callable[[str], st
     for text, words in {
         "temp,hum,wind\n1,,3\n": ["lacks the column age", "temp, hum, wind"],
         "temp,wind,age\n1,,3\n": ["lacks the column hum", "empty cells"],
-        "temp,hum,wind,age\n1,,warm,3\n": ["'warm' in line 2", "not a number"],
+        "Temp,hum,wind,age\n1,,2,3\n": ["lacks the column temp;", "rename Temp to temp"],
+        "temp,hum,wind,age\n1,,warm,3\n1,2,3,4\n": ["'warm' in line 2", "correct the cell, or leave it empty"],
         "temp,hum,wind,age\n1,,1e999,3\n": ["column 'wind'", "an infinite number"],
     }.items():
         Path("q.csv").write_text(text)
@@ -680,7 +692,7 @@ def test_cond_is_named_by_every_error(shell: Shell) -> None:
         "pool:x": ["size is 'x'", "an integer", "(on the command line: --cond)"],
         "pool:2+blur": ["two operators", "(on the command line: --cond pool:2/blur)"],
         "class+class": ["twice", "(on the command line: --cond)"],
-        "grey": ["3 channels, but the samples have 1", "(on the command line: --cond)"],
+        "grey": ["3 channels, but the number of channels is 1", "(on the command line: --cond)"],
         "pool:3": ["divisible by 3", "(on the command line: --cond)"],
         "vector": ["requires a vector", "digits has none", "(on the command line: --cond none)"],
         "no:Such": ["no module 'no'", "(on the command line: --cond)"],

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from scoresde.core.errors import DataError, Problems, UsageError
 from scoresde.data import Reading, load_data
 from scoresde.data import pictures as module
-from scoresde.data.pictures import read_image_folder
+from scoresde.data.pictures import mask_from_file, read_image_folder
 from scoresde.data.raw import Raw
 from scoresde.data.readers import read_path
 
@@ -592,3 +592,13 @@ def test_a_folder_is_read_for_an_older_run_as_it_was_then(tmp_path: Path) -> Non
     good(tmp_path / "flat", 2)
     good(tmp_path / "flat" / "b" / "c", 2)
     assert len(read_image_folder(tmp_path / "flat", older).train) == 2
+
+
+def test_a_mask_that_cannot_be_used_says_why(tmp_path: Path) -> None:
+    floats, frames, text = tmp_path / "f.tif", tmp_path / "t.tif", tmp_path / "x.png"
+    Image.fromarray(np.ones((4, 4), np.float32)).save(floats)
+    Image.new("L", (4, 4)).save(frames, save_all=True, append_images=[Image.new("L", (4, 4))])
+    text.write_text("hello")
+    for path, why in {floats: "pixel format", frames: "several frames", text: "is not a readable image"}.items():
+        with pytest.raises(DataError, match=rf"the mask {path} .*{why} \(.+\); save it as an 8-bit"):
+            mask_from_file(str(path))

@@ -171,7 +171,7 @@ def test_a_condition_must_have_every_part_of_cond() -> None:
         run.given(replace(full, vector=torch.zeros(1, 3)))
     with pytest.raises(UsageError, match="vector of the condition has infinite values"):
         run.given(replace(full, vector=torch.tensor([[0, math.inf]])))
-    with pytest.raises(UsageError, match=r"word indices 99 to 99, but the vocabulary"):
+    with pytest.raises(UsageError, match=r"word indices from 99 to 99, but the only valid"):
         run.given(replace(full, tokens=torch.tensor([[99]])))
     with pytest.raises(UsageError, match="label 7 is not one of the 3 classes"):
         run.given(replace(full, label=torch.tensor([7])))
@@ -648,7 +648,19 @@ def test_what_a_given_picture_means() -> None:
     holes = understood(nan, many, noise)
     assert isinstance(holes.operator, Mask) and torch.equal(holes.hidden, nan.isnan())
     assert torch.equal(holes.shown.nan_to_num(9), nan.double().nan_to_num(9))
-    assert understood(x, many, noise).operator is None  # shown as it is
+    with pytest.raises(UsageError, match="cannot be a measurement by pool:2 or hole or grey; name the operator"):
+        understood(x, many, noise)
+    blurred = parse("pool:2/blur").on((3, 8, 8), 0, 255)
+    assert understood(x, blurred, noise).operator is None  # shown as it is
+    blur = Blur().on((3, 8, 8))
+    assert torch.equal(understood(x, blur, noise).y, x.double())
+    named = understood(x, blur, noise, named=True)
+    assert torch.equal(named.y, blur(x.double())) and torch.equal(named.truth, x.double())
+    rows, cells = torch.rand(2, 3), parse("cells:1").on((3,))
+    assert not understood(rows, cells, noise).hidden.any() and understood(rows, cells, noise, named=True).hidden.all()
+    rows[0, 1] = math.nan
+    assert torch.equal(understood(rows, cells, noise).hidden, rows.isnan())
+    assert understood(rows, cells, noise, named=True).hidden.all()
     with pytest.raises(UsageError, match="that of the measurements of pool:2 and crop; name the operator"):
         understood(torch.rand(2, 1, 4, 4), parse("pool:2/crop").on((1, 8, 8)), noise)
     with pytest.raises(UsageError, match=r"only samples of shape \(3, 8, 8\) may have missing values"):
@@ -909,7 +921,7 @@ def test_data_that_have_grown_keep_the_units_and_the_words_of_the_run(here: Path
     both = np.concatenate([x, more])
     for lacking in ({"text": np.array(captions(120))}, {"c": both[:, :1], "text": np.array(captions(120))}):
         np.savez("data.npz", x=both, **lacking)
-        with pytest.raises((DataError, UsageError), match=r"numbers|requires a vector"):
+        with pytest.raises((DataError, UsageError), match="numbers = |another condition"):
             fit(replace(run.config, steps=8), out="run", resume=True, quiet=True)
 
 

@@ -173,7 +173,7 @@ def sample(
     asking: Asking, condition: Conditioning, save: str | None, frames: int, out: Path | None, resume: bool,
     session: Session,
 ) -> None:  # fmt: skip
-    """Draw samples from a trained RUN (default: the newest), and print the path of the picture.
+    """Draw samples from a trained RUN (default: the newest), and print the path of the picture or of the filled table.
 
     With --given, the samples are answers to questions: each sample is conditioned on one of the given images or rows.
     """
@@ -258,7 +258,7 @@ def _bound(
     if questions is not None:
         told = understanding(asked, questions)
         if asked.seen is not None and asked.seen.operator is None:
-            told += "; use --operator to degrade the samples first, or to name the operator that was applied"
+            told += "; use --operator to degrade the samples first"
         session.say(f"given: {told}; {each:,} answer{'s' * (each > 1)}{' each' * (len(questions) > 1)}")
     return asked.guided(condition.guidance)
 
@@ -332,9 +332,10 @@ def _report(session: Session, folder: Path, facts: dict[str, Any], files: list[P
     # Third-party integrators do not report how many steps they took.
     steps = f"steps {facts['accepted_mean']:g} accepted, {facts['rejected_mean']:g} rejected  "
     steps = steps if facts["accepted_mean"] else ""
+    main = next((file for file in files if file.name == "filled.csv"), files[0] if files else folder)
     session.print(
         {**facts, "files": [str(f) for f in files]},
-        f"{files[0] if files else folder}  {facts['n']} sample{'s' * (facts['n'] > 1)}  NFE mean {facts['nfe_mean']:g} "
+        f"{main}  {facts['n']} sample{'s' * (facts['n'] > 1)}  NFE mean {facts['nfe_mean']:g} "
         f"max {facts['nfe_max']}  {steps}{facts['seconds']:.1f} s  seed {facts['seed']}",
     )
     if failures:

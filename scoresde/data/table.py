@@ -51,7 +51,7 @@ HINTS = (
     (re.compile(r"[+-]?\d{1,3}(\.\d{3})+(,\d*)?"), "which has thousands separators (remove them)"),
     (COMMA, "which has a decimal comma (write a point instead, or separate the columns with semicolons)"),
     (re.compile(r"(\d{4}([-/.])\d{1,2}\2\d{1,2}|\d{1,2}([-/.])\d{1,2}\3\d{2,4})([ T].*)?|\d{1,2}:\d{2}(:\d{2}.*)?"),
-     "which is a date or a time (write a number, such as days since the first date)"),
+     "which is a date or a time (write a number, such as days since the first date, or leave the column out)"),
     (re.compile(r"true|false|yes|no", re.I), "which is a truth value (write 1 or 0)"),
     (re.compile(r"[$€£¥]\s*[\d.,]+|[\d.,]+\s*[$€£¥]"), "which is a price (write the number without the currency)"),
 )  # fmt: skip
@@ -59,6 +59,8 @@ TEXT = (
     "which is not a number (leave the column out, replace it by a column of 0 and 1 for each of its values or, "
     "if it is the class of each line, name it label)"
 )
+FEW = "which is not a number (correct the cell, or leave it empty)"
+RARE = 0.5  # share of a column up to which cells with words are regarded as mistakes
 
 
 def is_table(path: Path) -> bool:
@@ -547,7 +549,9 @@ def _fault(column: _Column, lines: Sequence[int], whole: bool) -> str:
     x, cells = column.numbers, column.cells
     if x is None:
         bad = [i for i, cell in enumerate(cells) if not NUMBER.fullmatch(cell) and cell.lower() not in MISSING]
-        reason = next((hint for form, hint in HINTS if bad and form.fullmatch(cells[bad[0]])), TEXT)
+        reason = next((hint for form, hint in HINTS if bad and form.fullmatch(cells[bad[0]])), "")
+        if not reason:
+            reason = TEXT if len(bad) > RARE * len(cells) else FEW
     elif column.whole:
         limit = 2**63 - 1 if whole else EXACT
         bad = [i for i, value in enumerate(x.tolist()) if abs(value) > limit]

@@ -77,7 +77,7 @@ class Blur(Linear):
     @property
     def title(self) -> str:
         """A short description for figures."""
-        return f"blurred by {self.sigma:g} pixels"
+        return f"blurred by {self.sigma:g} pixel{'s' * (self.sigma != 1)}"
 
 
 def _cosines(x: Tensor) -> Tensor:

@@ -66,4 +66,4 @@ class Crop(Linear):
     @property
     def title(self) -> str:
         """A short description for figures."""
-        return "cropped" if not self.size else f"cropped to {self.size} pixels"
+        return "cropped" if not self.size else f"cropped to {self.size} pixel{'s' * (self.size > 1)}"

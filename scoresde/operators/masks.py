@@ -87,10 +87,11 @@ class Mask(Masking):
         mask = self.mask[None] if 0 < self.mask.ndim == len(event) - 1 else self.mask  # the same for all channels
         mask = mask if mask.ndim > len(event) else mask[None]
         if mask.ndim != len(event) + 1 or any(n not in (1, m) for n, m in zip(mask.shape[1:], event, strict=True)):
+            found, needed = f"shape {tuple(self.mask.shape)}", f"shape {tuple(event)}"
+            if len(event) == 3 and self.mask.ndim in (3, 4) and self.mask.shape[-3] in (1, event[0]):
+                found, needed = (f"{shape[-1]} x {shape[-2]} pixels" for shape in (self.mask.shape, event))
             raise UsageError(
-                f"the mask has shape {tuple(self.mask.shape)}, but the samples have shape {tuple(event)}; use a mask "
-                "of the same size",
-                parameter="mask",
+                f"the mask has {found}, but the samples have {needed}; use a mask of the same size", parameter="mask"
             )
         return replace(self, mask=mask, event=tuple(event))
 
@@ -138,7 +139,7 @@ class Hole(Masking):
     @property
     def title(self) -> str:
         """A short description for figures."""
-        return "hole" if not self.size else f"hole of {self.size} pixels"
+        return "hole" if not self.size else f"hole of {self.size} pixel{'s' * (self.size > 1)}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -130,11 +130,14 @@ def understanding(run: Run, questions: Questions) -> str:
     title = seen.operator.title
     if seen.truth is not None:
         have = "have the shape of samples" if several else "has the shape of a sample"
-        have = ("have" if several else "has") + " no empty cells" if questions.table is not None else have
         return f"{what}, which {have}, so {they} used as the truth and degraded here ({title})"
     if isinstance(seen.operator, Mask) and seen.hidden is not None:
-        hidden = seen.hidden.expand(len(seen), *seen.hidden.shape[1:]).flatten(1)[:: len(seen) // len(questions)]
+        hidden = seen.hidden.expand(len(seen), *seen.hidden.shape[1:])[:: len(seen) // len(questions)]
         noun = "cells" if run.info.kind == "vector" else "values"
+        if run.info.kind == "image" and bool((hidden == hidden[:, :1]).all()):
+            hidden, noun = hidden[:, :1], "pixels"
+        if not bool(hidden.any()):
+            return f"{what}, without empty {noun}, so there is nothing to fill"
         return f"{what}, with {int(hidden.sum()):,} of {hidden.numel():,} {noun} to fill"
     return f"{what}, used as measurements ({title})" if several else f"{what}, used as a measurement ({title})"
 
@@ -259,6 +262,8 @@ def _pictures(run: Run, sources: Sources, path: Path, shapes: Sequence[tuple[int
     what = f"{count} {where}{how} of {_side(image.shape[1:])}" if len(paths) == 1 else (
         f"{count} of {_side(image.shape[1:])} {where}{how}"
     )  # fmt: skip
+    if pixels.shape[1] == 3 and bool((pixels == pixels[:, :1]).all()):
+        what += ", without colours"
     text = _texts(paths) if sources.text else ()
     return Questions(
         Condition(image=image), tuple(names), one_line(what), labels=tuple(names), text=text, files=tuple(paths)
@@ -410,8 +415,8 @@ def _table(run: Run, sources: Sources, path: Path) -> Questions:
         missing = [name for name, place in zip(_data_names(run), places, strict=True) if place is None]
         if missing:
             raise DataError(
-                f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(map(one_line, missing[:10]))}; add "
-                f"{'them' if missing[1:] else 'it'} with empty cells, which will be filled",
+                f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(map(one_line, missing[:10]))}; "
+                + _remedy(sheet, missing),
                 parameter="given",
             )
         condition = replace(condition, image=torch.from_numpy(sheet.numbers(p for p in places if p is not None)))
@@ -438,6 +443,17 @@ def _table(run: Run, sources: Sources, path: Path) -> Questions:
     what = f"{n:,} row{'s' * (n > 1)} of {path}{about}"
     names_of = tuple(f"{path.name.partition('.')[0]}-{i}" for i in range(n))
     return Questions(condition, names_of, one_line(what), tuple(labels), truth, (), sheet, tuple(places))
+
+
+def _remedy(sheet: Sheet, missing: Sequence[str]) -> str:
+    """Say how to supply columns that a table lacks."""
+    if not any(sheet.names):
+        return "the table has no line with the names of its columns, so add one at the top"
+    other = {name.strip().lower(): name for name in sheet.names}
+    alike = {name: other[name.lower()] for name in missing if name.lower() in other}
+    if alike:
+        return "rename " + ", ".join(f"{one_line(old)} to {one_line(new)}" for new, old in alike.items())
+    return f"add {'them' if missing[1:] else 'it'} with empty cells, which will be filled"
 
 
 def _data_names(run: Run) -> tuple[str, ...]:
@@ -474,11 +490,17 @@ def _places(sheet: Sheet, run: Run, taken: Sequence[int]) -> list[int | None]:
 def _masked(run: Run, questions: Questions, file: Path) -> Questions:
     """Replace the values that a mask marks as missing with NaN in the samples of the questions."""
     image = questions.condition.image
-    if image is None or tuple(image.shape[1:]) != run.info.shape:
-        shape = "no samples" if image is None else f"arrays of shape {tuple(image.shape[1:])}"
+    if run.operator is not None and not any(isinstance(choice, Masking) for choice in choices(run.operator)):
         raise UsageError(
-            f"the mask {file} marks missing values of samples, but the condition ({questions.what}) contains {shape}; "
-            f"pass samples of shape {run.info.shape}",
+            f"the mask {file} hides values, but {run.folder or 'this model'} was trained with the operator "
+            f"{run.operator}, which hides none, so the mask cannot be used; train with cond='cells' for masks of any "
+            "kind",
+            parameter="mask",
+        )
+    if image is None or tuple(image.shape[1:]) != run.info.shape:
+        raise UsageError(
+            f"the mask {file} marks missing values of samples, but the condition ({questions.what}) contains "
+            f"{'no samples' if image is None else _size(image.shape[1:])}; pass samples of {_size(run.info.shape)}",
             parameter="given",
         )
     operator = Mask(mask_from_file(str(file)), str(file)).on(run.info.shape)

@@ -410,12 +410,14 @@ class Run:
         """Return the measurements in the images of a condition, measuring the images if they are samples."""
         made = self.operator if operator is None else self._other(operator)
         assert made is not None
-        seen = understood(image, made, Noise.of(len(image), seed))
+        seen = understood(image, made, Noise.of(len(image), seed), named=operator is not None)
         if self.operator is not None and seen.operator is not None and not covers(self.operator, seen.operator):
-            what = "this mask" if isinstance(seen.operator, Mask) else str(made)
+            masked = isinstance(seen.operator, Mask)
             warnings.warn(
-                f"{self.folder or 'this model'} was trained to undo {self.operator}, not {what}, so its samples may be "
-                "poor",
+                f"{self.folder or 'this model'} was trained to undo {self.operator}, not "
+                f"{'this mask' if masked else made}, so its samples may be poor"
+                + "; train with cond='cells' for masks of any kind"
+                * masked,
                 stacklevel=3,
             )
         return seen

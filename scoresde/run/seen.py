@@ -173,27 +173,33 @@ def _rounded(x: Tensor, codec: Codec) -> Tensor:
     return x if codec.levels is None else codec.levels.to_data(x)
 
 
-def understood(image: Tensor, operator: Operator, noise: Noise) -> Seen:
+def understood(image: Tensor, operator: Operator, noise: Noise, *, named: bool = False) -> Seen:
     """Interpret an array as measurements, or as samples to be measured here, and return the measurements.
 
-    An array with the shape of a measurement contains measurements. An array with the shape of a sample contains
-    samples, with two exceptions. If it contains NaN, it is the measurement by a mask, and NaN marks the missing values.
-    If the model was trained with a choice of operators, the array contains the images that the network receives.
+    An array with the shape of a measurement contains measurements. Otherwise, an array with the shape of a sample
+    contains samples. Some arrays have both shapes:
+
+    - With NaN, the array is the measurement by a mask, and NaN marks the missing values.
+    - Rows of a table without NaN are complete, so a model that fills empty cells (``cells``) returns them unchanged.
+    - If an operator such as ``blur`` keeps the shape, the array contains measurements.
+    - If the model was trained with a choice of operators, one of which keeps the shape, the array contains the images
+      that the network receives.
+
+    If the operator is named by the caller, the last three rules do not apply, and samples are measured by it. Cells
+    that it hides are added to those that are NaN.
 
     Args:
         image: The array, ``(n, *shape)`` in data units.
-        operator: The operator of the model, set up for samples of a known shape.
+        operator: The operator of the model, or the one named by the caller, set up for samples of a known shape.
         noise: The random numbers for an operator that needs them, one row for each row of ``image``.
+        named: Whether the caller named the operator.
 
     Raises:
-        UsageError: If the array has neither shape, if its shape is that of measurements by several operators, or if it
-            contains infinite values, or NaN although the operator leaves no values out.
+        UsageError: If the array has neither shape, if it could be measured by several operators, or if it contains
+            infinite values, or NaN although the operator leaves no values out.
     """
-    event, shape, image = (
-        operator.event or (),
-        tuple(image.shape[1:]),
-        image.double(),
-    )  # float64 represents any level exactly
+    event, shape = operator.event or (), tuple(image.shape[1:])
+    image = image.double()  # float64 represents any level exactly
     if bool(image.isinf().any()):
         raise UsageError(
             "some of the given values are infinite; replace them, or use NaN for values that are unknown",
@@ -210,6 +216,8 @@ def understood(image: Tensor, operator: Operator, noise: Noise) -> Seen:
                 parameter="given",
             )  # fmt: skip
         known = ~image.isnan()
+        if named and isinstance(operator, Masking):
+            known = known & operator.drawn(noise).known(event)
         return Seen(Mask(known).on(event), torch.where(known, image, 0))
     if isinstance(operator, OneOf):
         fitting = [c for c in operator.choices if c.measured == shape != event]
@@ -222,15 +230,25 @@ def understood(image: Tensor, operator: Operator, noise: Noise) -> Seen:
             )
         if fitting:
             return Seen(fitting[0], image)
-        if shape == event:
+        if shape == event and any(c.measured == event and not isinstance(c, Masking) for c in operator.choices):
             return Seen(None, image)
+        if shape == event:
+            raise UsageError(
+                f"the given values have the shape of a sample, {event}, and no missing values, so they cannot be "
+                f"a measurement by {' or '.join(map(str, operator.choices))}; name the operator to measure them with",
+                parameter="operator",
+                value=str(operator.choices[0]),
+            )
+    elif isinstance(operator, Cells) and len(event) == 1 and shape == event and not named:
+        return Seen(Mask(torch.ones_like(image, dtype=torch.bool)).on(event), image)
     elif isinstance(operator, Masking) and shape == event:
         drawn = operator.drawn(noise)
         return Seen(drawn, drawn(image), image)
-    elif shape == operator.measured:
+    elif shape == operator.measured and not (named and shape == event):
         return Seen(operator, image)
     elif shape == event:
-        return Seen(operator, operator(image), image)
+        drawn = operator.drawn(noise)
+        return Seen(drawn, drawn(image), image)
     shapes = sorted({str(c.measured) for c in choices(operator)})
     raise UsageError(
         f"the given values have shape {shape} for each sample, but they must have the shape of a measurement by the "

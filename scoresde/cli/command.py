@@ -392,9 +392,10 @@ def warned(message: Warning | str) -> str:
 
 
 def spelled(ctx: click.Context, parameter: str, value: object = None) -> str | None:
-    """Convert a parameter of the library to an option of this command, or of ``train`` for a training setting.
+    """Return how a parameter of the library is written on the command line, or ``None`` if it has no equivalent.
 
-    For a function of the library, the result is the command that calls this function.
+    The result is an option of the current command, or of ``train`` if the parameter is a training setting. If
+    ``parameter`` is the name of a function of the library, the result is the command that calls this function.
     """
     if parameter == "resume" and any(p.name == parameter and getattr(p, "is_flag", False) for p in ctx.command.params):
         return _resumed(ctx, value)

@@ -78,7 +78,7 @@ ALL = ",".join((*METRICS, "copies"))
     "--each",
     under="Conditioning",
     type=Whole(COUNT),
-    help="Number of answers for each row; at most --n divided by --each rows are used.  [default: 8]",
+    help="Number of answers for each row. The number of rows is at most --n divided by --each.  [default: 8]",
 )
 @option("--operator", under="Conditioning", metavar="NAME",
         help="Operator that measures the rows.  [default: the operator of the run]")  # fmt: skip
@@ -319,7 +319,7 @@ def _source(session: Session, samples: Path | None, units: str, data: str | None
         raise DataError(
             f"{theirs.name} has shape {theirs.shape} and {theirs.levels or 'no'} levels, but the run was trained on "
             f"data with shape {loaded.info.shape} and {loaded.info.levels or 'no'} levels, so its samples cannot be "
-            "compared with these data; use --data with the shape and levels of the run"
+            "compared with these data; pass data of the shape and levels of the run as --data"
         )
     # The codec comes from the run, so that features and model units do not change if rows are added to the data.
     info, spec = described(folder, config)

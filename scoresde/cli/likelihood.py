@@ -213,7 +213,7 @@ def _report(session: Session, facts: dict[str, Any], files: list[Path], how: lis
 
 
 def _name(found: dict[str, Any], several: bool) -> str:
-    """Return the prefix of a line about a data set, which names the run and the data if there are several of them."""
+    """Return a prefix for a line about a data set: the run, if ``found`` has one, and the data, if ``several``."""
     return "".join(f"{found[key]}: " for key, shown in (("run", "run" in found), ("data", several)) if shown)
 
 

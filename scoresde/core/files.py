@@ -518,7 +518,7 @@ def _tensor_checksum(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) ->
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors in a safetensors file, of any shape, keyed by name.
+    """Return the tensors in a safetensors file, keyed by name.
 
     Raises:
         CheckpointError: If the file is not a safetensors file, or if it was changed after it was written.

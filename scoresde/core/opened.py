@@ -169,7 +169,7 @@ def gunzipped(data: bytes) -> bytes:
 
 
 def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """Return the arrays in a NumPy file, of any shape, keyed by name.
+    """Return the arrays in a NumPy file, keyed by name.
 
     The single array in an ``.npy`` file gets the name ``x``. Nothing is unpickled.
 

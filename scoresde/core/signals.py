@@ -127,7 +127,7 @@ class Interrupts:
             self._raise(frame)
 
     def _unraisable(self, found: sys.UnraisableHookArgs) -> None:
-        """Schedule another attempt if the exception was raised in a finaliser, where Python would only print it."""
+        """Schedule another attempt to raise a signal's exception if Python would only print it, as in a finaliser."""
         if isinstance(found.exc_value, Preempted | Stopped):
             self._later()
         else:

@@ -254,7 +254,10 @@ class Dataset:
     complete: Tensor | None = None
 
     def described(self, known: CondInfo) -> Dataset:
-        """Return the data with ``known`` as the description of their conditions, and with word indices to match."""
+        """Return the data with ``known`` as the description of their conditions.
+
+        Word indices are converted to the vocabulary of ``known``.
+        """
         train, test = (known.translated(given, self.info.known) for given in (self.train_given, self.test_given))
         return replace(self, info=replace(self.info, known=known), train_given=train, test_given=test)
 

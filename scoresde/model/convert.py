@@ -40,7 +40,7 @@ class Converted(Wrapped):
 
     @cached_property
     def domain(self) -> Domain:
-        """The domain in times of ``sde``, including those nodes of the model that lie within it."""
+        """The domain of the model, expressed in the times of ``sde``. Nodes of the model outside of it are left out."""
         theirs, low, high = self.model.domain, self.sde.t_min, self.sde.t_max
         nodes = theirs.nodes
         if nodes is not None:

@@ -212,8 +212,8 @@ class MinSNR(Weighting):
     """The loss ``min(SNR, gamma) |x0_hat - x_0|^2`` (Hang et al. 2023, arXiv:2303.09556).
 
     Args:
-        gamma: The SNR above which the squared error of the data has constant weight, > 0. The value ``inf`` gives the
-            ``eps`` weighting.
+        gamma: The SNR above which the weight of the squared error of the data is constant; it is positive. The value
+            ``inf`` gives the ``eps`` weighting.
     """
 
     limits = ranges(gamma=Range(0, above=True, infinite=True, hint="5 is the published value"))

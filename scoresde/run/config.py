@@ -218,7 +218,7 @@ class TrainConfig:
         return dataclasses.replace(self, sde_options=options)
 
     def resolved(self, info: DataInfo, data_std: float = 1.0, operator: Operator | None = None) -> TrainConfig:
-        """Return the configuration with the fields set to ``auto`` or 0 replaced by values that suit the data.
+        """Return a copy of the configuration in which fields that are ``auto`` or 0 have values that suit the data.
 
         Args:
             info: The description of the data.

@@ -260,7 +260,7 @@ class _Spread:
 def _axes(info: DataInfo, codec: Codec) -> tuple[int, ...]:
     """Return the axes of an event along which units may differ.
 
-    These are the columns of a table, or the axes along which the codec has separate scales.
+    For a table, this is the axis of the columns. Otherwise, these are the axes along which the codec has separate scales.
     """
     scale = getattr(codec.continuous, "scale", None)
     if info.kind == "vector":

@@ -304,7 +304,7 @@ class _Exponential(FixedStep):
 
     @abstractmethod
     def taus(self, sde: SDE, times: Tensor) -> tuple[float, ...]:
-        """Return ``eta(t)/g(t)`` for each of the n steps of the grid ``times``, shape ``(n + 1,)``."""
+        """Return ``eta(t)/g(t)`` for each of the n steps of a grid ``times: (n + 1,)``."""
 
     def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
         variable = VARIABLES[self.variable]
@@ -363,7 +363,7 @@ class Multistep(_Exponential):
     variable: str = "straight"
 
     def taus(self, sde: SDE, times: Tensor) -> tuple[float, ...]:
-        """Return 0 for each of the n steps of the grid ``times``, shape ``(n + 1,)``, because there is no noise."""
+        """Return 0 for each of the n steps of a grid ``times: (n + 1,)``, because there is no noise."""
         return (0.0,) * (len(times) - 1)
 
 

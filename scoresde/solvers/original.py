@@ -140,9 +140,9 @@ class Original(Solver):
     ``langevin``, VP and sub-VP with ``euler-maruyama`` alone, and DDPM with ``ancestral``, all with N = 1000. By
     default, the last update adds no noise, so :func:`scoresde.sample` does not add a noise-free step.
 
-    With ``langevin``, a sample depends on its batch, because the norms are averaged over the batch. If the batch has
-    only a few elements in total, the ratio of these means is unbounded, as in the original code. In that case, use
-    ``ald`` or the ``pc`` solver.
+    With ``langevin``, a sample depends on its batch, because the step size contains the ratio of two means over the
+    batch: of the norm of the noise, and of the norm of the score. As in the original code, this ratio can become
+    arbitrarily large if the batch has only a few elements in total. In that case, use ``ald`` or the ``pc`` solver.
 
     Args:
         steps: Number of noise levels, which is also the number of times and of updates (at least 2).

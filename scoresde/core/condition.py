@@ -13,8 +13,8 @@ an empty cell of a table are all handled in the same way:
     `tokens`   features ``(B, L, E)``          NaN
     =========  ==============================  =====================
 
-A first dimension of 1 instead of B means that the single row applies to all samples. A network must replace NaN with
-``torch.where`` before multiplying, because 0 times NaN is NaN.
+A first dimension of 1 instead of B means that the single row applies to all samples. A network must use
+``torch.where`` to replace NaN before any multiplication, because 0 times NaN is NaN.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Condition:
         return Condition(label, vector, image, tokens, self.classes)
 
     def rows(self, index: Tensor) -> Condition:
-        """Return the condition for the rows selected by ``index``, shape ``(B',)``."""
+        """Return the condition for the rows selected by ``index: (B',)``."""
         return self._each(lambda value: select(value, index.to(value.device)))
 
     def expand(self, count: int) -> Condition:
@@ -95,11 +95,11 @@ class Condition:
         return self._each(lambda value: value.to(device))
 
     def to_dtype(self, dtype: torch.dtype) -> Condition:
-        """Return the condition with its floating-point values in another precision."""
+        """Return the condition with its floating-point values converted to ``dtype``."""
         return self._each(lambda value: value.to(dtype) if value.is_floating_point() else value)
 
     def dropped(self, mask: Tensor) -> Condition:
-        """Return the condition with all values marked as missing in the rows where ``mask``, bool ``(B,)``, is true."""
+        """Return a copy in which all values of each row with a true entry in ``mask: (B,)`` are marked as missing."""
         if self.label is not None and not self.classes:
             raise UsageError("cannot drop labels because the number of classes is unknown; pass classes= to Condition")
         found = self.expand(len(mask))
@@ -118,7 +118,7 @@ class Condition:
 
 # The code below lets compiled and exported networks split a condition into its tensors.
 def _made(values: Iterable[Any], classes: Any) -> Condition:
-    """Build a condition from tensors, or from placeholders for tensors, without checks."""
+    """Build a condition from tensors, or from placeholders for tensors, without checking them."""
     made = object.__new__(Condition)
     for name, value in zip((*SLOTS, "classes"), (*values, classes), strict=True):
         object.__setattr__(made, name, value)

@@ -30,7 +30,8 @@ class Answered(BaseException):
 
     Args:
         message: What went wrong, in terms of the Python API.
-        parameter: The parameter or function that would fix the problem. The command line shows the matching option.
+        parameter: The parameter or function that would fix the problem. The command line shows the matching
+            option or command.
         value: The value to use for that parameter.
     """
 
@@ -108,7 +109,8 @@ class NumericalError(ScoresdeError, ArithmeticError):
 class Preempted(Answered):
     """Raised if SIGTERM or SIGUSR1 arrives. The message says which finished work is kept.
 
-    Like ``KeyboardInterrupt``, this is not a subclass of ``Exception``, so code that catches errors does not catch it.
+    Like ``KeyboardInterrupt``, this class is not a subclass of ``Exception``, so code that catches errors does not
+    catch it.
     """
 
     exit_code = 75

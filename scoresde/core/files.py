@@ -80,7 +80,7 @@ ADVICE = {
 
 
 def cannot_write(path: Path, error: Exception) -> CheckpointError:
-    """Return the error for a file that could not be written, with the cause and a remedy."""
+    """Return the error for a file or folder that could not be written. The message states the cause and a remedy."""
     why = reason(error)
     if isinstance(error, FileExistsError | NotADirectoryError):
         why = next((f"{folder} is a file" for folder in (path, *path.parents) if folder.is_file()), why)
@@ -94,7 +94,7 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     If the block succeeds, the new file or folder is renamed to ``path``, where it replaces an existing file or folder
     of the same kind. If the block fails, the new file or folder is removed. Missing parent folders are created, and
-    files left by killed processes in the parent folder are removed.
+    files that killed processes left in the parent folder are removed.
 
     Raises:
         CheckpointError: If ``path`` cannot be written.
@@ -167,8 +167,8 @@ def _replace_folder(temporary: Path, target: Path) -> None:
 def clear_leftovers(folder: Path, below: bool = False) -> None:
     """Remove the temporary files and folders that interrupted writes left in a folder.
 
-    Those of running processes are kept. If a process was killed while it replaced a folder, the old folder is restored.
-    With ``below``, subfolders are cleared as well.
+    The files and folders of running processes are kept. If a process was killed while it replaced a folder, the old
+    folder is restored. With ``below``, subfolders are cleared as well.
     """
     try:
         with os.scandir(folder) as inside:
@@ -223,7 +223,7 @@ def sync(path: Path) -> None:
 
 
 def make_folder(path: Path) -> Path:
-    """Create a folder and its parents.
+    """Create a folder and its parents, unless they exist, and return the path of the folder.
 
     Raises:
         CheckpointError: If the folder cannot be created.
@@ -269,7 +269,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def missing_above(path: Path) -> list[Path]:
-    """Return the parent folders of a path that do not exist, nearest first."""
+    """Return those parent folders of ``path`` that do not exist, nearest first."""
     return [folder for folder in path.parents if not os.path.lexists(folder)]
 
 
@@ -278,7 +278,8 @@ def remove_empty(folder: Path, above: Iterable[Path] = ()) -> bool:
 
     Args:
         folder: The folder, which may no longer exist.
-        above: Parent folders that were created along with the folder, nearest first. They are also removed if empty.
+        above: Parent folders that were created along with the folder, nearest first. They are also removed if they
+            are empty.
 
     Returns:
         Whether the folder contained no files.
@@ -296,7 +297,7 @@ def remove_empty(folder: Path, above: Iterable[Path] = ()) -> bool:
 
 
 def write_json(path: Path, content: Any, *, signed: bool = False) -> Path:
-    """Write JSON to a file. With ``signed``, the content must be an object, and a checksum is added to it."""
+    """Write JSON to a file. With ``signed``, the content must be an object, and a checksum is added to the object."""
     if signed:
         content = {**content, CHECKSUM: _checksum(parse_json(json.dumps(content)))}
     with atomic(path) as temporary:
@@ -305,7 +306,7 @@ def write_json(path: Path, content: Any, *, signed: bool = False) -> Path:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON from a file. If the content is an object, its checksum is left out.
+    """Read JSON from a file. If the content is an object, the checksum of the object is left out.
 
     Raises:
         CheckpointError: If the file is missing or is not JSON.
@@ -317,7 +318,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file, without its checksum.
+    """Read a JSON object from a file. The checksum of the object is left out.
 
     Raises:
         CheckpointError: If the file is missing, is not JSON or does not contain an object.
@@ -416,7 +417,7 @@ def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> Path:
 
 
 def check_kinds(kinds: Sequence[str], known: Sequence[str]) -> Sequence[str]:
-    """Check that the ``kinds`` of files to write are all ``known``, and return them.
+    """Check that all ``kinds`` of files to write are in ``known``, and return the kinds.
 
     Raises:
         UsageError: If a kind is unknown. The message names the first unknown kind.
@@ -506,7 +507,7 @@ def write_tensors(
 
 
 def _tensor_checksum(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
-    """Return the SHA-256 hash of the header and of all tensors (name, dtype, shape and bytes), sorted by name."""
+    """Return the SHA-256 hash of the header and of the tensors (names, dtypes, shapes and bytes), sorted by name."""
     import torch
 
     found = hashlib.sha256(_checksum(facts).encode())

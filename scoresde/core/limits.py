@@ -127,15 +127,15 @@ def kinds_of(annotation: object) -> frozenset[str]:
 def check_number(
     name: str, value: Any, range_: Range | None = None, annotation: object = "float", where: str = ""
 ) -> Any:
-    """Check the value of a parameter and return it, with a NumPy number converted to a plain Python number.
+    """Check the value of a parameter and return it, converting a NumPy number to a plain Python number.
 
     Args:
         name: The name of the parameter.
-        value: The value. The numbers in a tuple are checked one by one. If the annotation does not require a number,
-            the value is returned unchanged.
+        value: The value. The numbers in a tuple are checked one by one. If the annotation requires neither a number
+            nor a bool, the value is returned unchanged.
         range_: The allowed range (default: any finite number, or any 64-bit integer for an ``int``).
         annotation: The allowed types, as written in a signature.
-        where: A prefix for the message, which names the owner of the parameter, such as ``"VPSDE: "``.
+        where: A message prefix that names the owner of the parameter, such as ``"VPSDE: "``.
 
     Raises:
         UsageError: If the value is invalid. The message states the parameter, the value and the allowed range.
@@ -200,7 +200,7 @@ def _shown(value: Any) -> str:
 
 
 def _refused(name: str, value: Any, found: Any, range_: Range, whole: bool, optional: bool, where: str) -> UsageError:
-    """Return the error for a value outside its range."""
+    """Return the error for a value that is not a number or is outside the allowed range."""
     noun = range_.noun(whole) + (", or none" if optional else "")
     more = f" ({range_.hint})" if range_.hint else ""
     large = found is not None and range_.high < found < math.inf
@@ -217,7 +217,7 @@ def check_fields(thing: Any, where: str | None = None) -> None:
     Args:
         thing: An instance of a dataclass, frozen or not. NumPy numbers in its fields are replaced by plain Python
             numbers.
-        where: A prefix for the message, which names the owner of the fields (default: the name of the class).
+        where: A message prefix that names the owner of the fields (default: the name of the class).
 
     Raises:
         UsageError: If a field is invalid. The message names the first invalid field.
@@ -256,7 +256,7 @@ class Checked:
 
 
 def checked(**limits: Range) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Return a decorator that checks the arguments of each call against their annotations and these ranges.
+    """Return a decorator that checks the arguments of each call against their annotations and the given ranges.
 
     >>> @checked(n=COUNT)
     ... def draw(n: int, scale: float = 1.0) -> float: return n * scale

@@ -12,7 +12,7 @@ with the counter-based generator Philox4x32-10 and the Box-Muller transform. Ten
 
 turn a 128-bit counter (c0, c1, c2, c3) and a 64-bit key (k0, k1) into four 32-bit words, where hi and lo are the upper
 and lower halves of a 64-bit product. The integer arithmetic gives the same result on every device, so a row keeps its
-noise under chunking, compaction and sharding.
+noise if the rows are divided into batches, distributed over devices, or reduced to the rows that are not yet finished.
 
 If the steps of a solver change, so do its random numbers, unless ``brownian`` is set. In that case, each sample has a
 Brownian path W on [0, 1], and the random numbers of the steps are increments of this path. The path is refined where it
@@ -55,7 +55,9 @@ _LEVELS = 20
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Apply Philox4x32-10 to four int64 tensors of 32-bit words, whose shapes broadcast against each other.
+    """Apply Philox4x32-10 to four int64 tensors of 32-bit words.
+
+    The shapes of the four tensors must broadcast against each other.
 
     Args:
         counter: The four words of the counter, the fastest-varying word first.
@@ -87,8 +89,8 @@ class Noise:
         seed: Any integer from 0 to 2^64 - 1.
         indices: The sample index of each row, int64, shape ``(B,)``. The random numbers are generated on the device of
             this tensor.
-        brownian: Whether :meth:`between` returns increments of a Brownian path, which is the same for any number of
-            steps.
+        brownian: Whether :meth:`between` returns scaled increments of a Brownian path. The path does not depend on the
+            number of steps.
 
     >>> both, second = Noise.of(2, seed=7), Noise(7, torch.tensor([1]))
     >>> bool((both.normal((3,))[1] == second.normal((3,))[0]).all())
@@ -120,7 +122,7 @@ class Noise:
         return cls(seed, torch.arange(start, start + count, device=device), brownian)
 
     def rows(self, index: Tensor) -> Noise:
-        """Return the noise for the rows selected by ``index``, shape ``(B',)``."""
+        """Return the noise for the rows selected by ``index: (B',)``."""
         return Noise(self.seed, self.indices[index], self.brownian)
 
     def _words(self, size: int, stream: str, step: int | Tensor) -> Tensor:
@@ -149,7 +151,7 @@ class Noise:
         stream: str = "solver",
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """Return independent standard normal numbers, shape ``(B, *shape)``.
+        """Return a tensor of independent standard normal numbers, shape ``(B, *shape)``.
 
         ``step`` is one integer for all rows, or an int64 tensor of shape ``(B,)``.
         """
@@ -163,11 +165,11 @@ class Noise:
     def between(
         self, t: float, s: float, shape: tuple[int, ...], step: int, dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        """Return standard normal numbers, shape ``(B, *shape)``, for a solver step from time ``t`` to time ``s``.
+        """Return standard normal numbers ``(B, *shape)`` for a solver step from time ``t`` to time ``s``.
 
-        Without ``brownian``, the numbers depend on the step index ``step`` but not on the times, and are independent
-        for each step. With ``brownian``, they are ``(W(s) - W(t)) / sqrt(|s - t|)``, where W is the Brownian path. In
-        that case, the times must be in [0, 1].
+        Without ``brownian``, the numbers depend on the step index ``step`` but not on the times, and the numbers of
+        different steps are independent. With ``brownian``, they are ``(W(s) - W(t)) / sqrt(|s - t|)``, where W is the
+        Brownian path. In that case, the times must be in [0, 1].
         """
         if not self.brownian:
             return self.normal(shape, step, "solver", dtype)
@@ -176,7 +178,7 @@ class Noise:
         return (increment / math.sqrt(abs(s - t))).to(dtype)
 
     def check(self, times: Tensor) -> None:
-        """Reject times, shape ``(n + 1,)``, if a step lies outside [0, 1] or is too short for the Brownian path.
+        """Reject a time grid ``times: (n + 1,)`` if a step is not within [0, 1] or is too short for the Brownian path.
 
         Raises:
             UsageError: If there is such a step. The message quotes the first such step.
@@ -191,7 +193,7 @@ class Noise:
             )
 
     def path(self, t: float | Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Return the value W(t) of each sample's Brownian path, float64, shape ``(B, *shape)``.
+        """Return the values W(t) of the samples' Brownian paths as a float64 tensor, shape ``(B, *shape)``.
 
         ``t`` is a time in [0, 1]: one number for all rows, or a tensor of shape ``(B,)``.
         """
@@ -223,9 +225,9 @@ class Noise:
         stream: str = "dequantise",
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """Return independent uniform numbers on [0, 1), shape ``(B, *shape)``.
+        """Return a tensor of independent uniform numbers on [0, 1), shape ``(B, *shape)``.
 
-        The numbers have 24 random bits, so that rounding to float32 never gives 1. ``step`` is one integer for all
+        Each number has 24 random bits, so that rounding to float32 never gives 1. ``step`` is one integer for all
         rows, or an int64 tensor of shape ``(B,)``.
         """
         size = max(1, math.prod(shape))
@@ -239,7 +241,7 @@ class Noise:
         stream: str = "probe",
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """Return independent random signs, -1 or 1, shape ``(B, *shape)``.
+        """Return a tensor of independent random signs, each -1 or 1, shape ``(B, *shape)``.
 
         ``step`` is one integer for all rows, or an int64 tensor of shape ``(B,)``.
         """

@@ -1,9 +1,9 @@
 """Read files safely: open only regular files, and read no more than fits into memory.
 
-Reading from a pipe may block, and reading from a device may never end, so everything but regular files is rejected
-before it is opened. Compressed data are unpacked only up to a limit, and the sizes in a header are compared with the
-number of bytes that follow before any memory is allocated. Most errors are of type ``OSError`` or ``ValueError``.
-:func:`reason` summarises them, and the caller adds the name of the file.
+Reading from a pipe may block, and reading from a device may never end, so anything that is not a regular file is
+rejected before it is opened. Compressed data are unpacked only up to a limit. Before any memory is allocated, the sizes
+in a header are compared with the number of bytes that follow the header. Most errors are of type ``OSError`` or
+``ValueError``. :func:`reason` summarises them, and the caller adds the name of the file.
 
 References:
     NumPy enhancement proposal 1, for ``.npy`` and ``.npz``; Fifield (2019), A better zip bomb.
@@ -152,10 +152,10 @@ def _bomb(packed: int, size: str, most: int) -> str:
 
 
 def gunzipped(data: bytes) -> bytes:
-    """Return ``data``, unpacked if it is in gzip format.
+    """Return ``data``, unpacked if they are in gzip format.
 
     Raises:
-        OSError: If the data unpack to more than the limit.
+        OSError: If the data unpack to more than the limit that :func:`may_unpack` returns.
         Exception: If the gzip content is damaged. The type of the exception varies.
     """
     if data[:2] != GZIP:

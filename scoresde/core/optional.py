@@ -1,8 +1,8 @@
 """Optional output, such as figures. If it cannot be created, the user gets a warning instead of an error.
 
-Figures and animations show results that may have taken a long time to compute. The results are written first, so that a
-problem with a figure (a missing backend, a full disk, a character that a font or a parser cannot handle) does not lose
-them.
+Figures and animations show results that may have taken a long time to compute. The results are written first, so that
+they are not lost if there is a problem with a figure (a missing backend, a full disk, or a character that a font or a
+parser cannot handle).
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ NAME = re.compile(r"(\d{6,})-(\d{6,})\.safetensors")
 OPAQUE = "digest "  # prefix of digests, which messages shorten
 T = TypeVar("T")
 
-Packed = tuple[dict[str, "Tensor"], dict[str, Any]]  # the tensors of a result, and the rest of it as plain JSON values
+Packed = tuple[dict[str, "Tensor"], dict[str, Any]]  # the tensors of a result, and its other values as plain JSON
 
 
 class Parts:
@@ -42,8 +42,8 @@ class Parts:
 
     Args:
         folder: The folder for the parts, which is created when the first part is written.
-        request: The settings that the results depend on, as plain JSON values keyed by names that the user knows. The
-            number of rows is not among them.
+        request: The settings that the results depend on, as plain JSON values keyed by names that the user knows. These
+            settings do not include the number of rows.
         inputs: A function that takes row indices, int64 ``(b,)``, and returns the other tensors that the results of
             these rows depend on.
 
@@ -111,7 +111,7 @@ class Parts:
 
 
 def plain_request(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a request as it is read back from a file. A value that JSON cannot store is replaced by its ``repr``."""
+    """Return a request as plain JSON values. A value that JSON cannot store is replaced by its ``repr``."""
     found: dict[str, Any] = json.loads(json.dumps(dict(request), default=repr))
     return found
 
@@ -167,7 +167,7 @@ def rows_kept(folder: Path) -> int:
 
 
 def batch_kept(folder: Path) -> int | None:
-    """Return the number of rows per range in a folder, or ``None`` if no range is readable."""
+    """Return the batch size with which the parts in a folder were computed, or ``None`` if no part is readable."""
     for path, _ in _files(folder):
         header = _header(path)
         if header is not None:

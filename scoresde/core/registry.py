@@ -122,7 +122,7 @@ def _imported(module: str, attribute: str, what: str) -> Any:
 
 
 def _own(function: Any, what: str) -> Any:
-    """Wrap a user's own function so that the messages of errors inside it name the function."""
+    """Wrap a user's own function so that the message of any error inside the function names it."""
 
     @functools.wraps(function)
     def called(*args: Any, **options: Any) -> Any:
@@ -191,7 +191,7 @@ def construct(
     *,
     typed: Typed = READ,
 ) -> Any:
-    """Call a class or function with the options that a user chose.
+    """Call a class or function with the options that a user chose, and return the result.
 
     Options may themselves be names (a solver's grid, a sampler's prediction) that the object resolves on its own. The
     object does not know where a name came from, so ``module:Name`` options that were read from a file are rejected
@@ -321,7 +321,8 @@ def read_options(
         factory: The class or function.
         what, name: The kind of object and its name, for messages.
         texts: The values as text, keyed by option name.
-        table: A table of names. The message about an unknown option lists the names in the table that have this option.
+        table: A table of names. The message about an unknown option lists the entries of the table that have
+            this option.
 
     Raises:
         UsageError: If an option is unknown, or if its text is not a valid value.

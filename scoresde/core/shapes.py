@@ -65,12 +65,12 @@ def align(a: Tensor, like: Tensor) -> Tensor:
 
 
 def at(table: Tensor, i: int) -> Tensor:
-    """Return row ``i``, shape ``(1, ...)``, of a table with one row of coefficients per time, shape ``(n, ...)``."""
+    """Return row ``i`` of a table ``(n, ...)`` of coefficients, as a tensor of shape ``(1, ...)``."""
     return table[i : i + 1]
 
 
 def all_rows(mask: Tensor) -> list[bool]:
-    """Return, for each row of a mask of shape ``(n, ...)``, whether all of its elements are true."""
+    """Return, for each row of a mask of shape ``(n, ...)``, whether all elements of the row are true."""
     found: list[bool] = flat(mask).all(1).tolist()
     return found
 
@@ -134,7 +134,7 @@ def add_scaled(x: Tensor, factors: Sequence[float], values: Sequence[Tensor]) ->
 
 
 def each(function: Callable[[Tensor], Tensor], *values: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Apply a function to each tensor, of any shape, and leave each ``None`` unchanged."""
+    """Apply a function to each value that is a tensor, and return the results. Each ``None`` stays ``None``."""
     return tuple(None if value is None else function(value) for value in values)
 
 

@@ -114,7 +114,7 @@ class Interrupts:
         raise self.error()
 
     def _later(self) -> bool:
-        """Schedule another attempt to raise the exception. Return ``False`` on systems without a timer."""
+        """Schedule another attempt to raise the exception of a signal. Return ``False`` on systems without a timer."""
         if not hasattr(signal, "setitimer"):
             return False
         if signal.SIGALRM not in self._old:
@@ -127,7 +127,10 @@ class Interrupts:
             self._raise(frame)
 
     def _unraisable(self, found: sys.UnraisableHookArgs) -> None:
-        """Schedule another attempt to raise a signal's exception if Python would only print it, as in a finaliser."""
+        """Schedule another attempt to raise the exception of a signal that arrived where Python only prints exceptions.
+
+        This happens, for example, if the signal arrives while a finaliser runs.
+        """
         if isinstance(found.exc_value, Preempted | Stopped):
             self._later()
         else:

@@ -132,7 +132,7 @@ METRICS = {
     "prdc": "scoresde.metrics:neighbourhoods",
 }
 
-# Metrics that compare the answers of a conditional model with the truth.
+# Metrics that compare the samples of a conditional model (its answers) with the truth.
 ANSWERS = {
     "psnr": "scoresde.metrics.answers:psnr",
     "ssim": "scoresde.metrics.answers:ssim",

@@ -21,7 +21,7 @@ CONTROL = re.compile(
 
 
 def printable(text: str) -> str:
-    r"""Return ``text`` with all control characters except tabs and newlines escaped.
+    r"""Return ``text`` with its control characters escaped, except for tabs and newlines.
 
     >>> print(printable("cat\x1b[2J and dog\nbird"))
     cat\x1b[2J and dog

@@ -1,4 +1,4 @@
-"""Codecs, which map data units to model units and back, and compute the log-determinant for the likelihood.
+"""Codecs, which convert between data units and model units and compute the log-determinant for the likelihood.
 
 ``base`` defines the codec interface and composes codecs, ``affine`` applies a shift and a scale, and ``dequantise``
 converts discrete levels to continuous values.

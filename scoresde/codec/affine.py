@@ -23,7 +23,7 @@ class Affine(Codec):
     Args:
         shift: The shift in data units: a number, or an array that broadcasts to an event, for example with shape
             ``(D,)`` or ``(C, 1)``.
-        scale: The scale, which must be positive, in the same units as the shift and with the same possible shapes.
+        scale: The scale in data units: a positive number, or an array of positive numbers that broadcasts to an event.
 
     Numbers and lists are converted to float64 tensors. Tensors should be float64 as well.
 
@@ -56,7 +56,10 @@ class Affine(Codec):
         return torch.equal(self.shift, other.shift) and torch.equal(self.scale, other.scale)
 
     def to_model(self, x: Tensor, condition: object = None, noise: Tensor | None = None) -> Tensor:
-        """Convert ``x: (B, *event)`` to model units, in the dtype of ``x``, or float32 if ``x`` contains integers."""
+        """Convert ``x: (B, *event)`` to model units.
+
+        The result has the dtype of ``x``, or float32 if ``x`` contains integers.
+        """
         dtype = x.dtype if x.is_floating_point() else time_dtype(x.device)
         m = (x.to(dtype) - self.shift.to(x.device, dtype)) / self.scale.to(x.device, dtype)
         return m if x.is_floating_point() else m.float()

@@ -35,7 +35,7 @@ __all__ = ["Codec", "Composed", "digest", "from_dict", "to_dict"]
 class Codec(ABC):
     """A map between data units and model units. To write a codec, subclass this class as a frozen dataclass.
 
-    In all methods, ``condition`` holds the conditions of the rows, which most codecs ignore.
+    In all methods, ``condition`` contains the conditions of the rows. Most codecs ignore this argument.
     """
 
     @abstractmethod
@@ -55,10 +55,10 @@ class Codec(ABC):
 
     @abstractmethod
     def log_det(self, x: Tensor, condition: object = None) -> float | Tensor | None:
-        """Return ``log |dm/dx|`` in nats, as one number for all rows or a tensor ``(B,)``; ``None`` if undefined."""
+        """Return ``log |dm/dx|`` in nats: one number for all rows, a tensor ``(B,)``, or ``None`` if undefined."""
 
     def dims(self, x: Tensor, condition: object = None) -> int | Tensor:
-        """Return the true dimension of the rows of ``x: (B, *event)``, as one number for all or int64 ``(B,)``."""
+        """Return the true dimensions of the rows of ``x: (B, *event)``: one number for all rows, or int64 ``(B,)``."""
         return dims(x)
 
     def model_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -74,7 +74,7 @@ class Codec(ABC):
         return x
 
     def rows(self, index: Tensor) -> Codec:
-        """Return the codec restricted to the rows ``index``, int64 ``(B',)``."""
+        """Return the codec for the rows selected by ``index``, int64 ``(B',)``."""
         return self
 
     @property
@@ -197,7 +197,7 @@ def from_dict(stored: Sequence[Mapping[str, Any]]) -> Codec:
     except CheckpointError:
         raise
     except (ScoresdeError, KeyError, IndexError, TypeError, ValueError, OverflowError, RuntimeError) as error:
-        raise CheckpointError(f"malformed codec: {error}") from None
+        raise CheckpointError(f"the stored codec is malformed: {error}") from None
 
 
 def digest(codec: Codec) -> str:

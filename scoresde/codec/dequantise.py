@@ -34,8 +34,8 @@ __all__ = ["Levels"]
 class Levels(Codec):
     """Equally spaced levels, either the same for all elements of an event or different for each column or channel.
 
-    Each argument is a single number or a tensor whose shape broadcasts to an event. A tensor ``count`` is int64, and
-    tensors ``low`` and ``high`` are float64.
+    Each argument is a single number or a tensor whose shape broadcasts to an event. If they are
+    tensors, ``count`` has dtype int64, and ``low`` and ``high`` have dtype float64.
 
     Args:
         low: The lowest level, in data units.
@@ -96,7 +96,7 @@ class Levels(Codec):
         return self
 
     def to_model(self, x: Tensor, condition: object = None, noise: Tensor | None = None) -> Tensor:
-        """Return a point in the cell of each level in ``x: (B, *event)``, in the dtype of ``noise``.
+        """Return a random point in the cell of each level in ``x: (B, *event)``, with the dtype of ``noise``.
 
         Without noise, return ``x`` itself, which contains the lower ends of the cells.
         """
@@ -110,7 +110,7 @@ class Levels(Codec):
         """Return the level whose cell contains each value of ``m: (B, *event)``.
 
         Values outside the range of levels are mapped to the nearest level, and continuous columns stay unchanged. The
-        result has the shape of ``m``, and its dtype, or float32 if ``m`` contains integers.
+        result has the shape of ``m``. Its dtype is that of ``m``, or float32 if ``m`` contains integers.
         """
         # Computed in float64, because in float32 -6e-8 - (-3) is 3, one cell too far.
         wide = m.to(time_dtype(m.device))

@@ -112,7 +112,8 @@ class Fields:
     """The fields of an object that a command builds.
 
     Args:
-        group: The text before the dot in ``--set solver.steps=20``, or an empty string if there is no dot.
+        group: The text before the dot in ``--set``, such as ``solver`` in ``--set solver.steps=20``, or an empty string
+            if the fields are set without a dot.
         what: The noun that messages use for the object.
         table: The valid names of the object, each with the import path ``module:name`` of its class or function.
         option: The parameter of the command that selects a name from the table, or ``None`` if the table has only one
@@ -127,7 +128,7 @@ class Fields:
     hidden: tuple[str, ...] = ()
 
     def factory(self, name: str | None) -> Any:
-        """Return the named class or function, or ``None`` if the library selects it."""
+        """Return the named class or function, or ``None`` if the library selects it or the name is unknown."""
         if self.option is None:
             return self._get(next(iter(self.table))) if len(self.table) == 1 else None
         return None if name is None or (name not in self.table and ":" not in name) else self._get(name)
@@ -142,7 +143,7 @@ class Fields:
         """Convert values given on the command line to the types of their fields.
 
         Raises:
-            UsageError: If a field is unknown, or a value does not have the type of its field.
+            UsageError: If a field is unknown, or if a value cannot be converted to the type of its field.
         """
         factory = self.factory(name)
         try:
@@ -247,7 +248,7 @@ class Command(click.Command):
         return {str(k): v for k, v in found.items()}
 
     def _field(self, ctx: click.Context, flag: str, chosen: Mapping[str, str]) -> tuple[Fields, str, bool]:
-        """Find the object and the field that an unknown option sets, and whether the field is a flag."""
+        """Return the object and the field that an undeclared option sets, and whether the field is a flag."""
         names = [_plain(flag), *([_plain(flag)[3:]] if flag.startswith("--no-") else [])]
         for everywhere in (False, True):
             found = []
@@ -288,7 +289,7 @@ class Command(click.Command):
             ctx.exit()
 
     def full_help(self, ctx: click.Context) -> str:
-        """Return the help with all options under headings, and the fields of the objects that the command builds."""
+        """Return the full help, which lists all options under headings and the fields of the objects to build."""
         ctx.meta["scoresde.full"] = True
         try:
             return self.get_help(ctx)
@@ -496,9 +497,10 @@ def _bare(text: str) -> str:
 
 
 def _described(factory: Any) -> dict[str, str]:
-    """Return the descriptions of the fields of ``factory``, from the docstrings of a class and its base classes.
+    """Return the descriptions of the fields of ``factory``, keyed by name.
 
-    The class is ``factory`` itself or, if ``factory`` is a function, the class of the object that it returns.
+    The descriptions come from the docstrings of a class and its base classes. The class is ``factory`` itself or, if
+    ``factory`` is a function, the class of the object that the function returns.
     """
     made = factory if inspect.isclass(factory) else type(factory())
     found: dict[str, str] = {}
@@ -510,7 +512,7 @@ def _described(factory: Any) -> dict[str, str]:
 
 
 def _arguments(kind: type) -> Iterator[tuple[str, str]]:
-    """Yield the names and descriptions under ``Args:`` in a docstring."""
+    """Yield the name and the description of each argument under ``Args:`` in the docstring of a class."""
     doc = inspect.getdoc(kind) if "__doc__" in vars(kind) and kind.__doc__ else ""
     block = re.search(r"^Args:\n((?: {4}.*\n?|\n)*)", f"{doc}\n", re.M)
     for entry in re.split(r"^ {4}(?=\w)", block[1], flags=re.M)[1:] if block else ():

@@ -247,12 +247,14 @@ def sde_option(command: F) -> F:
 
 
 _own_parts = [
-    option(name, under=EVERYWHERE, metavar="NAME", help=f"The run's {what} class, as module:Class, if not built in.")
+    option(
+        name, under=EVERYWHERE, metavar="NAME", help=f"The run's {what} class, as module:Class, if it is not built in."
+    )
     for name, what in (
         ("--sde", "SDE"),
-        ("--network", "Network"),
-        ("--predict", "Prediction"),
-        ("--operator", "Operator"),
+        ("--network", "network"),
+        ("--predict", "prediction"),
+        ("--operator", "operator"),
     )
 ]
 
@@ -452,7 +454,7 @@ class Conditioning:
         return run.given(self.label).guided(1.0 if self.labels or self.given else self.guidance)
 
     def all_of(self, run: Run, n: int, seed: int = 0) -> Run:
-        """Return the run conditioned on the class for ``n`` samples.
+        """Return the run conditioned for ``n`` samples, on the given class if there is one, and with guidance.
 
         If no class was given, the condition depends on the run. If the run requires a class but no other condition,
         each sample is assigned a class. If the run was trained with other conditions, each sample gets the conditions
@@ -461,7 +463,7 @@ class Conditioning:
         return self.of(run) if self.label is not None else run.typical(n, seed).guided(self.guidance)
 
     def each(self, run: Run, known: Any) -> Run:
-        """Return the run with each sample conditioned on its class in ``known``, with guidance."""
+        """Return the run with guidance and with each sample conditioned on its own class, as listed in ``known``."""
         return run.given(known).guided(self.guidance)
 
     @property

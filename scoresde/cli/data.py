@@ -104,7 +104,7 @@ def _described(found: Look) -> list[str]:
 
 
 def _advised(info: DataInfo, sources: Sources) -> list[str]:
-    """Suggest options for data with classes and conditions, for small sets of images, and for large images."""
+    """Suggest options for data with classes or conditions, for small sets of images, and for large images."""
     advice = []
     known = {
         "vector": ("the numbers", info.known.vector and not sources.vector),

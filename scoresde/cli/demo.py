@@ -1,4 +1,4 @@
-"""The command ``scoresde demo``, which trains a small model and shows what it does."""
+"""The command ``scoresde demo``, which trains a small model and shows what the model generates."""
 
 from __future__ import annotations
 

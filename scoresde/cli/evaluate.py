@@ -56,7 +56,7 @@ ALL = ",".join((*METRICS, "copies"))
 @option("--data", under="Data", first=True, help="Data to compare with.  [default: the run's own data]")
 @reading_options()
 @option("--against", under="Data", type=click.Choice(["test", "train"]),
-        help="Split of the data to compare with.  [default: that of --given, or test]")  # fmt: skip
+        help="Split of the data to compare with.  [default: the split of --given, or test]")  # fmt: skip
 @option("--limit", under="Data", type=Whole(WHOLE), default=10_000,
         help="Maximum number of data rows to compare with (0: all).")  # fmt: skip
 @option("--features", under="Metrics", first=True, default="auto",
@@ -64,7 +64,7 @@ ALL = ",".join((*METRICS, "copies"))
              "file of features.")  # fmt: skip
 @option("--metrics", under="Metrics", first=True,
         help=f"Metrics to compute: any of {ALL}, or module:function; with --given, also any of {','.join(ANSWERS)}.  "
-             "[default: all metrics in the first list or, with --given, all metrics in the second]")  # fmt: skip
+             "[default: all metrics in the first list or, with --given, all metrics in the second list]")  # fmt: skip
 @option("--copies-by", under="Metrics", default="pixels",
         help="Features used to detect copies of training data.")  # fmt: skip
 @option(
@@ -102,7 +102,7 @@ def evaluate(
     The command prints each metric with its standard error, next to the value for real data. It also reports whether
     samples are copies of training data.
 
-    With --given, a run is conditioned on rows of the data, and several answers for each row are compared with the row
+    With --given, the run is conditioned on rows of the data, and several answers for each row are compared with the row
     itself.
     """
     built = solver.build()
@@ -212,7 +212,7 @@ def evaluate(
 
 @dataclass(frozen=True)
 class _Asks:
-    """The options of ``--given``, which asks a conditional run questions about rows of the data.
+    """The options that apply with ``--given``, which conditions a run on rows of the data (the questions).
 
     Args:
         split: The split of the rows that the run is conditioned on.
@@ -246,7 +246,7 @@ class _Asks:
         self, session: Session, data: Dataset, n: int, built: Solver, solver: SolverChoice, batch: int,
         metrics: list[str] | None,
     ) -> tuple[Tensor, dict[str, Any], Judgement | None]:  # fmt: skip
-        """Draw the answers, and compare them with the truth.
+        """Draw the answers, which are samples of the run, and compare them with the truth.
 
         If ``metrics`` is ``None``, all metrics of answers that can be computed are used.
 
@@ -319,7 +319,7 @@ def _source(session: Session, samples: Path | None, units: str, data: str | None
         raise DataError(
             f"{theirs.name} has shape {theirs.shape} and {theirs.levels or 'no'} levels, but the run was trained on "
             f"data with shape {loaded.info.shape} and {loaded.info.levels or 'no'} levels, so its samples cannot be "
-            "compared with these data; pass data of the shape and levels of the run as --data"
+            "compared with these data; for --data, use data with the same shape and number of levels as the run's data"
         )
     # The codec comes from the run, so that features and model units do not change if rows are added to the data.
     info, spec = described(folder, config)

@@ -52,11 +52,11 @@ def _how(assignments: tuple[str, ...], **typed: Any) -> Likelihood:
     "  scoresde likelihood runs/small runs/large --limit 0",
 )
 @option("--data", under="Data", first=True, multiple=True,
-        help="Data to evaluate; may be repeated.  [default: the run's own data]")  # fmt: skip
+        help="Data to evaluate. The option may be repeated.  [default: the run's own data]")  # fmt: skip
 @option("--split", under="Data", first=True, type=click.Choice(["test", "train", "all"]), default="test",
         help="Split of the data to evaluate.")  # fmt: skip
 @option("--limit", under="Data", first=True, type=Whole(WHOLE), default=1000,
-        help="Number of samples to evaluate, drawn at random (0: all).")  # fmt: skip
+        help="Maximum number of samples to evaluate, drawn at random (0: all).")  # fmt: skip
 @together(
     "how", _how,
     option("--probes", under="Likelihood", first=True, sets="likelihood", type=Whole(Range(1, 100_000)),
@@ -71,7 +71,7 @@ def _how(assignments: tuple[str, ...], **typed: Any) -> Likelihood:
 @option("--strata", under="Likelihood", type=Whole(STEPS), default=64,
         help="Number of model evaluations per sample for the variational bound.")  # fmt: skip
 @option("--check/--no-check", under="Likelihood", default=True,
-        help="Solve 16 samples again with higher accuracy, and warn if the results change.")  # fmt: skip
+        help="Solve up to 16 samples again with higher accuracy, and warn if the results change.")  # fmt: skip
 @option("--batch", under="Likelihood", type=Whole(COUNT), default=128, help="Maximum number of samples per batch.")
 @option("--memory", under="Likelihood", type=Whole(Range(1, 2**40)),
         help="Memory limit for a batch, in MiB.  [default: 2048, or half of a GPU's free memory]")  # fmt: skip
@@ -86,7 +86,7 @@ def likelihood(
 ) -> None:  # fmt: skip
     """Compute the likelihood of data under a trained RUN (default: the newest).
 
-    The result is in bits/dim or nats, with its standard error.
+    The command prints the mean, in bits/dim or nats, and its standard error.
 
     If --data is repeated, one picture shows the likelihoods of all data sets. If several runs are given, their
     likelihoods are computed for the same samples with the same noise, and each run is compared with the first run
@@ -218,14 +218,14 @@ def _name(found: dict[str, Any], several: bool) -> str:
 
 
 def _checks(sets: list[dict[str, Any]], several: bool) -> list[str]:
-    """Format the check of each data set, or one line if no data set was checked."""
+    """Format the convergence check of each data set, or return a single line if no data set was checked."""
     if all(found["converged"] is None for found in sets):
         return ["convergence not checked: a more accurate solution could change the result"]
     return [_name(found, several) + _check(found) for found in sets]
 
 
 def _check(found: dict[str, Any]) -> str:
-    """Format the check of a data set."""
+    """Format the convergence check of a data set."""
     if found["converged"] is None:
         return "convergence not checked"
     told = f"{found['checked']} samples" if "checked" in found else "some samples"  # as in an earlier version
@@ -237,7 +237,7 @@ def _check(found: dict[str, Any]) -> str:
 
 
 def _lines(found: dict[str, Any], several: bool, given: bool = False) -> str:
-    """Format the result of a data set. ``given`` marks it as log p(x | c)."""
+    """Format the result for a data set. With ``given``, the line says that the result is log p(x | c)."""
     name = _name(found, several)
     told = " given the conditions" if given else ""
     text = f"{name}{_figure(found)}{told}  (n = {found['n']:,} of {found['of']:,}, {found['split']}"

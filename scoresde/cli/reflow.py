@@ -40,8 +40,8 @@ def reflow(
 ) -> None:  # fmt: skip
     """Straighten the trajectories of a RUN (default: the newest) so that a few Euler steps can follow them.
 
-    The command trains the model further on pairs of noise and the sample to which the model's flow maps this noise (Liu
-    et al. 2023). It prints the folder of the new run.
+    The command trains the model further on pairs (noise, sample), in which the model's flow maps the noise to the
+    sample (Liu et al. 2023). It prints the folder of the new run.
 
     The new model has a flow and a likelihood but no score, so stochastic solvers cannot be used with it.
     """

@@ -68,7 +68,10 @@ class Asking:
 
     @property
     def own(self) -> str | None:
-        """The operator if it is a user-defined class, which the run may have been trained with, otherwise ``None``."""
+        """The operator if it is a user-defined class, otherwise ``None``.
+
+        The run may have been trained with such a class.
+        """
         return own_class(self.operator)
 
     def questions(self, run: Run) -> Questions | None:
@@ -89,7 +92,7 @@ class Asking:
         return Questions(Condition(), names, f"{len(names)} texts", self.text, text=self.text) if names else None
 
     def counts(self, n: int | None, questions: Questions | None) -> tuple[int, int]:
-        """Return the number of samples, and the number of samples for each question."""
+        """Return the total number of samples, and the number of samples for each question."""
         if questions is None:
             if self.each is not None and n not in (None, self.each):
                 raise UsageError(f"--n {n} contradicts --each {self.each}; leave out one of them")
@@ -345,7 +348,7 @@ def _report(session: Session, folder: Path, facts: dict[str, Any], files: list[P
 def _behind(run: Run, session: Session) -> Tensor | None:
     """Select at most 2,000 training rows for the figure, from the classes that the run is conditioned on.
 
-    Return ``None`` if the data are no longer available.
+    Return ``None`` if the data are no longer available or do not match the run.
     """
     import torch
 

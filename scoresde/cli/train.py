@@ -46,8 +46,8 @@ PARTS = (
         help="Training data: digits, tinted, captions, a 2-D toy set, or the path of images, csv, npy or IDX "
              "files.")  # fmt: skip
 @option("--augment", under="Data", default="none", metavar="KINDS",
-        help="Augmentation of images: none, all, or any of flip, vflip, scale, shift. The network receives its "
-             "parameters as input.")  # fmt: skip
+        help="Augmentation of images: none, all, or any of flip, vflip, scale, shift. The network receives the "
+             "parameters of the augmentation as input.")  # fmt: skip
 @option("--cond", under="Data", first=True, default="none", metavar="TEXT",
         help="What the model is conditioned on: class, vector (numbers; vector:age,dose for columns of a table), image "
              "(another image), text, or the measurement of the sample by an operator: cells (random values are "
@@ -75,7 +75,7 @@ PARTS = (
         help="Learning rate.  [default: set by the preset]")  # fmt: skip
 @set_option("NAME=VALUE", "Any other setting, such as clip=2, sde.beta_max=18 or network.channels=64.", "Training")
 @option("--resume", under="Training", first=True, metavar="RUN",
-        help="Continue a run from its newest checkpoint, with its own settings.")  # fmt: skip
+        help="Continue a run from its newest checkpoint, with the settings of the run.")  # fmt: skip
 @option("--changed-data", under="Training", is_flag=True, help="Resume even if the run's data have changed.")
 @edited_option
 @option("--sample-every", under="Training", type=Whole(COUNT),
@@ -200,10 +200,11 @@ def _refuse_new_settings(run: str) -> None:
 
 
 def _named_again(config: TrainConfig, run: str, folder: Path) -> tuple[TrainConfig, Any]:
-    """Return the configuration with the names of the classes that are not built in, and the network if it has no name.
+    """Return the configuration, including the class names that the user repeated, and the network if it has no name.
 
-    The user must repeat these names and cannot change them. A network has no name if it was passed as an object when
-    the run was created. If the network has a name, the second return value is ``None``.
+    The user must repeat the names of classes that are not built in, and cannot change these names. A network has no
+    name if it was passed as an object when the run was created. If the network has a name, the second return value is
+    ``None``.
     """
     from dataclasses import replace
 

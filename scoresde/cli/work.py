@@ -25,7 +25,7 @@ REQUEST = "request.json"  # the requests of a finished result, if the result's o
 def resume_option() -> Decorator:
     """Add ``--resume`` to a command that saves parts."""
     return option(
-        "--resume", under="Files", is_flag=True, help="Continue an interrupted command; repeat its other options."
+        "--resume", under="Files", is_flag=True, help="Continue an interrupted command (repeat its other options)."
     )
 
 
@@ -67,7 +67,7 @@ class Work:
         return f"{min(self.kept, self.total):,} of {self.total:,} {self.rows} are saved in {self.folder}"
 
     def done(self) -> None:
-        """Delete the parts, because the results have been written."""
+        """Delete the parts. Call this method after the results have been written."""
         import shutil
 
         from ..core.signals import held

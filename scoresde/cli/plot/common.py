@@ -1,4 +1,4 @@
-"""Functions shared by all plot commands, which write pictures and report their paths."""
+"""Functions for writing pictures and reporting their paths, which all plot commands share."""
 
 from __future__ import annotations
 

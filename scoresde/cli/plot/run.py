@@ -1,4 +1,4 @@
-"""The commands ``scoresde plot reverse``, ``score-field``, ``trajectories`` and ``compass``, which draw a run."""
+"""The commands ``scoresde plot reverse``, ``score-field``, ``trajectories`` and ``compass``, which plot a run."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def reverse(
     epilog="Example:  scoresde plot score-field runs/8gaussians-vp --exact --times 0.05,0.2,0.5",
 )
 @option("--times", under="Picture", first=True,
-        help="Times t to draw, with one panel for each.  [default: where the log-SNR is 6, 3, 0, -3]")  # fmt: skip
+        help="Times t to draw, with one panel for each.  [default: where the log-SNR is 6, 3, 0 and -3]")  # fmt: skip
 @option("--exact", under="Picture", first=True, is_flag=True,
         help="Add the exact score, which is known only for 8gaussians.")  # fmt: skip
 @conditioning(first=False)

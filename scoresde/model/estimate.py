@@ -122,7 +122,7 @@ class Domain:
         return cls(sde, sde.t_min, sde.t_max)
 
     def interval(self, use: str) -> tuple[float, float]:
-        """Return the ends of the interval of t that the path sets for ``use``, restricted to the domain.
+        """Return the smallest and the largest t for ``use`` at which the model can be evaluated.
 
         The argument ``use`` is ``"train"``, ``"sample"`` or ``"likelihood"``. If the model has nodes, sampling starts
         and ends at nodes.
@@ -241,9 +241,9 @@ class Counted(Wrapped):
         return estimate
 
     def rows(self, index: Tensor) -> Self:
-        """Return the denoiser restricted to the rows ``index: (B',)`` of those that it now evaluates.
+        """Return the denoiser restricted to some of its rows, ``index: (B',)``.
 
-        The counter continues to count the evaluations of each row at the row's original position.
+        The counter continues to count the evaluations of each row at the original position of the row in the batch.
         """
         places = index if self.index is None else self.index[index]
         return replace(self, model=self.model.rows(index), index=places)

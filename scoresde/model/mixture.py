@@ -57,7 +57,9 @@ class GaussianMixture:
     def __post_init__(self) -> None:
         count, dims = len(self.means), self.means[0].numel()
         if (self.stds is None) == (self.covariances is None):
-            raise UsageError("a mixture requires either stds, shape (K,), or covariances, shape (K, D, D), not both")
+            raise UsageError(
+                "a mixture requires either stds, shape (K,), or covariances, shape (K, D, D), but not both"
+            )
         expected = {"stds": (count,), "weights": (count,), "covariances": (count, dims, dims)}
         for name, shape in expected.items():
             value = getattr(self, name)

@@ -211,11 +211,11 @@ class ScoreModel(nn.Module):
 
 
 def _legal(parametrization: Parametrization, sde: SDE) -> tuple[float, float]:
-    """Return the ends of the interval of t in which the network's output determines both the data and the noise.
+    """Return the smallest and the largest t at which the network's output determines both the data and the noise.
 
     Raises:
-        UsageError: If there is no such interval, or if it does not contain the last node of a chain, from which
-            sampling starts.
+        UsageError: If there is no interval of such times, or if no signal is left at the last node of a chain and the
+            output does not determine the data there. Sampling starts at this node.
     """
     t_min, t_max = parametrization.legal_t_min(sde), parametrization.legal_t_max(sde)
     if sde.nodes is not None and t_max < sde.t_max and float(sde.coefficients(sde.nodes[-1])[0]) == 0:

@@ -1,6 +1,7 @@
 """Parametrisations, which define the target of a network's output, the scale of its input, and the noise label.
 
-Whatever a network is trained to predict, the target of its output is a linear combination of the data and the noise,
+Whatever a network is trained to predict, the target F of its output is a linear combination of the data and the noise.
+Each parametrisation is listed here with its coefficients (a, b):
 
     F = a(t) x_0 + b(t) eps          eps (0, 1)   x0 (1, 0)   v (-sigma, alpha)   velocity (alpha', sigma')
                                      score (0, -1/sigma)   EDM residual: see EDM                            (1)
@@ -9,7 +10,7 @@ Together with ``x_t = alpha x_0 + sigma eps``, equation (1) is a 2 x 2 linear sy
 
     x0_hat = (sigma F - b x) / d,    eps_hat = (a x - alpha F) / d,    d = a sigma - b alpha.               (2)
 
-With this solution, every parametrisation gives the same two estimates, so no conversions between pairs of
+Every parametrisation is thus converted to x0_hat and eps_hat directly, and no conversions between pairs of
 parametrisations are needed.
 
 References:
@@ -65,10 +66,9 @@ class Parametrization(Checked, ABC):
         return torch.ones_like(t)
 
     def label(self, sde: SDE, t: Tensor) -> Tensor:
-        """Return the noise label, a clamped value of ``log(sigma/alpha)/4``, with the same shape as ``t``.
+        """Return the noise label, which is ``log(sigma/alpha)/4`` clamped to [-5, 5], with the same shape as ``t``.
 
-        The network receives this label instead of t, and no other information about the SDE. The label is usually
-        clamped to [-5, 5].
+        The network receives this label instead of t. It receives no other information about the SDE.
 
         On a path that ends at alpha = 0, where the logarithm is infinite, the label is clamped to [-5, 1.5]. With a
         larger bound, a step that starts at alpha = 0 would evaluate the network at a label that hardly ever occurs in

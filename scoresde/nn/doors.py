@@ -160,7 +160,9 @@ class TextEncoder(nn.Module):
         """
         if tokens.ndim != (2 if self.words else 3) or (self.features and tokens.shape[2] != self.features):
             expected = "word indices (B, L)" if self.words else f"features (B, L, {self.features})"
-            raise UsageError(f"the network expects {expected} as tokens, but got shape {tuple(tokens.shape)}")
+            raise UsageError(
+                f"the network expects {expected} as tokens, but the tokens have shape {tuple(tokens.shape)}"
+            )
         if self.layers is None:
             known = ~tokens.isnan().any(2)
             return self.enter(torch.where(known[..., None], tokens, 0).to(self.enter.weight.dtype)), known

@@ -18,8 +18,8 @@ class NoiseEmbedding(nn.Module):
     """An embedding of the noise label and, if the network uses them, of the class, the augmentation and the vector.
 
     The noise label is a quarter of a log noise level, so its range is only a few units. Angular frequencies from 1/2 to
-    32 resolve the label without making the network a rough function of it. Roughness would affect the divergence in the
-    likelihood.
+    32 resolve the label without making the network a rough function of the label. Roughness would also affect the
+    divergence that the likelihood computation integrates.
 
     Args:
         width: Size of the embedding.

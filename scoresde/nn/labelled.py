@@ -119,7 +119,7 @@ def _named(network: nn.Module) -> str:
 
 
 def _inner(network: nn.Module) -> nn.Module:
-    """Return the network without the compiled or parallel wrappers around it, as far as they pass on all arguments."""
+    """Remove compiled and parallel wrappers that pass on all arguments, and return the network inside them."""
     for name in ("_orig_mod", "module"):
         inside = getattr(network, name, None)
         if isinstance(inside, nn.Module) and _open(_bare(network)):

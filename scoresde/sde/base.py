@@ -129,11 +129,11 @@ class SDE(Checked, ABC):
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor | float:
-        """Return the coefficient of the data at ``t``: a tensor shaped like ``t``, or a number if it is constant."""
+        """Return the coefficient of the data at ``t``: a tensor shaped like ``t``, or a constant number."""
 
     @abstractmethod
     def sigma(self, t: Tensor) -> Tensor | float:
-        """Return the standard deviation of the noise at ``t``: a tensor shaped like ``t``, or a number if constant."""
+        """Return the standard deviation of the noise at ``t``: a tensor shaped like ``t``, or a constant number."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -280,7 +280,7 @@ class SDE(Checked, ABC):
         return None
 
     def times(self, use: str) -> tuple[float, float]:
-        """Return the ends of the interval of t that training, sampling or the likelihood computation uses.
+        """Return the smallest and the largest t used in training, sampling or the likelihood computation.
 
         The argument ``use`` is ``"train"``, ``"sample"`` or ``"likelihood"``.
         """

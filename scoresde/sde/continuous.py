@@ -1,7 +1,7 @@
 """The published continuous-time SDEs.
 
-Each class defines alpha and sigma (:mod:`scoresde.sde.base`), and overrides those of the other methods for which its
-path has a closed form.
+Each class defines alpha and sigma (:mod:`scoresde.sde.base`). It overrides another method of :class:`SDE` if the result
+of this method has a closed form on the path.
 
 References:
     Song et al. (2021), Score-based generative modeling through SDEs, arXiv:2011.13456: VP (eq. 11), VE (eq. 9),

@@ -59,7 +59,7 @@ class Reach:
     @classmethod
     @torch.no_grad()
     def of(cls, sde: SDE, t_max: float | None = None, spread: float = 1.0, furthest: float | None = None) -> Reach:
-        """Evaluate the coefficients of ``sde`` at ``t_max`` (default: the end of the path), and return the result.
+        """Build a :class:`Reach` from the coefficients of ``sde`` at ``t_max`` (default: the end of the path).
 
         >>> from scoresde import VPSDE
         >>> reach = Reach.of(VPSDE(beta_max=0.5), spread=0.5)
@@ -72,7 +72,7 @@ class Reach:
 
     @property
     def share(self) -> float:
-        """The fraction of the variance that comes from the data, equation (2)."""
+        """The fraction of the variance at the end of the path that comes from the data, equation (2)."""
         data = (self.alpha * self.spread) ** 2
         return data / (data + self.sigma**2)
 

@@ -99,7 +99,7 @@ def fit(
     """Train a model by denoising score matching.
 
     Args:
-        config: The configuration. A field that is ``auto`` is replaced by a value that is computed from the data.
+        config: The configuration. Fields that are to be set automatically are computed from the data.
         data: A data set, or an array that :meth:`scoresde.Dataset.of` accepts, to use instead of ``config.data``.
         network: A custom network (see :class:`scoresde.ScoreModel`), instead of a preset.
         pairs: Samples paired with noise, for training with the ``reflow`` coupling. They are stored in the run folder.
@@ -445,7 +445,7 @@ def _continued(config: TrainConfig, start: Run, network: nn.Module | None, data:
     if config.augment not in ("none", start.config.augment):
         raise UsageError(
             f"the run was trained with augment={start.config.augment!r}, so its network has no inputs for "
-            f"{config.augment!r}",
+            f"{config.augment!r}; use the augmentation of the run, or none",
             parameter="augment",
             value=start.config.augment,
         )
@@ -469,9 +469,9 @@ def _objective(config: TrainConfig, model: ScoreModel) -> tuple[Weight, Times]:
 def _rate(config: TrainConfig, step: int) -> float:
     """Return the learning rate of a step.
 
-    The rate rises linearly during the warm-up. If ``config.decay`` is ``none``, it is constant afterwards. If not, the
-    rate of every step is also multiplied by half a cosine wave, which falls from 1 at the first step to about 0 at the
-    last.
+    The rate rises linearly during the warm-up. If ``config.decay`` is ``none``, the rate is constant afterwards.
+    Otherwise, the rate of each step is also multiplied by a cosine factor, which falls from 1 at the first step to
+    about 0 at the last step.
     """
     factor = min(1.0, (step + 1) / config.warmup)
     if config.decay != "none":
@@ -480,7 +480,7 @@ def _rate(config: TrainConfig, step: int) -> float:
 
 
 def _spread(data: Dataset, codec: Codec) -> float:
-    """Return the root mean square of the first 4,096 rows of the training data (or fewer), in model units."""
+    """Return the root mean square of the training data in model units, computed from at most the first 4,096 rows."""
     x = data.train[:4096]
     x = codec.to_model(x, noise=torch.full(x.shape, 0.5, dtype=torch.float64 if data.info.wide else torch.float32))
     if data.complete is not None:
@@ -543,7 +543,11 @@ def _restore(folder: Path, config: TrainConfig, state: TrainState, edited: bool)
     dtype = str(next(state.model.parameters()).dtype).removeprefix("torch.")
     trained = read_object(folder / "config.json").get("dtype", dtype)
     if trained != dtype:
-        raise UsageError(f"{folder} was trained with dtype {trained}, not {dtype}", parameter="dtype", value=trained)
+        raise UsageError(
+            f"{folder} was trained with dtype {trained}, not {dtype}; use the same dtype",
+            parameter="dtype",
+            value=trained,
+        )
     if not checkpoints(folder):
         if config.coupling == "reflow":
             raise CheckpointError(f"{folder} has neither a checkpoint nor its starting weights; run reflow again")

@@ -100,7 +100,9 @@ class TrainState:
             now = matching(kept, found)
             found = {now[name]: value for name, value in found.items()}
             if {name: value.shape for name, value in found.items()} != {n: value.shape for n, value in kept.items()}:
-                raise CheckpointError(f"the averaged weights in {checkpoint} belong to a different network")
+                raise CheckpointError(
+                    f"the averaged weights in {checkpoint} belong to a different network; use the network of the run"
+                )
             self.average.state = {name: value.to(kept[name].device) for name, value in found.items()}
             updates = state.get("ema_updates")
             if type(updates) is not int or updates < 0:

@@ -235,7 +235,7 @@ class TestPaths:
         class Own(VPSDE):
             t_sample = 1.5
 
-        with pytest.raises(UsageError, match=r"t_sample = 1.5, which must lie between t_min"):
+        with pytest.raises(UsageError, match=r"t_sample = 1.5, which must be at least t_min"):
             Own()
 
     def test_a_path_may_be_all_noise_before_its_end(self) -> None:

@@ -153,7 +153,7 @@ def test_features_of_words_and_their_lack(kind: str) -> None:
     assert not torch.allclose(network(x, c, Condition(tokens=features + 1)), out, atol=1e-4)
     dropped = Condition(tokens=features).dropped(torch.tensor([True, False]))
     torch.testing.assert_close(network(x, c, dropped)[0], network(x, c)[0])
-    with pytest.raises(UsageError, match=r"features \(B, L, 7\) as tokens, but got shape \(2, 3\)"):
+    with pytest.raises(UsageError, match=r"features \(B, L, 7\) as tokens, but the tokens have shape \(2, 3\)"):
         network(x, c, Condition(tokens=torch.zeros(2, 3, dtype=torch.int64)))
 
 

@@ -104,7 +104,7 @@ def test_a_step_that_fails_leaves_the_state_before_it() -> None:
 
     state, fine = start(), start()
     list(running(fine, 2))
-    with pytest.raises(NumericalError, match=r"step 3: loss nan.*the worst row has loss nan"):
+    with pytest.raises(NumericalError, match=r"step 3 because .*loss nan.*the worst row has loss nan"):
         list(running(state, 5, Bad()))
     assert same(state, fine)
 

@@ -452,7 +452,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_time(tmp_path: Path, monk
     with pytest.raises(NumericalError) as error:
         fit(config, out=tmp_path / "r", quiet=True)
     text = str(error.value)
-    assert "stopped at step 4: loss nan" in text and f"t = {float(seen.t[3][5]):.3g} has loss nan" in text
+    assert "stopped at step 4 because" in text and f"t = {float(seen.t[3][5]):.3g} has loss nan" in text
     assert "Try a smaller learning rate" in text and error.value.parameter == "lr"
     assert f"The last checkpoint in {tmp_path / 'r'} is from an earlier step" in text
     assert newest_checkpoint(tmp_path / "r").name == "step-000000003"

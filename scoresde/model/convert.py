@@ -40,7 +40,7 @@ class Converted(Wrapped):
 
     @cached_property
     def domain(self) -> Domain:
-        """The domain of the model, expressed in the times of ``sde``. Nodes of the model outside of it are left out."""
+        """The domain of the model, expressed in the times of ``sde``. Nodes outside the domain are left out."""
         theirs, low, high = self.model.domain, self.sde.t_min, self.sde.t_max
         nodes = theirs.nodes
         if nodes is not None:
@@ -68,7 +68,7 @@ _CLOSE = 1e-12  # how far rounding may move a time beyond an end of the domain
 
 
 def convert(model: Denoiser, path: SDE) -> Converted:
-    """Convert ``model`` to another path, restricted to the noise levels that the model and the path share.
+    """Convert ``model`` to another path. The result covers only the noise levels that the model and the path share.
 
     Args:
         model: Any denoiser.

@@ -35,7 +35,7 @@ class TrainingSet(Checked):
     Args:
         sde: The path.
         points: The points in model units, shape ``(K, *event)``.
-        std: Standard deviation of the Gaussian around each point, or 0 for the points themselves.
+        std: Standard deviation of the Gaussian around each point, or 0 if the data are exactly the points.
     """
 
     limits = ranges(std=NONNEGATIVE)

@@ -36,13 +36,14 @@ class Estimate:
     """A model's estimate of the data and the noise at ``(x_t, t)``.
 
     Attributes:
-        x: The noisy batch, shape ``(B, *event)``.
-        t: The time, shape ``()`` or ``(B,)``.
+        x: The batch of noisy states, shape ``(B, *event)``.
+        t: The time of all rows, shape ``()``, or of each row, shape ``(B,)``.
         x0, eps: The estimated data and noise, same shape as ``x``. They satisfy ``alpha x0 + sigma eps = x``.
         sde: The path on which the estimate was made.
         frac: The learned variance as a fraction (see :meth:`share`), same shape as ``x``, or ``None`` if the model did
             not learn the variance.
-        calls: The number of network evaluations per row that this estimate took, either one number or int64 ``(B,)``.
+        calls: The number of network evaluations per row that this estimate took, either one number for all rows or
+            int64 ``(B,)``.
     """
 
     x: Tensor
@@ -104,8 +105,8 @@ class Domain:
             training, although the flow of such a model is correct.
         consistent: Whether the estimates at all noise levels belong to a single distribution. This is false for guided
             models. The flow and the reverse SDE of a guided model lead to different distributions, and a variational
-            bound is valid only for the reverse SDE. The flag does not change any numbers, but if it is false, bounds
-            are labelled as bounds for a guided model.
+            bound is valid only for the reverse SDE. This flag does not change any numbers. If it is false, variational
+            bounds are labelled as bounds for a guided model.
     """
 
     sde: SDE
@@ -121,9 +122,10 @@ class Domain:
         return cls(sde, sde.t_min, sde.t_max)
 
     def interval(self, use: str) -> tuple[float, float]:
-        """Return the interval of t for ``use`` (``"train"``, ``"sample"`` or ``"likelihood"``) within the domain.
+        """Return the smallest and the largest t for ``use`` at which the model can be evaluated.
 
-        If the model has nodes, sampling starts and ends at nodes.
+        The argument ``use`` is ``"train"``, ``"sample"`` or ``"likelihood"``. If the model has nodes, sampling starts
+        and ends at nodes.
         """
         low, high = self.sde.times(use)
         low, high = max(low, self.t_min), min(high, self.t_max)
@@ -151,7 +153,7 @@ class Denoiser(Protocol):
         ...
 
     def rows(self, index: Tensor) -> Denoiser:
-        """Return the model for the rows ``index``, shape ``(B',)``, of a batch, including their conditions."""
+        """Return the model restricted to the rows ``index: (B',)`` of a batch and to the conditions of these rows."""
         ...
 
 
@@ -160,8 +162,8 @@ class Wrapped:
     """Base class of denoisers that wrap another denoiser.
 
     To write a wrapper, subclass this as a frozen dataclass and implement ``__call__``. The method :meth:`rows` calls
-    ``rows`` on every field that has this method (another denoiser, a condition, noise), and returns an object of the
-    same class with all other fields unchanged.
+    ``rows`` on every field that has this method (such as another denoiser, a condition or noise), and returns an object
+    of the same class with all other fields unchanged.
 
     Args:
         model: The wrapped denoiser.
@@ -175,18 +177,18 @@ class Wrapped:
         return self.model.domain
 
     def rows(self, index: Tensor) -> Self:
-        """Return the denoiser for the rows ``index``, shape ``(B',)``."""
+        """Return the denoiser restricted to the rows ``index: (B',)`` of a batch."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{name: value.rows(index) for name, value in values.items() if hasattr(value, "rows")})
 
 
 class Tally:
-    """A counter of network evaluations, which adds up :attr:`Estimate.calls`.
+    """A counter that adds up the network evaluations (:attr:`Estimate.calls`) of each row of a batch.
 
     Attributes:
-        evaluations: The number of times that the model was evaluated, on any number of rows.
-        more: The number of additional network evaluations of each row, beyond one per model evaluation, either 0 or
-            int64 ``(B,)``.
+        evaluations: The number of evaluations of the model, each of them on one or more rows.
+        more: The number of network evaluations of each row in excess of one per model evaluation, either 0 for all rows
+            or int64 ``(B,)``.
     """
 
     def __init__(self, x: Tensor) -> None:
@@ -214,9 +216,9 @@ class Tally:
 
     @property
     def total(self) -> int | Tensor:
-        """The number of network evaluations per row, either one number or int64 ``(B,)``.
+        """The number of network evaluations per row, either one number for all rows or int64 ``(B,)``.
 
-        The result is correct only if every model evaluation included all rows.
+        This number is correct only if every model evaluation included all rows.
         """
         return self.evaluations + self.more
 
@@ -239,9 +241,9 @@ class Counted(Wrapped):
         return estimate
 
     def rows(self, index: Tensor) -> Self:
-        """Return the denoiser for the rows ``index``, shape ``(B',)``.
+        """Return the denoiser restricted to some of its rows, ``index: (B',)``.
 
-        The counter continues to count the evaluations of each row at the row's original position.
+        The counter continues to count the evaluations of each row at the original position of the row in the batch.
         """
         places = index if self.index is None else self.index[index]
         return replace(self, model=self.model.rows(index), index=places)

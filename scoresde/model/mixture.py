@@ -35,7 +35,7 @@ class GaussianMixture:
     Args:
         sde: The path.
         means: The mean of each component, shape ``(K, *event)``.
-        stds: The standard deviation of each isotropic component, shape ``(K,)``. If all are 0, the score is that of a
+        stds: The standard deviation of each isotropic component, shape ``(K,)``. If all of them are 0, the mixture is a
             finite set of points.
         weights: The weight of each component, shape ``(K,)``. The weights must sum to 1 (default: equal weights).
         covariances: The covariance of each component, shape ``(K, D, D)`` for events of D elements. Give either
@@ -57,7 +57,9 @@ class GaussianMixture:
     def __post_init__(self) -> None:
         count, dims = len(self.means), self.means[0].numel()
         if (self.stds is None) == (self.covariances is None):
-            raise UsageError("a mixture requires either stds, shape (K,), or covariances, shape (K, D, D), not both")
+            raise UsageError(
+                "a mixture requires either stds, shape (K,), or covariances, shape (K, D, D), but not both"
+            )
         expected = {"stds": (count,), "weights": (count,), "covariances": (count, dims, dims)}
         for name, shape in expected.items():
             value = getattr(self, name)
@@ -142,17 +144,19 @@ class GaussianMixture:
     def given(self, known: Tensor, values: Tensor) -> GaussianMixture:
         """Return the distribution of the unknown elements of an event, given the known elements.
 
-        The event is split into known elements y and unknown elements h. For each component, with the mean
-        ``(mu_y, mu_h)`` and the covariance blocks ``C_yy``, ``C_hy`` and ``C_hh``,
+        The event is split into known elements y and unknown elements h. The result has one component for each component
+        of this mixture. If a component has the weight w, the mean ``(mu_y, mu_h)`` and the covariance blocks ``C_yy``,
+        ``C_hy`` and ``C_hh``, then its counterpart in the result has
 
-            K = C_hy C_yy^-1,    weight ~ w N(y; mu_y, C_yy),    mean = mu_h + K (y - mu_y),    C = C_hh - K C_hy^T.
+            weight ~ w N(y; mu_y, C_yy),    mean = mu_h + K (y - mu_y),    covariance = C_hh - K C_hy^T,
 
-        This distribution can be used for inpainting. For a mixture over vectors (x, c), it is ``p(x | c)``.
+        with ``K = C_hy C_yy^-1``. The result can be used for inpainting. If the mixture is over vectors (x, c), and c
+        is known, the result is ``p(x | c)``.
 
         Args:
             known: A mask of the known elements, bool, with the shape of an event.
-            values: The values of the known elements, with the shape of an event. The unknown elements are ignored and
-                may be NaN.
+            values: The values of the known elements, with the shape of an event. The entries of the unknown elements
+                are ignored and may be NaN.
 
         Returns:
             A mixture over the U unknown elements, in the order of the flattened event. Its events have the shape

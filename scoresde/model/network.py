@@ -26,7 +26,7 @@ __all__ = ["Given", "ScoreModel"]
 
 
 class ScoreModel(nn.Module):
-    """A model that consists of a network, an SDE and a parametrization, called as ``model(x, t) -> Estimate``.
+    """A model that consists of a network, an SDE and a parametrisation, called as ``model(x, t) -> Estimate``.
 
     The model's parameters include the learned parameters of the path (:meth:`scoresde.SDE.parameters`).
 
@@ -45,9 +45,10 @@ class ScoreModel(nn.Module):
             model is correct, but the model has no score.
         codec: The map from data units to model units. The input of the network, ``codec.show(x)``, and the output of
             the network have the shape of the data. Without a codec, data units and model units are the same.
-        learn_variance: Whether the network returns twice as many channels as its input has, ``(B, 2 C, ...)``. The
-            second half, v, determines the variance of a reverse step. On a log scale, ``frac = (v + 1)/2`` is the
-            position of the variance between its two bounds (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15).
+        learn_variance: Whether the network also learns the variance of a reverse step. For an input of C channels, it
+            then returns 2 C channels. The second half of these, v, determines the variance: on a log scale,
+            ``frac = (v + 1)/2`` is the position of the variance between its two bounds (Nichol and Dhariwal 2021,
+            arXiv:2102.09672, eq. 15).
 
     Example:
         >>> from scoresde import VPSDE, Eps, ScoreModel
@@ -101,20 +102,23 @@ class ScoreModel(nn.Module):
 
     @property
     def slots(self) -> tuple[str, ...]:
-        """The fields of a condition that the network uses, as listed in its attribute ``slots`` (default: all)."""
+        """The fields of a condition that the network uses.
+
+        The network lists them in its attribute ``slots``. If it has no such attribute, these are all fields.
+        """
         return tuple(getattr(self.network, "slots", SLOTS))
 
     def output(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
-        """Return the target F as predicted by the network at ``(x_t, t)``, with the same shape as ``x``."""
+        """Return the network's prediction of the target F at ``(x_t, t)``, with the same shape as ``x``."""
         return self.outputs(x, t, cond)[0]
 
     def outputs(
         self, x: Tensor, t: Tensor, cond: Condition | None = None, augment: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the target F as predicted by the network at ``(x_t, t)``, and the learned variance as a fraction.
+        """Return the network's prediction of the target F at ``(x_t, t)``, and the learned variance as a fraction.
 
         Both have the same shape as ``x``. The fraction is ``None`` if the model does not learn the variance. The
-        argument ``augment: (B, A)``, which is used only in training, describes how the rows were augmented.
+        argument ``augment: (B, A)``, which is used only in training, describes how each row was augmented.
         """
         # Schedules are computed in the dtype of t (float64 in solvers) and cast to the dtype of the network's input.
         label = self.parametrization.label(self.sde, t).to(x.dtype).expand(x.shape[0])
@@ -161,7 +165,7 @@ class ScoreModel(nn.Module):
         return self
 
     def given(self, condition: Condition | Tensor | npt.ArrayLike) -> Given:
-        """Bind a condition to each row.
+        """Return the model with a condition bound to each row.
 
         Args:
             condition: A :class:`~scoresde.Condition`, a class for all rows, or the class of each row, int64 ``(B,)``.
@@ -207,11 +211,11 @@ class ScoreModel(nn.Module):
 
 
 def _legal(parametrization: Parametrization, sde: SDE) -> tuple[float, float]:
-    """Return the ends of the interval of t in which the network's output determines both the data and the noise.
+    """Return the smallest and the largest t at which the network's output determines both the data and the noise.
 
     Raises:
-        UsageError: If there is no such interval, or if it does not contain the last node of a chain, from which
-            sampling starts.
+        UsageError: If there is no interval of such times, or if no signal is left at the last node of a chain and the
+            output does not determine the data there. Sampling starts at this node.
     """
     t_min, t_max = parametrization.legal_t_min(sde), parametrization.legal_t_max(sde)
     if sde.nodes is not None and t_max < sde.t_max and float(sde.coefficients(sde.nodes[-1])[0]) == 0:

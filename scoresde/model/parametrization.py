@@ -1,15 +1,17 @@
-"""Parametrizations, which define the target of a network's output, the scale of its input, and the noise label.
+"""Parametrisations, which define the target of a network's output, the scale of its input, and the noise label.
 
-Whatever a network is trained to predict, the target of its output is a linear combination of the data and the noise,
+Whatever a network is trained to predict, the target F of its output is a linear combination of the data and the noise.
+Each parametrisation is listed here with its coefficients (a, b):
 
     F = a(t) x_0 + b(t) eps          eps (0, 1)   x0 (1, 0)   v (-sigma, alpha)   velocity (alpha', sigma')
-                                     score (0, -1/sigma)   EDM residual, below.                             (1)
+                                     score (0, -1/sigma)   EDM residual: see EDM                            (1)
 
 Together with ``x_t = alpha x_0 + sigma eps``, equation (1) is a 2 x 2 linear system, whose solution is
 
     x0_hat = (sigma F - b x) / d,    eps_hat = (a x - alpha F) / d,    d = a sigma - b alpha.               (2)
 
-Conversions between pairs of parametrizations are therefore not needed.
+Every parametrisation is thus converted to x0_hat and eps_hat directly, and no conversions between pairs of
+parametrisations are needed.
 
 References:
     Salimans and Ho (2022), arXiv:2202.00512, app. D: v.
@@ -39,7 +41,7 @@ class Parametrization(Checked, ABC):
     """The meaning of a network's output (its target) and the form of its input (an input scale and a noise label).
 
     Attributes:
-        weighting: The default loss weighting for this parametrization (see :mod:`scoresde.objective.loss`).
+        weighting: The name of the default loss weighting for this parametrisation (see :mod:`scoresde.objective.loss`).
     """
 
     weighting: ClassVar[str] = "native"
@@ -48,7 +50,7 @@ class Parametrization(Checked, ABC):
     def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return the coefficients a and b of the target ``F = a x_0 + b eps``.
 
-        Each of them has the same shape as ``t``, or shape ``()`` if it is constant.
+        Each coefficient has the same shape as ``t``, or shape ``()`` if it is constant.
         """
 
     def input_scale(self, sde: SDE, t: Tensor) -> Tensor:
@@ -64,13 +66,14 @@ class Parametrization(Checked, ABC):
         return torch.ones_like(t)
 
     def label(self, sde: SDE, t: Tensor) -> Tensor:
-        """Return the noise label ``log(sigma/alpha)/4``, clamped to [-5, 5], with the same shape as ``t``.
+        """Return the noise label, which is ``log(sigma/alpha)/4`` clamped to [-5, 5], with the same shape as ``t``.
 
         The network receives this label instead of t. It receives no other information about the SDE.
 
-        On a path that ends at alpha = 0, where the logarithm is infinite, the label is clamped to [-5, 1.5]. Otherwise,
-        a step that starts at alpha = 0 would evaluate the network at a label that hardly ever occurs in training. The
-        clamped noise levels, above sigma = e^6 alpha (about 400 alpha), are hardly distinguishable anyway.
+        On a path that ends at alpha = 0, where the logarithm is infinite, the label is clamped to [-5, 1.5]. With a
+        larger bound, a step that starts at alpha = 0 would evaluate the network at a label that hardly ever occurs in
+        training. The noise levels that are clamped, above sigma = e^6 alpha (about 400 alpha), can hardly be
+        distinguished anyway.
         """
         return (-sde.log_snr(t) / 8).clamp(-5, 5 if sde.finite_g else 1.5)
 
@@ -147,7 +150,7 @@ class Score(Parametrization):
     """Prediction of the score of ``x_t`` given ``x_0``: ``F = -eps / sigma``.
 
     The target is from Song et al. (2021), arXiv:2011.13456, eq. 7. The network's raw output is divided by sigma, so the
-    raw output itself has unit variance. The loss is weighted by ``sigma^2``, as published.
+    raw output only has to predict ``-eps``, which has unit variance. The loss is weighted by ``sigma^2``, as published.
     """
 
     weighting = "eps"
@@ -169,7 +172,7 @@ class Velocity(Parametrization):
 
 @dataclass(frozen=True)
 class EDM(Parametrization):
-    """Prediction of the EDM residual (Karras et al. 2022, arXiv:2206.00364, eq. 7 and tab. 1), for any path.
+    """Prediction of the EDM residual on any path (Karras et al. 2022, arXiv:2206.00364, eq. 7 and tab. 1).
 
     The denoised data are ``x0_hat = c_skip x + c_out F``, and the network's input is ``c_in x``. For data with standard
     deviation s = ``data_std`` per element, the coefficients give the target unit variance and amplify the network's

@@ -5,8 +5,8 @@ Features that separate classes also describe the content of an image, so they ar
 Events with spatial axes pass through convolutions. Each convolution after the first halves the size of every axis,
 until no axis has more than four positions. Vectors pass through two hidden layers. In both cases, a hidden layer of
 ``width`` features and a linear layer with one output per class follow. The features are divided by a single number,
-``scale``, which the training code sets to their root mean square. The scale of a hidden layer is arbitrary, and
-distances between features should not depend on it.
+``scale``, which the training code sets to their root mean square. Without this division, distances between features
+would depend on the scale of the hidden layer, which is arbitrary.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 class Classifier(nn.Module):
-    """A classifier for vectors, signals, images or volumes, with convolutions for all but vectors.
+    """A classifier for vectors, signals, images or volumes. It uses convolutions for all of these except vectors.
 
     Args:
         shape: Shape of an event, channels first: ``(D,)``, ``(C, L)``, ``(C, H, W)`` or ``(C, D, H, W)``.
@@ -47,7 +47,7 @@ class Classifier(nn.Module):
         if not 1 <= len(shape) <= 4 or min(shape, default=0) < 1 or classes < 2 or width < 1:
             raise UsageError(
                 f"a classifier needs events of shape (D,), (C, L), (C, H, W) or (C, D, H, W), at least 2 classes and a "
-                f"width of at least 1, got shape {tuple(shape)}, classes = {classes} and width = {width}"
+                f"width of at least 1; got shape {tuple(shape)}, classes = {classes} and width = {width}"
             )
         layers: list[nn.Module] = []
         if len(shape) == 1:
@@ -70,7 +70,7 @@ class Classifier(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """Return the features, ``(B, width)``, of ``x: (B, *event)`` in model units.
 
-        The features are the last hidden layer, divided by ``scale``. They are never negative.
+        The features are the outputs of the last hidden layer, divided by ``scale``. They are never negative.
         """
         out: Tensor = self.body(x) / self.scale
         return out

@@ -1,4 +1,6 @@
-"""The three ways in which a condition enters a network, depending on the kind of information:
+"""The three ways in which a condition enters a network.
+
+Each kind of condition enters in one of these ways:
 
 - *Embedding*: the class and the vector become part of the embedding of the noise level
   (:class:`~scoresde.nn.NoiseEmbedding`). The vector also becomes part of the input of an MLP (:func:`numbers`).
@@ -6,8 +8,8 @@
 - *Attention*: the words of the text provide additional keys and values (:class:`TextEncoder`,
   :class:`CrossAttention`).
 
-A missing value (NaN, or the token -1) is replaced by 0, and a mask tells the network that it is missing. A slot of the
-condition that is ``None`` is treated as if all its values were missing. Calling a model without a condition is
+A missing value (NaN, or the token -1) is replaced by 0, and a mask tells the network that the value is missing. If a
+slot of the condition is ``None``, all its values are treated as missing. Calling a model without a condition is
 therefore the same as dropping the whole condition, which training does at random.
 
 References:
@@ -34,7 +36,7 @@ Words = tuple[Tensor, Tensor]  # encoded words (B, L, E), and a mask that is tru
 
 
 def slots(label: int, vector: int, image: int, tokens: int) -> tuple[str, ...]:
-    """Return the names of the condition slots that a network uses, given the size of each (0 for an unused slot)."""
+    """Return the names of the condition slots that a network uses, given the size of each slot (0 if it is unused)."""
     return tuple(name for name, size in zip(SLOTS, (label, vector, image, tokens), strict=True) if size)
 
 
@@ -49,7 +51,7 @@ def masked(value: Tensor) -> Tensor:
 
 
 def numbers(cond: Condition | None, x: Tensor, count: int) -> Tensor:
-    """Return the vector of a condition followed by the mask of its known values, ``(B, 2 count)``.
+    """Return the values of the condition's vector, followed by the mask of its known values, as ``(B, 2 count)``.
 
     Args:
         cond: The condition of each row. If it is ``None`` or has no vector, all values are treated as missing.
@@ -57,7 +59,7 @@ def numbers(cond: Condition | None, x: Tensor, count: int) -> Tensor:
         count: The length of the vector for which the network was built.
 
     Raises:
-        UsageError: If the vector of the condition has a different length.
+        UsageError: If the length of the condition's vector is not ``count``.
     """
     if cond is None or cond.vector is None:
         return x.new_zeros(len(x), 2 * count)
@@ -76,12 +78,14 @@ def beside(x: Tensor, image: Tensor | None, channels: int) -> Tensor:
 
     Args:
         x: The noisy samples, ``(B, C, *space)``.
-        image: The images, ``(B, channels, *other)``, with NaN for missing values, or ``None``. Images of another size
-            are resized to the size of ``x`` by nearest-neighbour interpolation.
+        image: The images, ``(B, channels, *other)``, with NaN for missing values. If their size differs from that of
+            ``x``, they are resized by nearest-neighbour interpolation. If ``image`` is ``None``, all values are treated
+            as missing.
         channels: Number of channels of the images. If it is 0, ``x`` is returned unchanged.
 
     Raises:
-        UsageError: If the images do not have ``channels`` channels, or have more or fewer axes than ``x``.
+        UsageError: If the number of channels of the images is not ``channels``, or the images have more or fewer axes
+            than ``x``.
     """
     if not channels:
         return x
@@ -102,8 +106,8 @@ def places(x: Tensor) -> Tensor:
     """Return an encoding, ``(1, C, *space)``, of the position of each pixel of ``x: (B, C, *space)``.
 
     The encoding consists of sines and cosines of the position along each axis, with up to four periods from one side to
-    the other. Each of them has a mean square of 1. In one trial, a U-Net without this encoding needed five times as
-    many steps to learn "left" and "right" from texts.
+    the other. Each sine and cosine is scaled to a mean square of 1. In one trial, a U-Net without this encoding needed
+    five times as many steps to learn "left" and "right" from texts.
     """
     channels, axes = x.shape[1], x.ndim - 2
     count = channels // (2 * axes)
@@ -119,13 +123,14 @@ def places(x: Tensor) -> Tensor:
 
 
 class TextEncoder(nn.Module):
-    """An encoder for the words of a text: a small transformer or, for features from another encoder, a linear map.
+    """An encoder for the words of a text.
+
+    Word indices are encoded by a small transformer. Features from another encoder are encoded by a linear map.
 
     Args:
         width: Size of an encoded word.
-        words: Number of words in the vocabulary, or 0 if texts are given as features.
-        features: Number of features per word if texts are given as features from another encoder, ``(B, L, features)``,
-            or 0 otherwise.
+        words: Number of words in the vocabulary, or 0 if texts are given as features from another encoder.
+        features: Number of features per word, or 0 if texts are given as word indices.
         layers: Number of layers of the transformer.
 
     Example:
@@ -137,7 +142,7 @@ class TextEncoder(nn.Module):
     def __init__(self, width: int, words: int = 0, features: int = 0, layers: int = 2) -> None:
         super().__init__()
         if bool(words) == bool(features):
-            raise UsageError(f"exactly one of words and features must be positive, got {words=} and {features=}")
+            raise UsageError(f"exactly one of words and features must be positive; got {words=} and {features=}")
         self.width, self.words, self.features = width, words, features
         self.enter = nn.Embedding(words, width) if words else nn.Linear(features, width)
         layer = nn.TransformerEncoderLayer(
@@ -146,14 +151,18 @@ class TextEncoder(nn.Module):
         self.layers = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False) if words else None
 
     def forward(self, tokens: Tensor) -> Words:
-        """Encode word indices ``(B, L)``, with -1 where there is no word, or features of words ``(B, L, features)``.
+        """Encode word indices ``(B, L)``, with -1 where there is no word, or the features of words.
+
+        Features have shape ``(B, L, features)``. A word with a feature that is NaN is treated as missing.
 
         Returns:
             The encoded words ``(B, L, width)``, and a mask that is true where there is a word, bool ``(B, L)``.
         """
         if tokens.ndim != (2 if self.words else 3) or (self.features and tokens.shape[2] != self.features):
             expected = "word indices (B, L)" if self.words else f"features (B, L, {self.features})"
-            raise UsageError(f"the network expects {expected} as tokens, but got shape {tuple(tokens.shape)}")
+            raise UsageError(
+                f"the network expects {expected} as tokens, but the tokens have shape {tuple(tokens.shape)}"
+            )
         if self.layers is None:
             known = ~tokens.isnan().any(2)
             return self.enter(torch.where(known[..., None], tokens, 0).to(self.enter.weight.dtype)), known

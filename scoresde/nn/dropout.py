@@ -1,8 +1,9 @@
 """Dropout that can draw from its own random generator.
 
 The dropout layers of torch draw from the global generator of the process, so training runs in two threads would affect
-each other's draws. If ``generator`` is set, the mask is the one that the global generator would produce in the same
-state (bit for bit on a CPU), and the global generator is left unchanged.
+each other's draws. If ``generator`` is set on a layer, the layer draws its mask from this generator and leaves the
+global generator unchanged. The mask is the one that the global generator would produce in the same state (bit for bit
+on a CPU).
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ OURS = tuple(f"scoresde.nn.{name}" for name in ("mlp", "unet", "classifier"))
 
 
 class Dropout(nn.Dropout):
-    """Dropout, which returns ``x * m / (1 - p)`` in training and ``x`` in evaluation.
+    """A dropout layer, which returns ``x * m / (1 - p)`` in training mode and ``x`` in evaluation mode.
 
     Each element of the mask m is 0 with probability p and 1 otherwise.
 
     Attributes:
-        generator: The random generator for m, on the device of x, or ``None`` for the global generator.
+        generator: The random generator from which m is drawn, on the device of x, or ``None`` for the global generator.
     """
 
     generator: torch.Generator | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply dropout to ``x``, of any shape."""
+        """Apply dropout to ``x``, which can have any shape."""
         if self.generator is None or not self.training or self.p in (0.0, 1.0):
             return super().forward(x)
         return x * torch.empty_like(x).bernoulli_(1 - self.p, generator=self.generator).div_(1 - self.p)

@@ -1,4 +1,4 @@
-"""An embedding of the noise level and the class, computed from Fourier features with a small MLP."""
+"""An embedding of the noise level and the class, which a small MLP computes from Fourier features."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["NoiseEmbedding", "zero"]
 
 
 class NoiseEmbedding(nn.Module):
-    """An embedding of the noise label and, if the network has these inputs, of the class, augmentation and vector.
+    """An embedding of the noise label and, if the network uses them, of the class, the augmentation and the vector.
 
     The noise label is a quarter of a log noise level, so its range is only a few units. Angular frequencies from 1/2 to
-    32 resolve the label without making the network a rough function of it. Roughness would affect the divergence in the
-    likelihood.
+    32 resolve the label without making the network a rough function of the label. Roughness would also affect the
+    divergence that the likelihood computation integrates.
 
     Args:
         width: Size of the embedding.
@@ -29,7 +29,7 @@ class NoiseEmbedding(nn.Module):
             linearly and without a bias, so zeros are equivalent to no augmentation (Karras et al. 2022,
             arXiv:2206.00364, app. F.2).
         vector: Length of the vector in the condition, or 0 if there is none. The vector and the mask of its known
-            values enter the first layer.
+            values are inputs of the first layer.
     """
 
     frequencies: Tensor
@@ -49,8 +49,8 @@ class NoiseEmbedding(nn.Module):
     def forward(self, c: Tensor, cond: Condition | None = None, augment: Tensor | None = None) -> Tensor:
         """Return the embedding, ``(B, width)``, of the noise label ``c: (B,)`` and the class and vector in ``cond``.
 
-        The tensor ``augment: (B, augments)`` contains the augmentation parameters of each row. ``None`` means no
-        augmentation.
+        The tensor ``augment: (B, augments)`` contains the augmentation parameters of each row. If it is ``None``, no
+        row is augmented.
         """
         angle = c[:, None] * self.frequencies.to(c.dtype)
         features = math.sqrt(2) * torch.cat([torch.sin(angle), torch.cos(angle)], dim=1)

@@ -20,23 +20,24 @@ LABELS = (-5.0, 5.0)  # the range to which the noise label is clamped
 class Labelled(nn.Module):
     """An adapter that calls a network ``f(x, t)`` with the noise label c in place of the time t.
 
-    The parametrisation computes the label from the time. By default, it is a quarter of the log noise-to-signal ratio,
-    ``c = log(sigma/alpha) / 4``, clamped to [-5, 5]. For :class:`~scoresde.VPSDE`, it ranges from about -1.7 to 1.3.
-    The label increases with the noise level, but it is neither a time in [0, 1] nor a step index. A network that is
-    trained with this package adapts to any label, but a network whose embedding was designed for step indices up to
-    1,000 separates noise levels better if the label has the same range (``embed=(0, 999)``). Weights that were trained
-    elsewhere work only with the label that they were trained with, which the parametrisation must then provide. For
-    example, :class:`scoresde.run.foreign.OriginalEps` provides ``c = 999 t``.
+    The parametrisation computes the label from the time. By default, the label is ``c = log(sigma/alpha) / 4``, clamped
+    to lie within [-5, 5]. For :class:`~scoresde.VPSDE`, it ranges from about -1.7 to 1.3. The label increases with the
+    noise level, but it is neither a time in [0, 1] nor a step index. A network that is trained with this package adapts
+    to any label, but a network whose embedding was designed for step indices up to 1,000 separates noise levels better
+    if the label has the same range (``embed=(0, 999)``). Weights that were trained elsewhere work only with the label
+    that was used in their training. The parametrisation must then provide this label. For example,
+    :class:`scoresde.run.foreign.OriginalEps` provides ``c = 999 t``.
 
     Args:
         network: A module that is called as ``network(x, c)``, with ``x: (B, *event)`` and ``c: (B,)``, and returns a
             tensor with the same shape as ``x``.
-        embed: How to transform the label before the call: two numbers, to which -5 and 5 are mapped linearly, or a
-            function of ``c: (B,)``, such as ``lambda c: c[:, None]`` for a network that expects a column.
+        embed: How to transform the label before the call (default: not at all). Two numbers define a linear map from
+            [-5, 5] to the range between them. A function is called with ``c: (B,)``. For example,
+            ``lambda c: c[:, None]`` suits a network that expects a column.
 
     Raises:
-        UsageError: If ``network`` is not a module or cannot be called as ``network(x, c)``, if ``embed`` is invalid, or
-            if the adapter is called with a condition, which the network cannot use.
+        UsageError: If ``network`` is not a module or cannot be called as ``network(x, c)``, or if ``embed`` is invalid.
+            Calling the adapter with a condition also raises this error, because the network cannot use a condition.
 
     >>> Labelled(nn.Bilinear(2, 1, 2), embed=lambda c: c[:, None])(torch.zeros(3, 2), torch.zeros(3)).shape
     torch.Size([3, 2])
@@ -73,14 +74,14 @@ class Labelled(nn.Module):
 
 
 def check_network(network: object, classes: int = 0) -> None:
-    """Reject a network that cannot be called as ``network(x, c, cond)``, before anything is computed.
+    """Check that a network can be called as ``network(x, c, cond)``, without calling it.
 
     Args:
         network: Any network.
         classes: The number of classes that the network must accept, or 0 for none.
 
     Raises:
-        UsageError: If ``network`` is not a module, takes a different number of arguments, or cannot use the classes.
+        UsageError: If ``network`` is not a module, cannot be called with three arguments, or cannot use classes.
     """
     _check_module(network)
     assert isinstance(network, nn.Module)
@@ -99,7 +100,7 @@ def _check_module(network: object) -> None:
         return
     if isinstance(network, type):
         raise UsageError(f"the network {network.__name__} is a class; pass an instance, {network.__name__}(...)")
-    raise UsageError(f"the network must be a torch.nn.Module, got {network!r}")
+    raise UsageError(f"the network must be a torch.nn.Module; got {network!r}")
 
 
 def _blind(network: Labelled) -> UsageError:
@@ -118,7 +119,7 @@ def _named(network: nn.Module) -> str:
 
 
 def _inner(network: nn.Module) -> nn.Module:
-    """Return the network inside compiled or parallel wrappers, provided that the wrappers pass on all arguments."""
+    """Remove compiled and parallel wrappers that pass on all arguments, and return the network inside them."""
     for name in ("_orig_mod", "module"):
         inside = getattr(network, name, None)
         if isinstance(inside, nn.Module) and _open(_bare(network)):
@@ -127,7 +128,7 @@ def _inner(network: nn.Module) -> nn.Module:
 
 
 def _bare(network: nn.Module) -> inspect.Signature | None:
-    """Return the signature with which a network is called, or ``None`` if it is unknown."""
+    """Return the signature of a network's ``forward`` or own ``__call__`` method, or ``None`` if it is unknown."""
     own = type(network).__call__ is not nn.Module.__call__ and not isinstance(network, torch.jit.ScriptModule)
     try:
         return inspect.signature(network.__call__ if own else network.forward)

@@ -5,8 +5,8 @@ Each block updates the hidden state h,
     h <- h + W2 silu( (W1 norm(h)) (1 + scale(c)) + shift(c) ),
 
 where W1 and W2 are linear layers, norm is layer normalisation, and scale and shift are linear in the embedding c of the
-noise level, the class and the vector of the condition. The vector is also an input of the first layer, along with x, so
-that its relation to x is as easy to learn as the relation between two elements of x.
+noise level, the class and the vector of the condition. The vector and x are also inputs of the first layer, so a
+relation between the vector and x is as easy to learn as a relation between two elements of x.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ class MLP(nn.Module):
         outputs: Number of output channels as a multiple of the event's channels (its first axis): 1, or 2 to learn the
             variance.
         augments: Number of augmentation parameters per row in training, or 0 if there are none.
-        vector: Length of the vector in the condition, or 0 if there is none. It enters the first layer and the
-            embedding.
+        vector: Length of the vector in the condition, or 0 if there is none. The vector is an input of the first layer
+            and of the embedding.
         given: Number of elements of the image in the condition, or 0 if there is none.
-        words: Size of the vocabulary of the texts in the condition, or 0 if there are no texts or ``features`` is set.
+        words: Size of the vocabulary if texts are given as word indices, or 0 otherwise.
         features: Number of features per word if texts are given as features from another encoder, or 0 otherwise.
 
     Example:
@@ -95,8 +95,8 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, c: Tensor, cond: Condition | None = None, augment: Tensor | None = None) -> Tensor:
         """Apply the network to ``x: (B, *event)`` with the noise label ``c: (B,)`` and the condition of each row.
 
-        The tensor ``augment: (B, augments)`` contains the augmentation parameters of each row in training. ``None``
-        means no augmentation. The result has the same shape as ``x``, but with ``outputs`` times as many channels.
+        The tensor ``augment: (B, augments)`` contains the augmentation parameters of each row in training. If it is
+        ``None``, no row is augmented. The result has the same shape as ``x``, but ``outputs`` times as many channels.
         """
         embedded = self.embedding(c, cond, augment)
         image = None if cond is None or cond.image is None else cond.image.flatten(1)

@@ -1,9 +1,10 @@
 """A U-Net in the style of DDPM++, for 1-D, 2-D and 3-D events of any size.
 
-The encoder and the decoder consist of ResNet blocks and are joined level by level. A ResNet block applies group norm,
-SiLU and a convolution twice, with a scale and a shift computed from the noise embedding. It then adds its input and
-divides the sum by sqrt(2). Selected levels have self-attention. Sizes need not be powers of two, because halving an odd
-size rounds up and the decoder restores the original size.
+The encoder and the decoder consist of ResNet blocks, and skip connections join them at every level. A ResNet block
+applies group norm, SiLU and a convolution twice. The result of the second group norm is scaled and shifted by values
+computed from the noise embedding. The block then adds its input and divides the sum by sqrt(2). Selected levels have
+self-attention. Sizes need not be powers of two, because halving an odd size rounds up and the decoder restores the
+original size.
 
 References:
     Ho et al. (2020), arXiv:2006.11239, app. B.    Song et al. (2021), arXiv:2011.13456, app. H (DDPM++).
@@ -35,7 +36,7 @@ def _conv(dims: int, channels_in: int, channels_out: int, kernel: int = 3, strid
 
 
 def _norm(channels: int) -> nn.Module:
-    # Groups of at least 4 channels, 32 groups at most, as in DDPM++.
+    # Each group has at least 4 channels, and there are at most 32 groups, as in DDPM++.
     return nn.GroupNorm(math.gcd(channels, max(1, min(channels // 4, 32))), channels, eps=1e-6)
 
 
@@ -61,8 +62,8 @@ class _ResBlock(nn.Module):
 class _Attention(nn.Module):
     """Self-attention among the pixels. If there are texts, their words provide additional keys and values.
 
-    Texts may refer to positions, so if there are texts, an encoding of the position of each pixel is added to its
-    features.
+    Texts may refer to positions. In a network for texts, an encoding of the position of each pixel is therefore added
+    to the features of the pixel.
     """
 
     def __init__(self, dims: int, channels: int, text: int = 0) -> None:
@@ -113,8 +114,8 @@ class UNet(nn.Module):
         dims: Number of spatial axes: 1, 2 or 3.
         channels: Number of channels at the finest level.
         multipliers: Number of channels at each level, as a multiple of ``channels``. Each level after the first has
-            half the spatial size of the one before.
-        blocks: Number of ResNet blocks per level of the encoder. Each level of the decoder has one more.
+            half the spatial size of the level before it.
+        blocks: Number of ResNet blocks per level of the encoder. Each level of the decoder has one more block.
         attention: Indices of the levels with self-attention, where 0 is the finest level.
         dropout: Dropout probability inside the blocks.
         classes: Number of classes, or 0 if there are none.
@@ -122,8 +123,8 @@ class UNet(nn.Module):
         augments: Number of augmentation parameters per row in training, or 0 if there are none.
         vector: Length of the vector in the condition, or 0 if there is none.
         given: Number of channels of the image in the condition, or 0 if there is none.
-        words: Size of the vocabulary of the texts in the condition, or 0 if there are no texts or ``features`` is set.
-            The network attends to the words at the levels in ``attention`` and between the encoder and the decoder.
+        words: Size of the vocabulary if texts are given as word indices, or 0 otherwise. The network attends to the
+            words of a text at the levels in ``attention`` and between the encoder and the decoder.
         features: Number of features per word if texts are given as features from another encoder, or 0 otherwise.
 
     Example:
@@ -208,8 +209,8 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, c: Tensor, cond: Condition | None = None, augment: Tensor | None = None) -> Tensor:
         """Apply the network to ``x: (B, C, *space)`` with the noise label ``c: (B,)`` and the condition of each row.
 
-        The tensor ``augment: (B, augments)`` contains the augmentation parameters of each row in training. ``None``
-        means no augmentation. The result has shape ``(B, outputs * C, *space)``.
+        The tensor ``augment: (B, augments)`` contains the augmentation parameters of each row in training. If it is
+        ``None``, no row is augmented. The result has shape ``(B, outputs * C, *space)``.
         """
         embedded = self.embedding(c, cond, augment)
         h = self.enter(beside(x, None if cond is None else cond.image, self.given))

@@ -56,10 +56,11 @@ def informative(alpha: Tensor, sigma: Tensor) -> Tensor: ...
 @overload
 def informative(alpha: float, sigma: float) -> bool: ...
 def informative(alpha: Any, sigma: Any) -> Any:
-    """Return, for each pair of coefficients, whether any signal is left, that is, whether alpha > 1e-6 sigma.
+    """Return whether any signal is left, that is, whether alpha > 1e-6 sigma.
 
     Where no signal is left, ``alpha`` may be a rounding error instead of 0. For example, cos(pi/2) evaluates to 6e-17.
-    The result has the same shape as ``alpha``.
+    If the coefficients are tensors, they are compared element by element, and the result has the same shape as
+    ``alpha``.
     """
     return alpha > 1e-6 * sigma
 
@@ -77,7 +78,7 @@ class Prior(Checked):
     std: float
 
     def sample(self, noise: Noise, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-        """Draw one state for each sample index of ``noise``. The result has shape ``(B, *shape)``."""
+        """Draw one state for each of the B sample indices of ``noise``. The result has shape ``(B, *shape)``."""
         return self.std * noise.normal(shape, stream="prior", dtype=dtype)
 
     def log_prob(self, z: Tensor) -> Tensor:
@@ -94,14 +95,14 @@ class SDE(Checked, ABC):
     without further code.
 
     Attributes:
-        t_min, t_max: The valid range of t. Training draws t from this range, and the likelihood computation integrates
-            over it.
+        t_min, t_max: The ends of the valid range of t. Training draws t from this range, and the likelihood computation
+            integrates over it.
         t_sample: The time at which sampling stops (default: ``t_min``).
         data_scale: The factor by which data in model units are multiplied to give states at ``t_min``. It differs from
             1 only on the path of a converted model.
-        more_noise: The name of the field that controls the amount of noise at ``t_max``, and a value of this field that
-            gives enough noise, or ``None`` if there is no such field. Messages that suggest adding noise quote the name
-            and the value (:mod:`scoresde.sde.reach`).
+        more_noise: A pair ``(name, value)``: the name of the field that controls the amount of noise at ``t_max``, and
+            a value of this field that gives enough noise. Messages that suggest adding noise quote the name and the
+            value (:mod:`scoresde.sde.reach`). If no field controls the noise, ``more_noise`` is ``None``.
         smooth: Whether ``alpha`` and ``sigma`` have continuous derivatives. If not, step sizes in t cannot be chosen
             from error estimates. Solvers that step in r, the time variable of the straight frame
             (:mod:`scoresde.sde.base`), are not affected.
@@ -128,11 +129,11 @@ class SDE(Checked, ABC):
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor | float:
-        """Return the coefficient of the data at ``t``, with the same shape as ``t``."""
+        """Return the coefficient of the data at ``t``: a tensor shaped like ``t``, or a constant number."""
 
     @abstractmethod
     def sigma(self, t: Tensor) -> Tensor | float:
-        """Return the standard deviation of the noise at ``t``, with the same shape as ``t``."""
+        """Return the standard deviation of the noise at ``t``: a tensor shaped like ``t``, or a constant number."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -141,7 +142,7 @@ class SDE(Checked, ABC):
     # ------------------------------------------------------------------- coefficients: used in the arithmetic of a step
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``alpha(t)`` and ``sigma(t)`` as tensors with the shape and dtype of ``t``."""
+        """Return ``alpha(t)`` and ``sigma(t)``, each as a tensor with the same shape and dtype as ``t``."""
         return self._tensor(self.alpha(t), t), self._tensor(self.sigma(t), t)
 
     @staticmethod
@@ -151,7 +152,7 @@ class SDE(Checked, ABC):
         return torch.as_tensor(value, dtype=t.dtype, device=t.device).expand(t.shape)
 
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the time derivatives ``alpha'(t)`` and ``sigma'(t)``, with the same shape as ``t``."""
+        """Return the time derivatives ``alpha'(t)`` and ``sigma'(t)``, each with the same shape as ``t``."""
         rates: tuple[Tensor, Tensor] = torch.func.jvp(self.coefficients, (t,), (torch.ones_like(t),))[1]
         return rates
 
@@ -195,7 +196,7 @@ class SDE(Checked, ABC):
         return expand(alpha, x0) * x0, sigma
 
     def perturb(self, x0: Tensor, t: float | Tensor, eps: Tensor) -> Tensor:
-        """Return ``x_t = alpha x_0 + sigma eps``, the data perturbed to time ``t``, with the same shape as ``x0``."""
+        """Return the noisy data ``x_t = alpha x_0 + sigma eps`` at time ``t``, with the same shape as ``x0``."""
         alpha, sigma = self.coefficients(as_time(t, x0))
         return expand(alpha, x0) * x0 + expand(sigma, x0) * eps
 
@@ -233,15 +234,19 @@ class SDE(Checked, ABC):
     # ------------------------------------------------------------------- time variables: used only to choose t
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """Return the log-SNR ``2 log(alpha/sigma)``, with the same shape as ``t``. It decreases from data to prior."""
+        """Return the log-SNR ``2 log(alpha/sigma)``, with the same shape as ``t``.
+
+        The log-SNR decreases from the data to the prior.
+        """
         alpha, sigma = self.coefficients(t)
         return 2 * (torch.log(alpha) - torch.log(sigma))
 
     def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
-        """Return the time at which the log-SNR has a given value, clamped to ``[t_min, t_max]``.
+        """Return the time at which the path has the log-SNR ``log_snr``, with the same shape as ``log_snr``.
 
-        The result is float64 and has the same shape as ``log_snr``. It is found by bisection to full precision, which
-        works for any monotone log-SNR. Override this method if the inverse has a closed form.
+        By default, the time is found by bisection to full precision, which works for any monotone log-SNR. The result
+        is then float64 and lies in ``[t_min, t_max]``. Override this method if the inverse has a closed form. The
+        result of an override need not lie in this interval.
         """
         target = log_snr.to(time_dtype(log_snr.device))
         low, high = torch.full_like(target, self.t_min), torch.full_like(target, self.t_max)
@@ -254,16 +259,16 @@ class SDE(Checked, ABC):
     def ratio(self, t: Tensor) -> Tensor:
         """Return the time variable ``r = sigma / (alpha + sigma)`` of the straight frame, with the same shape as ``t``.
 
-        It increases from near 0 at the data to near 1 at the prior.
+        The variable r increases from near 0 at the data to near 1 at the prior.
         """
         alpha, sigma = self.coefficients(t)
         return sigma / (alpha + sigma)
 
     def t_of_ratio(self, r: Tensor) -> Tensor:
-        """Return the time at which :meth:`ratio` is ``r``, clamped to ``[t_min, t_max]``, with the same shape as ``r``.
+        """Return the time at which :meth:`ratio` equals ``r``, with the same shape as ``r``.
 
-        The ratios at ``t_min`` and ``t_max`` are mapped to exactly these times. On a steep path, r rounds to 1 well
-        before ``t_max``, and r = 1 is mapped to ``t_max``.
+        The time is clamped to ``[t_min, t_max]``. The ratios at ``t_min`` and ``t_max`` are mapped to exactly these
+        times. On a steep path, r rounds to 1 well before ``t_max``, but r = 1 is still mapped to ``t_max``.
         """
         t = self.t_of_log_snr(2 * (torch.log1p(-r) - torch.log(r))).clamp(self.t_min, self.t_max)
         first, last = self.ratio(r.new_tensor([self.t_min, self.t_max])).detach()
@@ -271,11 +276,11 @@ class SDE(Checked, ABC):
 
     @property
     def nodes(self) -> Tensor | None:
-        """The times of a discrete chain in ascending order, float64 ``(N,)``, or ``None`` if time is continuous."""
+        """The times of the nodes of a chain in ascending order, float64 ``(N,)``, or ``None`` if time is continuous."""
         return None
 
     def times(self, use: str) -> tuple[float, float]:
-        """Return the interval of t in training, sampling or the likelihood computation.
+        """Return the smallest and the largest t used in training, sampling or the likelihood computation.
 
         The argument ``use`` is ``"train"``, ``"sample"`` or ``"likelihood"``.
         """
@@ -290,9 +295,9 @@ class SDE(Checked, ABC):
     def finite(self, t0: float, t1: float) -> bool:
         """Return whether the path can be evaluated numerically from ``t0`` to ``t1``.
 
-        The coefficients must be finite, as must the times obtained by converting t to r and back. The time derivatives
-        of alpha and sigma may be infinite, but not NaN. If the result is false, a failed solve is due to the path, not
-        to the model.
+        This requires finite coefficients, and finite times when t is converted to r and back. The time derivatives of
+        alpha and sigma may be infinite, but not NaN. If a solver fails and the result is false, the cause is the path,
+        not the model.
         """
         t = torch.linspace(t0, t1, 1025, dtype=torch.float64)
         values = *self.coefficients(t), self.t_of_ratio(self.ratio(t))
@@ -307,13 +312,15 @@ class SDE(Checked, ABC):
             raise UsageError(f"{where}t_min = {self.t_min} and t_max = {self.t_max} must satisfy 0 <= t_min < t_max")
         if self.t_sample is not None and not self.t_min <= self.t_sample < self.t_max:
             raise UsageError(
-                f"{where}sampling stops at t_sample = {self.t_sample}, which must lie between t_min = {self.t_min} and "
-                f"t_max = {self.t_max}"
+                f"{where}sampling stops at t_sample = {self.t_sample}, which must be at least t_min = {self.t_min} and "
+                f"less than t_max = {self.t_max}"
             )
 
     @torch.no_grad()
     def check(self) -> None:
-        """Check that the path has correct shapes, finite values, sigma > 0 for t > 0, and a decreasing log-SNR.
+        """Check that alpha and sigma have the correct shape and valid values, and that the log-SNR decreases with t.
+
+        The values of alpha and sigma must be finite and at least 0, and sigma must be above 0 for t > 0.
 
         Raises:
             UsageError: If the path is not valid. If a value is not valid, the message names the first offending t.
@@ -327,8 +334,8 @@ class SDE(Checked, ABC):
                 values = self._tensor(function(t), t)
             except (TypeError, ValueError, RuntimeError) as error:
                 raise UsageError(
-                    f"{self!r}.{label}(t) failed for a tensor of times: {error}; implement it with torch functions "
-                    "(torch.cos, not math.cos)"
+                    f"{self!r}.{label}(t) failed for a tensor of times: {error}; implement this method with torch "
+                    "functions (torch.cos, not math.cos)"
                 ) from error
             if values.shape != t.shape:
                 raise UsageError(
@@ -348,8 +355,8 @@ class SDE(Checked, ABC):
         alpha, sigma = (float(c) for c in self.coefficients(t[0]))
         if 0 < sigma < alpha / _LARGEST:
             raise UsageError(
-                f"{name}: sigma is {sigma:.3g} at t_min = {self.t_min:g}, which is too small to distinguish from zero; "
-                "set t_min = 1e-5, or t_min = 0 if sigma is exactly zero at t = 0 (t_min is a class attribute)"
+                f"{name}: at t_min = {self.t_min:g}, sigma is {sigma:.3g}, which is too small to distinguish from "
+                "zero; set t_min = 1e-5, or t_min = 0 if sigma is exactly zero at t = 0 (t_min is a class attribute)"
             )
         snr = self.log_snr(t)
         gone = torch.isneginf(snr[1:]) & torch.isneginf(snr[:-1])  # no signal is left on a steep path, which is valid

@@ -51,7 +51,7 @@ _BETA = Range(0, 1, above=True, below=True)
 
 
 class _Chain(SDE):
-    """Base class of the chains, which have N = ``steps`` noise levels and one node for each level."""
+    """Base class of chains. A chain has N = ``steps`` noise levels and one node for each level."""
 
     limits = ranges(steps=Range(2, 10**6, hint="the number of noise levels"))
 
@@ -76,7 +76,8 @@ class DDPM(_Chain):
         steps: N, the number of noise levels.
         schedule: ``linear`` (Ho et al.), ``scaled-linear`` (linear in the square root of beta, as in latent diffusion)
             or ``cosine`` (Nichol and Dhariwal, with s = 0.008 and betas clipped at 0.999).
-        betas: The betas themselves. If they are given, their number replaces ``steps``, and ``schedule`` is not used.
+        betas: The betas themselves. If they are given, N is the number of betas, and ``steps`` and ``schedule`` are
+            ignored.
         start, end: First and last beta of the ``linear`` and ``scaled-linear`` schedules. The defaults are the values
             published for 1000 steps (1e-4 to 0.02 for ``linear``, 8.5e-4 to 0.012 for ``scaled-linear``), multiplied by
             1000/N, so that chains of different lengths approximate the same SDE.
@@ -114,7 +115,9 @@ class DDPM(_Chain):
             raise UsageError(f"unknown DDPM schedule {self.schedule!r}; {closest(self.schedule, _SCHEDULES)}")
         if (self.start, self.end) != (None, None) and (self.betas is not None or self.schedule == "cosine"):
             kind = "given betas" if self.betas is not None else "the 'cosine' schedule"
-            raise UsageError(f"DDPM: {kind} cannot be combined with start={self.start} and end={self.end}; omit both")
+            raise UsageError(
+                f"DDPM: {kind} cannot be combined with start={self.start} and end={self.end}; omit start and end"
+            )
         super().__post_init__()
 
     def check(self) -> None:
@@ -132,8 +135,8 @@ class DDPM(_Chain):
             raise UsageError(
                 f"DDPM: beta is {float(self.beta[i]):g} at step {i + 1} of {self.steps}, but must be above 0 and below "
                 "1 (except that the last of the given betas may equal 1). If you gave betas, correct them; otherwise, "
-                "use more than 20 steps, a smaller value of end, or the 'cosine' schedule. The default betas of the "
-                "linear schedules are proportional to 1/steps"
+                "use more than 20 steps (the default betas of the linear schedules are proportional to 1/steps), a "
+                "smaller value of end, or the 'cosine' schedule"
             )
         super().check()
 
@@ -169,10 +172,10 @@ class DDPM(_Chain):
         return torch.cat([self.beta.new_zeros(1), torch.log1p(-self.beta).cumsum(0) / 2])
 
     def _log_alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``log alpha`` and its slope in t, both with the same shape as ``t``.
+        """Return ``log alpha`` and its derivative with respect to t, each with the same shape as ``t``.
 
-        At a node, the slope is that of the interval that ends at the node. If the last beta is 1, alpha itself is
-        linear in the last interval.
+        At a node, the derivative is the slope of the interval that ends at the node. If the last beta is 1, alpha
+        itself is linear in the last interval.
         """
         table, position = self._table.to(device=t.device, dtype=t.dtype), t * self.steps
         # Rounding can turn position 3 into 3.0000000000000004, which must still belong to the third interval.

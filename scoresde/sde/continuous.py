@@ -1,7 +1,7 @@
 """The published continuous-time SDEs.
 
-Each class defines alpha and sigma (:mod:`scoresde.sde.base`), and overrides the other methods that have a closed form
-on its path.
+Each class defines alpha and sigma (:mod:`scoresde.sde.base`). It overrides another method of :class:`SDE` if the result
+of this method has a closed form on the path.
 
 References:
     Song et al. (2021), Score-based generative modeling through SDEs, arXiv:2011.13456: VP (eq. 11), VE (eq. 9),
@@ -30,10 +30,10 @@ __all__ = ["EDMSDE", "VDMSDE", "VESDE", "VPSDE", "CosineSDE", "Exploding", "Flow
 class Exploding(SDE):
     """Base class of the paths with alpha = 1, which do not shrink the data.
 
-    The noise levels, in model units, go from ``sigma_min`` to ``sigma_max``. If ``sigma_max`` is ``"auto"``, training
-    replaces it with the largest distance between two training samples (Song and Ermon 2020, arXiv:2006.09011, technique
-    1), or with about ten times the root mean square of the samples if that is larger
-    (:func:`scoresde.sde.reach.sigma_for`). Until ``"auto"`` has been replaced, the path cannot be evaluated.
+    The noise levels go from ``sigma_min`` to ``sigma_max``, in model units. If ``sigma_max`` is ``"auto"``, training
+    replaces it with the larger of two values (:func:`scoresde.sde.reach.sigma_for`): the largest distance between two
+    training samples (Song and Ermon 2020, arXiv:2006.09011, technique 1), and about ten times the root mean square of
+    the samples. Until ``"auto"`` has been replaced, the path cannot be evaluated.
     """
 
     limits = ranges(sigma_min=Range(1e-9, 1e6), sigma_max=Range(1e-9, 1e6))
@@ -237,10 +237,10 @@ class FlowMatching(SDE):
 class CosineSDE(SDE):
     """The variance-preserving cosine path: ``alpha = cos(u)/cos(u_0)`` with ``u = (t + offset)/(1 + offset) pi/2``.
 
-    The path follows the schedule of Nichol and Dhariwal (2021), arXiv:2102.09672, eq. 17, in continuous time and
-    without their clipping; ``u_0`` is the value of u at t = 0. With ``offset = 0``, the path is trigonometric,
-    ``alpha = cos(pi t/2)``, ``sigma = sin(pi t/2)`` (Albergo and Vanden-Eijnden 2023, arXiv:2209.15571). No signal is
-    left at t = 1, so g is infinite there.
+    Here, ``u_0`` is the value of u at t = 0. The path follows the schedule of Nichol and Dhariwal (2021),
+    arXiv:2102.09672, eq. 17, but in continuous time and without clipped betas. With ``offset = 0``, the path is
+    trigonometric, ``alpha = cos(pi t/2)``, ``sigma = sin(pi t/2)`` (Albergo and Vanden-Eijnden 2023, arXiv:2209.15571).
+    No signal is left at t = 1, so g is infinite there.
 
     Args:
         offset: The offset s of Nichol and Dhariwal. If it is above 0, sigma initially grows like sqrt(t) instead of t.
@@ -331,7 +331,7 @@ class VDMSDE(SDE):
 
     Args:
         log_snr_max, log_snr_min: The log-SNR at t = 0 and at t = 1.
-        learn: Whether to learn these two endpoints together with the network, by optimising the variational bound
+        learn: Whether to learn both of these values together with the network, by optimising the variational bound
             (sec. 5; see :func:`scoresde.objective.loss.end_terms`). The given numbers are then the initial values.
     """
 
@@ -355,7 +355,7 @@ class VDMSDE(SDE):
         return learned
 
     def ends(self) -> tuple[float | Tensor, float | Tensor]:
-        """Return the log-SNR at t = 0 and at t = 1, as numbers, or as tensors of shape ``()`` if they are learned."""
+        """Return the log-SNRs at t = 0 and t = 1 as numbers, or as tensors of shape ``()`` if they are learned."""
         learned = self.parameters()
         return learned.get("log_snr_max", self.log_snr_max), learned.get("log_snr_min", self.log_snr_min)
 

@@ -70,28 +70,35 @@ class Grid(Checked, ABC):
 
     @abstractmethod
     def __call__(self, sde: SDE, steps: int, t0: float, t1: float) -> Tensor:
-        """Return the times from ``t0`` to ``t1``, float64 ``(steps + 1,)``."""
+        """Return the ``steps + 1`` times of the grid, from ``t0`` to ``t1``, as a float64 tensor."""
 
 
 def finite_log_snr(sde: SDE, t: Tensor) -> Tensor:
-    """Return the log-SNR, with the same shape as ``t``. Values below -60 become -20, and values above 60 become 20."""
+    """Return the log-SNR at ``t``, with the same shape as ``t``.
+
+    A log-SNR below -60 is replaced by -20, and a log-SNR above 60 is replaced by 20.
+    """
     found = sde.log_snr(t)
     return torch.where(found.abs() > 60, found.clamp(_EMPTY, -_EMPTY), found)
 
 
 def _ends(sde: SDE, t0: float, t1: float) -> Tensor:
-    """Return the log-SNR at both ends, or -20 at an end where no signal is left, so that no steps are wasted there."""
+    """Return the log-SNRs at ``t0`` and ``t1``, float64 ``(2,)``, for use as the ends of a grid.
+
+    Where no signal is left, the value is -20, so that no steps are wasted there.
+    """
     t = torch.tensor([t0, t1], dtype=torch.float64)
     left = informative(*(c.detach() for c in sde.coefficients(t)))
     return torch.where(left, finite_log_snr(sde, t), _EMPTY)
 
 
 def leaps(sde: SDE, times: Tensor) -> tuple[bool, ...]:
-    """Return, for each of the n steps of a grid, ``times: (n + 1,)``, whether almost no signal is left throughout.
+    """Return, for each step of a grid, whether almost no signal is left during the whole step.
 
-    Such a step begins where no signal is left and ends at a log-SNR below -18. A grid that is uniform in a function of
-    the noise level crosses this region in a single step, however many steps it has. Euler and Heun steps in t would not
-    converge there, so solvers use a different rule for such a step.
+    The grid is given by ``times: (n + 1,)``, and the result has one value for each of its n steps. The value is true
+    for a step that begins where no signal is left and ends at a log-SNR below -18. A grid that is uniform in a function
+    of the noise level crosses this region in a single step, however many steps it has. Euler and Heun steps in t would
+    not converge there, so solvers use a different rule for such a step.
     """
     blank = ~informative(*sde.coefficients(times[:-1])) & (sde.log_snr(times[1:]) < _EMPTY + 2)
     return tuple(blank.reshape(len(blank), -1).all(1).tolist())
@@ -148,12 +155,12 @@ class Discrete(Grid):
 
     Let n be the index of the last node and k the number of steps. Then ``linspace`` rounds k + 1 equally spaced
     positions to nodes, ``trailing`` goes down from node n in strides of n/k, and ``leading`` goes up from node 1 in
-    strides of n//k. As published, ``leading`` never visits the last node, although sampling starts there. Here, its
-    first sampling step does start at the last node.
+    strides of n//k. As published, ``leading`` never visits the last node, although sampling starts there. Here,
+    :func:`make_grid` moves the start of the first sampling step to the last node.
 
     Args:
         spacing: ``linspace``, ``leading`` or ``trailing``.
-        nodes: N, the number of noise levels. This value is ignored on a chain, which has its own number of levels.
+        nodes: N, the number of noise levels. On a chain, this value is ignored, and N is the chain's number of levels.
     """
 
     limits = ranges(nodes=Range(2, 10**6))
@@ -199,10 +206,10 @@ def linspace(nodes: int = 1000) -> Discrete:
 
 @dataclass(frozen=True)
 class GivenGrid(Grid):
-    """A grid given as a list of times, which also determines the number of steps.
+    """A grid that consists of given times. The number of steps is one less than the number of times.
 
     Args:
-        times: The times from ``t0`` to ``t1``, which must be strictly monotone.
+        times: The times, from ``t0`` to ``t1``. They must be strictly monotone.
     """
 
     times: tuple[float, ...]
@@ -223,13 +230,13 @@ class GivenGrid(Grid):
 
 
 def as_grid(grid: str | Grid | Sequence[float]) -> Grid | None:
-    """Convert a name, a string of times (``"1,0.5,0.001"``) or a sequence of times to a grid.
+    """Return a grid, given as a name, a string of times (``"1,0.5,0.001"``), a sequence of times or a grid object.
 
-    The name ``auto`` is converted to ``None``.
+    For the name ``auto``, the result is ``None``.
 
     Raises:
-        UsageError: If the grid is not a known name, a valid list of times or a grid. If a name is unknown, the message
-            lists the known names.
+        UsageError: If the argument is not a known name, a valid list of times or a grid object. If a name is unknown,
+            the message lists the known names.
     """
     if isinstance(grid, str) and grid == "auto":
         return None
@@ -251,19 +258,19 @@ def as_grid(grid: str | Grid | Sequence[float]) -> Grid | None:
 def make_grid(
     grid: str | Grid | Sequence[float], sde: SDE, steps: int, t0: float, t1: float, nodes: Tensor | None = None
 ) -> Tensor:
-    """Return ``steps + 1`` strictly monotone times from ``t0`` to ``t1``, float64.
+    """Return the strictly monotone times of a grid from ``t0`` to ``t1``, float64 ``(steps + 1,)``.
 
     Args:
         grid: The name of a grid, a grid object, the times themselves, or ``auto`` for the SDE's default grid.
         sde: The path.
-        steps: The number of steps, which is ignored if the times themselves are given.
+        steps: The number of steps. If the times themselves are given, this number is ignored.
         t0, t1: The first and the last time.
         nodes: The times that a discrete model supports, in ascending order, shape ``(N,)``. If they are given, each
             time of the grid is moved to the nearest node.
 
     Raises:
-        UsageError: If the grid is unknown, the number of steps is invalid, the times are not strictly monotone, an end
-            is not a node, or there are too few nodes.
+        UsageError: If the grid is unknown, the number of steps is invalid, the times are not strictly monotone, ``t0``
+            or ``t1`` is not a node, or two times would be moved to the same node.
     """
     check_number("steps", steps, STEPS, "int")
     made = as_grid(grid) or as_grid(default_grid(sde))
@@ -291,11 +298,12 @@ def nearest_node(t: Tensor, nodes: Tensor) -> Tensor:
 
 
 def snap(t: Tensor, nodes: Tensor | None) -> Tensor:
-    """Move times from the interval ``[nodes[0], nodes[-1]]`` to nodes. The result has the same shape as ``t``.
+    """Move each of the times ``t`` to a node. The result has the same shape as ``t``.
 
-    The interval is divided into N cells of equal length, one for each of the N nodes, and the times in a cell are moved
-    to its node. If the times are uniformly distributed, each node therefore has probability 1/N (Ho et al. 2020,
-    arXiv:2006.11239, alg. 1). If ``nodes`` is ``None``, the times are returned unchanged.
+    The interval ``[nodes[0], nodes[-1]]`` is divided into N cells of equal length, one for each of the N nodes, and all
+    times in a cell are moved to the node of the cell. If the times are uniformly distributed over the interval, each
+    node therefore has probability 1/N (Ho et al. 2020, arXiv:2006.11239, alg. 1). If ``nodes`` is ``None``, the times
+    are returned unchanged.
 
     >>> snap(torch.tensor([0.25, 0.43, 0.44, 1.0]), torch.tensor([0.25, 0.5, 0.75, 1.0]))
     tensor([0.2500, 0.2500, 0.5000, 1.0000])
@@ -311,14 +319,14 @@ def _on_nodes(times: Tensor, nodes: Tensor, grid: Grid, sde: SDE) -> Tensor:
     """Move the times of a grid to the nearest nodes.
 
     Raises:
-        UsageError: If an end is not a node, or two times would be moved to the same node.
+        UsageError: If the first or the last time is not a node, or two times would be moved to the same node.
     """
     index = nearest_node(times, nodes)
     moved, steps = nodes[index], len(times) - 1
     for end in (0, -1):
         if abs(float(times[end] - moved[end])) > 1e-9:
             raise UsageError(
-                f"t = {float(times[end]):.6g} is not a node of this discrete model; the nearest node is "
+                f"t = {float(times[end]):.6g} is not a node of this discrete model; use the nearest node, "
                 f"t = {float(moved[end]):.9g} (node {int(index[end]) + 1} of {len(nodes)})"
             )
     if bool((index.diff() == 0).any()):
@@ -330,6 +338,7 @@ def _on_nodes(times: Tensor, nodes: Tensor, grid: Grid, sde: SDE) -> Tensor:
             f"the time grid {grid} with {steps} steps places both t = {float(times[i]):.6g} and "
             f"t = {float(times[i + 1]):.6g} on node {int(index[i]) + 1} of {len(nodes)}; "
             + (f"use at most {most} step{'s' * (most > 1)} with this grid" if most else "give times farther apart")
-            + f" (the maximum for a uniform grid between these ends is {abs(int(index[0] - index[-1]))})"
+            + " (the maximum number of steps of a uniform grid between the same ends is "
+            f"{abs(int(index[0] - index[-1]))})"
         )
     return moved

@@ -1,6 +1,6 @@
 """Forward and reverse steps between two times of a path.
 
-For *any* path and any two times s < t, whether or not they are nodes of a chain, the forward step, which adds noise, is
+The two times s < t may be any times of *any* path, and need not be nodes of a chain. The forward step adds noise,
 
     q(x_t | x_s) = N(A x_s, S^2 I),    A = alpha_t/alpha_s,    S^2 = sigma_t^2 - A^2 sigma_s^2,                    (1)
 
@@ -9,10 +9,10 @@ and Bayes' rule gives the reverse step, which removes noise (Ho et al. 2020, arX
     q(x_s | x_t, x_0) = N(a x_0 + b x_t, v I),
     a = alpha_s S^2/sigma_t^2,    b = A sigma_s^2/sigma_t^2,    v = S^2 sigma_s^2/sigma_t^2.                       (2)
 
-When a model is used, its estimate x0_hat replaces x_0. The variance of the step is then chosen between v, which is
-correct if the data are a single point, and S^2, which is correct on a variance-preserving path if the data are N(0, I)
-(Ho et al. 2020, sec. 3.2). A fraction f from 0 to 1 interpolates between log v and log S^2 (Nichol and Dhariwal 2021,
-arXiv:2102.09672, eq. 15):
+When a model is used, its estimate x0_hat replaces x_0. The variance of the step is then chosen between two bounds: v,
+which is correct if the data are a single point, and S^2, which is correct on a variance-preserving path if the data are
+N(0, I) (Ho et al. 2020, sec. 3.2). A fraction f from 0 to 1 interpolates between log v and log S^2 (Nichol and Dhariwal
+2021, arXiv:2102.09672, eq. 15):
 
     p(x_s | x_t) = N(a x0_hat + b x_t, S^2 (sigma_s^2/sigma_t^2)^(1 - f) I).                                       (3)
 """

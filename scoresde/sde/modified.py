@@ -35,7 +35,9 @@ SHIFT = Range(1e-6, 1e6, hint="the factor by which sigma/alpha is multiplied, fo
 
 @dataclass(frozen=True)
 class Shifted(SDE):
-    """A path whose log-SNR is shifted by ``-2 log(shift)``. A ``shift`` above 1 gives more noise at every t.
+    """A path obtained by shifting the log-SNR of another path by ``-2 log(shift)``.
+
+    A ``shift`` above 1 gives more noise at every t.
 
     Args:
         path: The path to shift.

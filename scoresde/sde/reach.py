@@ -41,7 +41,7 @@ MISFIT = 0.01
 
 @dataclass(frozen=True)
 class Reach:
-    """The signal and the noise at the end of a path, for comparison with the prior.
+    """The coefficients of the signal and the noise at the end of a path, for comparison with the prior.
 
     Attributes:
         sde: The path.
@@ -59,7 +59,7 @@ class Reach:
     @classmethod
     @torch.no_grad()
     def of(cls, sde: SDE, t_max: float | None = None, spread: float = 1.0, furthest: float | None = None) -> Reach:
-        """Evaluate a path at ``t_max``, by default the end of the path.
+        """Build a :class:`Reach` from the coefficients of ``sde`` at ``t_max`` (default: the end of the path).
 
         >>> from scoresde import VPSDE
         >>> reach = Reach.of(VPSDE(beta_max=0.5), spread=0.5)
@@ -72,7 +72,7 @@ class Reach:
 
     @property
     def share(self) -> float:
-        """The fraction of the variance that comes from the data, equation (2)."""
+        """The fraction of the variance at the end of the path that comes from the data, equation (2)."""
         data = (self.alpha * self.spread) ** 2
         return data / (data + self.sigma**2)
 
@@ -127,13 +127,13 @@ def explodes(sde: SDE) -> bool:
 
 
 def sigma_for(furthest: float, spread: float = 0.0) -> float:
-    """Return a suitable ``sigma_max`` for a path that does not shrink the data, to four significant digits.
+    """Return a suitable ``sigma_max``, rounded to four significant digits, for a path that does not shrink the data.
 
     Args:
-        furthest: The largest distance between two samples, in model units, which the noise must span.
+        furthest: The largest distance between two samples, in model units. The noise must span this distance.
         spread: Root mean square of the samples, in model units. In few dimensions, the spread is not much smaller than
-            ``furthest``. The noise level must then be about ten times the spread for the fraction of equation (2) to be
-            small enough.
+            ``furthest``. The fraction of equation (2) is then small enough only if the noise level is about ten times
+            the spread or more.
 
     >>> sigma_for(12.34567, 1.0), sigma_for(4.53, 1.0)
     (12.35, 9.955)

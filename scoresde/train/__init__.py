@@ -1,5 +1,8 @@
-"""Training: the steps (``state``), the averaged weights (``averages``), the validation loss (``validation``), the loop,
-which also handles files and signals (``loop``), and rectified flow (``reflow``).
+"""The training of models.
+
+The modules define the training step (``state``), the averaged weights (``averages``), the choice of weights by the
+validation loss (``validation``), the training loop with its files and signals (``loop``), and rectified flow
+(``reflow``).
 """
 
 from __future__ import annotations

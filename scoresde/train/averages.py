@@ -2,10 +2,9 @@
 
     w_ema <- d w_ema + (1 - d) w,    d = min(decay, (1 + n) / (10 + n))
 
-at update n = 1, 2, ..., where w are the weights and w_ema is their average. Early on, the average quickly forgets its
-random initialisation. As long as d is below ``decay``, the average covers about the last tenth of the updates, so
-samples drawn after a short run hardly depend on the initial weights. Buffers (such as running statistics) are copied,
-not averaged.
+at update n = 1, 2, ..., where w are the weights and w_ema is their average. As long as d is below ``decay``, the
+average covers about the last tenth of the updates. It therefore soon forgets the random initial weights, and samples
+drawn after a short run hardly depend on them. Buffers (such as running statistics) are copied, not averaged.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
-        """Update the average with the current weights of ``module``, and copy its buffers."""
+        """Update the average with the current weights of ``module``, and copy the buffers of ``module``."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         # Tied weights have several names, and each of them is averaged.
@@ -47,5 +46,5 @@ class EMA:
                 average.copy_(value)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the averaged weights, keyed by name."""
+        """Return the averaged weights and the copied buffers, keyed by name."""
         return self.state

@@ -1,4 +1,4 @@
-"""The training loop, which also handles files, signals and figures.
+"""The training loop, including its files, signals and figures.
 
 A single training step is defined in :mod:`scoresde.train.state`.
 """
@@ -99,7 +99,7 @@ def fit(
     """Train a model by denoising score matching.
 
     Args:
-        config: The configuration. Fields set to ``auto`` are resolved from the data.
+        config: The configuration. Fields that are to be set automatically are computed from the data.
         data: A data set, or an array that :meth:`scoresde.Dataset.of` accepts, to use instead of ``config.data``.
         network: A custom network (see :class:`scoresde.ScoreModel`), instead of a preset.
         pairs: Samples paired with noise, for training with the ``reflow`` coupling. They are stored in the run folder.
@@ -107,15 +107,16 @@ def fit(
             ``config``.
         out: The run folder (default: ``runs/DATA-SDE``).
         save: Whether to write a run folder.
-        resume: Whether to continue the run in ``out`` (default: the newest run) from its newest checkpoint.
+        resume: Whether to continue an existing run from its newest checkpoint. The run is read from ``out``. If ``out``
+            is ``None``, the newest run is continued.
         device, dtype: Device and precision of the training.
         quiet: Whether to hide the progress output.
         changed_data: Whether to resume even if rows of the run's data are missing, or if the data are different.
         edited: Whether to resume even if files of the run were changed after they were written.
 
     Returns:
-        The trained run, with the last averaged weights or those with the lowest validation loss
-        (:mod:`scoresde.train.validation`).
+        The trained run. Its weights are the last averaged weights or the averaged weights with the lowest validation
+        loss (:mod:`scoresde.train.validation`).
 
     Raises:
         NumericalError: If the loss is not finite. The message names the step and what to check.
@@ -129,7 +130,9 @@ def fit(
         torch.Size([4, 2])
     """
     if resume and not save:
-        raise UsageError("resume needs a run folder, so it cannot be combined with save=False; leave out one of them")
+        raise UsageError(
+            "resume needs a run folder, so it cannot be combined with save=False; leave out one of the two"
+        )
     with ExitStack() as held:
         return _fit(
             config, data, network, pairs, start, out, save, resume, torch.device(device), dtype, quiet, changed_data,
@@ -276,8 +279,8 @@ def _fit(
                     shown_samples = _sample_sheet(folder / "samples", run, data)
     elif validation is None and data.identity is not None and config.coupling != "reflow":
         lines.append(
-            f"validation: none, because {len(data.train)} training samples are too few to spare any; to detect "
-            "overfitting, use the likelihood of the test samples"
+            f"validation: none, because the training samples (count: {len(data.train)}) are too few to spare any; to "
+            "detect overfitting, use the likelihood of the test samples"
         )
     if folder is not None:
         with optional("the figure of the loss"):
@@ -293,7 +296,10 @@ def _fit(
 def _data_for(
     config: TrainConfig, data: Dataset | Tensor | npt.ArrayLike | None, folder: Path | None, changed: bool
 ) -> tuple[TrainConfig, Dataset]:
-    """Return the configuration, with the path, split and reading options of the data, and the data themselves."""
+    """Return the configuration and the data.
+
+    The configuration is completed with the file path of the data, their split, and the options used to read them.
+    """
     stored = None if folder is None else TrainConfig.from_dict(read_config(folder))
     if folder is not None and stored is not None:
         config = _as_begun(config, stored, DataInfo.from_dict(read_object(folder / "data.json")))
@@ -320,8 +326,8 @@ def _data_for(
 def previews(total: int, every: int = 0) -> set[int]:
     """Return the steps after which samples are plotted.
 
-    These are every ``every``-th step and the last step or, if ``every`` is 0, the steps at 1, 2, 5, 10, 20, 50 and
-    100 % of ``total``.
+    If ``every`` is above 0, these are its multiples and the last step, ``total``. If ``every`` is 0, these are the
+    steps at 1, 2, 5, 10, 20, 50 and 100 % of ``total``.
     """
     if every:
         return {*range(every, total + 1, every), total}
@@ -331,7 +337,7 @@ def previews(total: int, every: int = 0) -> set[int]:
 def _parts(
     data: Dataset, spec: ModelSpec, config: TrainConfig, split: bool, operator: Operator | None
 ) -> tuple[Rows, Rows | None]:
-    """Return the rows for training, and the rows for validation or ``None`` if there are none."""
+    """Return the rows for training and the rows for validation, which are ``None`` if no rows are set aside."""
 
     def rows(index: Tensor | None) -> Rows:
         x, y, known, complete = data.train, data.train_labels, config.told(data.train_given), data.complete
@@ -358,8 +364,8 @@ def prepared(
 ) -> tuple[TrainConfig, ScoreModel, ModelSpec]:
     """Return the resolved configuration, the model to train, and the specification of that model.
 
-    The model is untrained or, if ``start`` is given, a copy of the model of that run. If a run is resumed, its
-    specification is read from its folder, ``resumed``.
+    If the run ``start`` is given, the model is a copy of the model of that run. Otherwise, the model is untrained. If a
+    run is resumed, the specification is read from the folder of that run, ``resumed``.
     """
     if start is not None:
         config = _continued(config, start, network, data)
@@ -394,14 +400,18 @@ def prepared(
 
 
 def _operator(config: TrainConfig, info: DataInfo, start: Run | None, resumed: Path | None) -> Operator | None:
-    """Return the operator in ``cond``, or ``None``. For a resumed run, masks are read from its folder ``resumed``."""
+    """Return the operator in ``config.cond``, or ``None`` if there is none.
+
+    If training continues from the run ``start``, this is the operator of that run. If a run is resumed, the masks of
+    the operator are read from the folder of that run, ``resumed``.
+    """
     if start is not None:
         return start.operator
     return config.operator_for(info, None if resumed is None else partial(kept_mask, resumed, config.sources.operator))
 
 
 def _check_incomplete(config: TrainConfig, data: Dataset) -> None:
-    """Reject training samples with unknown values if they cannot be used for training with ``config``."""
+    """Reject training samples with unknown values if ``config`` does not allow such samples."""
     assert data.complete is not None
     missing = f"{data.info.source}: values of the training samples are missing (count: {int((~data.complete).sum()):,})"
     if not config.sources.gaps:
@@ -435,7 +445,7 @@ def _continued(config: TrainConfig, start: Run, network: nn.Module | None, data:
     if config.augment not in ("none", start.config.augment):
         raise UsageError(
             f"the run was trained with augment={start.config.augment!r}, so its network has no inputs for "
-            f"{config.augment!r}",
+            f"{config.augment!r}; use the augmentation of the run, or none",
             parameter="augment",
             value=start.config.augment,
         )
@@ -457,7 +467,12 @@ def _objective(config: TrainConfig, model: ScoreModel) -> tuple[Weight, Times]:
 
 
 def _rate(config: TrainConfig, step: int) -> float:
-    """Return the learning rate for a step: a linear warm-up, then cosine decay to 0 or a constant rate."""
+    """Return the learning rate of a step.
+
+    The rate rises linearly during the warm-up. If ``config.decay`` is ``none``, the rate is constant afterwards.
+    Otherwise, the rate of each step is also multiplied by a cosine factor, which falls from 1 at the first step to
+    about 0 at the last step.
+    """
     factor = min(1.0, (step + 1) / config.warmup)
     if config.decay != "none":
         factor = factor * 0.5 * (1 + math.cos(math.pi * step / config.steps))
@@ -465,7 +480,7 @@ def _rate(config: TrainConfig, step: int) -> float:
 
 
 def _spread(data: Dataset, codec: Codec) -> float:
-    """Return the root mean square of the training data in model units, computed from up to 4,096 rows."""
+    """Return the root mean square of the training data in model units, computed from at most the first 4,096 rows."""
     x = data.train[:4096]
     x = codec.to_model(x, noise=torch.full(x.shape, 0.5, dtype=torch.float64 if data.info.wide else torch.float32))
     if data.complete is not None:
@@ -474,7 +489,7 @@ def _spread(data: Dataset, codec: Codec) -> float:
 
 
 def _model_units(data: Dataset, codec: Codec) -> Tensor:
-    """Return evenly spaced training rows, in model units, that take up at most 256 MB."""
+    """Return training rows in model units: all rows, or evenly spaced rows if all would take more than 256 MB."""
     most = max(16, 2**25 // data.info.dims)
     index = torch.linspace(0, len(data.train) - 1, min(most, len(data.train)), dtype=torch.float64)
     x = data.train[index.round().long()]
@@ -482,7 +497,7 @@ def _model_units(data: Dataset, codec: Codec) -> Tensor:
 
 
 def _measured(data: Dataset, codec: Codec, model: ScoreModel) -> DataInfo:
-    """Return the description of the data, including ``spread`` and, if the path needs it, ``furthest``."""
+    """Return the description of the data, including ``spread`` and, if alpha is constant on the path, ``furthest``."""
     across = furthest(_model_units(data, codec)) if explodes(model.sde) else 0.0
     return replace(data.info, spread=_spread(data, codec) or None, furthest=across or None)
 
@@ -521,11 +536,18 @@ def _restore(folder: Path, config: TrainConfig, state: TrainState, edited: bool)
         free.add("data")  # such data are identified by their content, not by their name or path
     for name, value in config.to_dict().items():
         if name not in free and plain(value) != plain(stored[name]):
-            raise UsageError(f"{folder} has {name} = {stored[name]!r}, not {value!r}; a resumed run keeps its settings")
+            raise UsageError(
+                f"{folder} has {name} = {stored[name]!r}, not {value!r}; a resumed run keeps its settings, so use the "
+                "stored value"
+            )
     dtype = str(next(state.model.parameters()).dtype).removeprefix("torch.")
     trained = read_object(folder / "config.json").get("dtype", dtype)
     if trained != dtype:
-        raise UsageError(f"{folder} was trained with dtype {trained}, not {dtype}", parameter="dtype", value=trained)
+        raise UsageError(
+            f"{folder} was trained with dtype {trained}, not {dtype}; use the same dtype",
+            parameter="dtype",
+            value=trained,
+        )
     if not checkpoints(folder):
         if config.coupling == "reflow":
             raise CheckpointError(f"{folder} has neither a checkpoint nor its starting weights; run reflow again")
@@ -559,7 +581,10 @@ def _as_begun(config: TrainConfig, stored: TrainConfig, info: DataInfo) -> Train
 
 
 def _split_as(config: TrainConfig, data: Dataset) -> TrainConfig:
-    """Return ``config`` with the options used to read and split ``data``, so that the same rows are held out again."""
+    """Return ``config`` with the options with which ``data`` were read and split.
+
+    With these options, the same rows are held out when the run reads the data again.
+    """
     how = data.how
     if how is None or data.identity is None:  # toys and digits are drawn and split by the seed of the run
         return config
@@ -582,7 +607,7 @@ def _split_as(config: TrainConfig, data: Dataset) -> TrainConfig:
 
 
 def _same_units(folder: Path, data: Dataset, sources: Sources) -> None:
-    """Reject data whose units differ from those of a resumed run, before anything is written."""
+    """Reject data whose units differ from the units of the resumed run in ``folder``, before anything is written."""
     known, info = DataInfo.from_dict(read_object(folder / "data.json")), data.info
     found: list[tuple[str, Any, Any]] = [(name, getattr(known, name), getattr(info, name)) for name in UNITS]
     if (folder / "rows.npz").is_file():  # an older run has one range for all columns
@@ -600,7 +625,11 @@ def _same_units(folder: Path, data: Dataset, sources: Sources) -> None:
 
 
 def _kept(path: Path, pairs: Pairs | None, classes: int) -> Pairs:
-    """Return the pairs. For a new run, also write them to ``path``. For a resumed run, read them from there."""
+    """Return the pairs of samples and noise.
+
+    For a new run, ``pairs`` is returned and also written to ``path``. For a resumed run, ``pairs`` is ``None``, and the
+    result is read from ``path``.
+    """
     if pairs is None:
         stored = read_tensors(path)
         if not {"x0", "eps"} <= set(stored):
@@ -626,7 +655,7 @@ def _few_samples(run: Run, data: Dataset) -> Tensor:
     """Draw a few samples in data units, ``(n, *event)``, always from the same noise and for the same conditions."""
     info, nodes = run.info, run.base.domain.nodes
     n = {"image": 36, "volume": 4, "signal": 8, "vector": 1024}[info.kind]
-    n = 9 if info.kind == "image" and info.dims > 4096 else n  # large images fill a sheet, and each costs more
+    n = 9 if info.kind == "image" and info.dims > 4096 else n  # a few large images fill the figure, and each is slow
     solver = RungeKutta(steps=16 if nodes is None else min(16, len(nodes) - 1))
     if run.config is not None and run.config.sources.rich:
         bound = run.given_rows(data, torch.arange(n) % len(data.test))
@@ -639,7 +668,7 @@ def _few_samples(run: Run, data: Dataset) -> Tensor:
 
 
 def _sample_sheet(folder: Path, run: Run, data: Dataset) -> Tensor:
-    """Save a figure of a few samples, and return the samples. Signals and vectors are plotted over the data."""
+    """Save a figure of a few samples, and return the samples. Signals and vectors are plotted on top of the data."""
     from ..plot import samples_figure, save_figure, save_image_grid
 
     info, path, x = run.info, folder / f"step-{run.step:06d}.png", _few_samples(run, data)

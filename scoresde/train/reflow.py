@@ -9,7 +9,7 @@ straightness of a flow from (r_0, y_0) to (r_1, y_1) is measured by
 
     S = E int |dy/dr - (y_1 - y_0)/(r_1 - r_0)|^2 dr  /  E int |dy/dr|^2 dr,                                    (1)
 
-which is S(Z) of Liu et al. (sec. 3.2) divided by the mean squared speed. It is 0 for straight trajectories and 1 for
+which is S(Z) of Liu et al. (sec. 3.2) divided by the mean squared speed. S is 0 for straight trajectories and 1 for
 trajectories that end where they began.
 
 A rectified model is trained on coupled noise and data, so it does not provide a score.
@@ -114,12 +114,13 @@ def reflow(
     Args:
         run: A trained run, which may already be rectified.
         pairs: Number of pairs.
-        steps, lr: Number of training steps and learning rate, or 0 for the value of the run.
-        weighting, t_sampler: Weighting and time sampler for the training, by name or as objects (default: those of the
-            run, if they are built-ins). A name that appears only in the run's files is never imported.
-        solver, seed: See :func:`draw_pairs`.
-        data: The run's data set, which is needed only if :meth:`Run.data` cannot load it. Only its labels and
-            conditions are used for training, because the samples come from the pairs.
+        steps, lr: Number of training steps and learning rate. If either is 0, the value of the run is used.
+        weighting, t_sampler: Weighting and time sampler for the training, by name or as objects (default: the weighting
+            and time sampler of the run, if they are built-ins). A name that appears only in the run's files is never
+            imported.
+        solver, seed: The solver for the pairs and the seed of their noise (see :func:`draw_pairs`).
+        data: The run's data set. It is needed only if :meth:`Run.data` cannot load the data. Training uses only its
+            labels and conditions, because the samples come from the pairs.
         out: The run folder (default: ``runs/NAME-reflow``, with a number appended if that name is taken).
         save: Whether to write a run folder.
         device: The device to train on.
@@ -129,7 +130,7 @@ def reflow(
         The rectified run.
 
     Raises:
-        UsageError: If the run has no training configuration or is a discrete chain, or if a setting is invalid.
+        UsageError: If the run has no training configuration, its path is a discrete chain, or a setting is invalid.
     """
     if run.config is None:
         raise UsageError(
@@ -163,13 +164,13 @@ def reflow(
 def straightness(
     model: Denoiser, noise: Noise, shape: tuple[int, ...], *, steps: int = 64, dtype: torch.dtype = torch.float32
 ) -> float:
-    """Compute S of equation 1, which measures how far the trajectories of a model are from straight, from 0 to 1.
+    """Return a measure, from 0 to 1, of how much a model's trajectories deviate from straight lines (S of equation 1).
 
     Args:
         model: Any denoiser.
         noise: The noise at which the trajectories start, with ``noise.indices`` of shape ``(B,)``.
         shape: The event shape.
-        steps: Number of Heun steps, uniform in r.
+        steps: Number of Heun steps, which are of equal size in r.
         dtype: The dtype of the state.
 
     >>> from scoresde import FlowMatching, GaussianMixture

@@ -34,13 +34,13 @@ __all__ = ["Record", "TrainState", "keyed_rng", "steps"]
 
 @dataclass
 class TrainState:
-    """Everything that training changes.
+    """The state that training changes.
 
     Attributes:
         model: The module that the objective evaluates.
         optimiser: The optimiser for the learned parameters.
-        draw: The function that draws times and noise, including what it has learned from the losses.
-        average: The moving average of the weights, if there is one.
+        draw: An object that draws times and noise. It may adapt to the losses, and its state is part of a checkpoint.
+        average: The moving average of the weights, or ``None`` if the weights are not averaged.
         step: Number of completed steps.
     """
 
@@ -61,7 +61,10 @@ class TrainState:
         return self.model.network if isinstance(self.model, ScoreModel) else self.model
 
     def save(self, folder: Path) -> Path:
-        """Write a checkpoint atomically, and return its path. Optimiser moments are keyed by parameter name."""
+        """Write a checkpoint into the run folder ``folder`` atomically, and return the path of the checkpoint.
+
+        In the checkpoint, the optimiser moments are keyed by parameter name.
+        """
         bare = bare_names(self.learned)
         names = [bare.get(name, name) for name, _ in self.learned.named_parameters()]
         moments = {
@@ -87,7 +90,7 @@ class TrainState:
         """Load the state that :meth:`save` wrote into the folder ``checkpoint``.
 
         Raises:
-            CheckpointError: If the checkpoint belongs to another model, or has no optimiser moments.
+            CheckpointError: If the checkpoint belongs to another model, is damaged, or has no optimiser moments.
         """
         state = read_object(checkpoint / "state.json")
         load_weights(self.learned, read_tensors(checkpoint / "model.safetensors"), checkpoint)
@@ -97,7 +100,9 @@ class TrainState:
             now = matching(kept, found)
             found = {now[name]: value for name, value in found.items()}
             if {name: value.shape for name, value in found.items()} != {n: value.shape for n, value in kept.items()}:
-                raise CheckpointError(f"the averaged weights in {checkpoint} belong to a different network")
+                raise CheckpointError(
+                    f"the averaged weights in {checkpoint} belong to a different network; use the network of the run"
+                )
             self.average.state = {name: value.to(kept[name].device) for name, value in found.items()}
             updates = state.get("ema_updates")
             if type(updates) is not int or updates < 0:
@@ -119,7 +124,10 @@ class TrainState:
         self.step = step
 
     def _moments(self, checkpoint: Path) -> dict[int, dict[str, Tensor]]:
-        """Read the optimiser moments, keyed by parameter index. Format 1 stored them by index, format 2 by name."""
+        """Read the optimiser moments, keyed by parameter index.
+
+        Checkpoints of format 1 store the moments by parameter index, and checkpoints of format 2 by parameter name.
+        """
         bare = bare_names(self.learned)
         number = {bare.get(name, name): i for i, (name, _) in enumerate(self.learned.named_parameters())}
         stored = read_tensors(checkpoint / "optim.safetensors")
@@ -142,7 +150,7 @@ class Record:
 
     Attributes:
         step: Number of completed steps, including this one.
-        loss: The value that was minimised.
+        loss: The value of the loss that the step minimises.
         grad_norm: Norm of the gradient before clipping.
         lr: The learning rate of the step.
     """
@@ -175,7 +183,8 @@ def steps(
         clip: Maximum norm of the gradient. A larger gradient is scaled down to this norm.
 
     Raises:
-        NumericalError: If the loss or its gradient is not finite. ``state`` is left as it was after the previous step.
+        NumericalError: If the loss or its gradient is not finite. The weights, the average and the step number are then
+            left as they were after the previous step.
     """
     parameters = list(state.learned.parameters())
     device, dtype = parameters[0].device, parameters[0].dtype
@@ -213,11 +222,11 @@ _GLOBAL = threading.RLock()  # guards the generator that all threads of a proces
 
 @contextmanager
 def keyed_rng(seed: int, n: int, device: torch.device | str, network: nn.Module | None = None) -> Iterator[None]:
-    """Seed dropout and weight initialisation in the block, as a function of ``seed`` and ``n``.
+    """Return a context manager that seeds dropout and weight initialisation as a function of ``seed`` and ``n``.
 
-    The networks of this package have their own generator for dropout. Initial weights and custom networks use torch's
-    global generator, which one thread at a time seeds for the block and restores afterwards. Threads that use the
-    global generator without this function can still interfere.
+    The networks of this package draw dropout from a separate generator. Initial weights and custom networks use the
+    global generator of torch. It is seeded at the start of the block and restored at the end, and only one thread at a
+    time can run such a block. Threads that use the global generator without this function can still interfere.
     """
     device, state = torch.device(device), keyed(seed, n, "dropout").initial_seed()
     if network is not None and draws_by_dropout(network):
@@ -237,7 +246,8 @@ def _diagnosis(step: int, losses: Tensor, draws: Draws, norm: float, lr: float) 
     worst = int(torch.nan_to_num(losses, nan=torch.inf).argmax())
     where = "" if draws.t is None else f" at t = {float(draws.t[worst]):.3g}"
     return (
-        f"training stopped at step {step}: loss {float(losses.mean()):.4g}, gradient norm {norm:.4g}; the worst row"
-        f"{where} has loss {float(losses[worst]):.4g}. Try a smaller learning rate (this step used {lr:g}) or a longer "
-        "warm-up, or look for extreme values in the data."
+        f"training stopped at step {step} because the loss or its gradient is not finite (loss "
+        f"{float(losses.mean()):.4g}, gradient norm {norm:.4g}); the worst row{where} has loss "
+        f"{float(losses[worst]):.4g}. Try a smaller learning rate (this step used {lr:g}) or a longer warm-up, or look "
+        "for extreme values in the data."
     )

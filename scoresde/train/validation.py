@@ -1,9 +1,11 @@
-"""Choose the final weights by the loss of the averaged weights on rows that were not used for training.
+"""The choice of the final weights by the validation loss.
 
-At regular intervals, the averaged weights are evaluated on the same rows, times and noise, so that the losses differ
-only because of the weights. The checkpoint with the lowest loss is kept in addition to the last one. It is used only if
-its loss is lower by more than two standard errors of the row-by-row difference. Without this condition, the minimum of
-many noisy losses could be mistaken for an improvement. The test rows are not used for this choice.
+The validation loss is the loss of the averaged weights on training samples that are set aside for validation. It is
+computed at regular intervals, always for the same rows, times and noise, so that the losses differ only because of the
+weights. The checkpoint with the lowest loss is kept in addition to the last checkpoint. Its weights are used only if
+its loss is below the last loss by more than two standard errors of the row-by-row difference between these losses.
+Without this condition, the minimum of many noisy losses could be mistaken for an improvement. The test rows are not
+used for this choice.
 """
 
 from __future__ import annotations
@@ -50,9 +52,10 @@ class Best:
     weights: Mapping[str, Tensor]
 
     def against(self, losses: Tensor, step: int) -> dict[str, Any]:
-        """Compare these weights with the weights of the last step, ``step``, and return the decision as plain values.
+        """Decide between these weights and the last weights, and return the comparison and the decision.
 
-        The tensor ``losses: (n,)`` contains the loss of each row for the last weights.
+        The tensor ``losses: (n,)`` contains the loss of each row for the last weights, and ``step`` is their step. The
+        result contains only plain values.
         """
         difference = losses - self.losses
         error = float(difference.std()) / math.sqrt(len(losses)) if len(losses) > 1 else math.inf
@@ -69,7 +72,7 @@ class Validation:
 
     Args:
         source: The validation rows.
-        draw: The function that draws times and noise in a training step, in its state before the first step.
+        draw: The object that draws times and noise in training. Its state must be the state before the first step.
         objective: The loss that training minimises.
         seed: Seed of the draws.
         dtype: The dtype of the data in model units.
@@ -77,7 +80,8 @@ class Validation:
 
     def __init__(self, source: Rows, draw: Draw, objective: Objective, seed: int, dtype: torch.dtype) -> None:
         self.count, self.objective = len(source), objective
-        # All rows are repeated in turn, so times that are spread over a batch are also spread over each row's copies.
+        # The copies follow each other as 0, 1, ..., n - 1, 0, 1, ..., so times that are spread over a batch are also
+        # spread over the copies of each row.
         copies = max(1, min(EACH, math.ceil(DRAWS / self.count)))
         generator = keyed(seed, 0, "validation")
         self.batch: Batch = source(torch.arange(self.count).repeat(copies), generator, dtype)
@@ -89,7 +93,10 @@ class Validation:
 
     @torch.no_grad()
     def losses(self, model: nn.Module) -> Tensor:
-        """Return the loss of each row, averaged over the copies of the row, float64 ``(n,)``, on the CPU."""
+        """Return the loss of each of the n rows, averaged over the copies of the row.
+
+        The result is float64 ``(n,)`` and on the CPU.
+        """
         device = next(model.parameters()).device
         found = []
         for rows in torch.split(torch.arange(len(self.batch)), CHUNK):
@@ -101,7 +108,10 @@ class Validation:
         return torch.cat(found).reshape(-1, self.count).mean(0)
 
     def look(self, model: nn.Module, weights: Mapping[str, Tensor], step: int, folder: Path | None) -> Tensor:
-        """Return the losses of ``model`` after ``step`` steps, and keep its ``weights`` if they are the best so far."""
+        """Return the validation loss of each row for ``model``, and keep ``weights`` if they are the best so far.
+
+        The tensors in ``weights`` are the weights of ``model`` after ``step`` steps, keyed by name.
+        """
         losses = self.losses(model)
         if self.best is None or float(losses.mean()) < float(self.best.losses.mean()):
             self.best = Best(step, losses, {name: value.detach().clone() for name, value in weights.items()})
@@ -137,9 +147,10 @@ class Validation:
                 return
 
     def choose(self, losses: Tensor, step: int, folder: Path | None) -> dict[str, Any]:
-        """Decide between the best weights and the last weights, and store the decision in ``folder``, if there is one.
+        """Decide between the best weights and the last weights, and return the comparison and the decision.
 
-        The tensor ``losses: (n,)`` contains the loss of each row for the last weights, those of step ``step``.
+        The tensor ``losses: (n,)`` contains the loss of each row for the last weights, and ``step`` is their step. If
+        ``folder`` is given, the result is also written into it.
         """
         assert self.best is not None
         told = self.best.against(losses, step)
@@ -149,7 +160,7 @@ class Validation:
 
 
 def sentence(told: Mapping[str, Any]) -> str:
-    """Return the sentence about the choice of weights that training prints at its end."""
+    """Return a sentence that explains the choice of weights ``told``. Training prints this sentence at its end."""
     best, last = f"step {told['best_step']:,}", f"step {told['last_step']:,}"
     if told["rows"] == 1:
         return f"validation: a single row is not enough to compare weights; the last weights are used ({last})"

@@ -64,7 +64,7 @@ def optimal_transport(x0: Tensor, eps: Tensor, labels: Tensor | None = None) -> 
 
     Args:
         x0: Data in model units, shape ``(B, *event)``.
-        eps: Standard normal numbers, with the same shape as ``x0``.
+        eps: Standard normal noise, with the same shape as ``x0``.
         labels: The class of each row, int64 ``(B,)``, or ``None``. Noise is exchanged only within a class.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The random draws of a training step other than its rows: times, noise and dropped conditions.
+"""The random draws of a training step, apart from its rows: times, noise and dropped conditions.
 
 All random numbers come from the step's generator in a fixed order (times, noise, dropped conditions), so they depend
 only on the seed and the step number.
@@ -31,11 +31,11 @@ class Draws:
     Attributes:
         eps: The noise of each row, shape ``(B, *event)``.
         condition: The condition that the network receives for each row, or ``None``.
-        t: Times, shape ``(B,)``, or ``None`` if no times are drawn. For a chain, each time is moved to a node
+        t: The times, shape ``(B,)``, or ``None`` if no times are drawn. For a chain, each time is moved to a node
             (:func:`~scoresde.sde.grids.snap`).
         drawn: The times before they are moved to nodes, shape ``(B,)``, or ``None``.
-        weight: Factor on the loss of each row that compensates for the density of its time, shape ``(B,)``, or ``None``
-            for a factor of 1.
+        weight: The factors on the losses of the rows, shape ``(B,)``, which compensate for the density from which the
+            times are drawn, or ``None`` for factors of 1.
     """
 
     eps: Tensor
@@ -65,15 +65,15 @@ class Draw(Protocol):
         ...
 
     def update(self, draws: Draws, losses: Tensor) -> None:
-        """Learn from the unweighted ``losses``, shape ``(B,)``, that a training step computed with ``draws``."""
+        """Learn from the unweighted ``losses: (B,)`` that a training step computed with ``draws``."""
         ...
 
     def state(self) -> dict[str, Tensor]:
-        """Return what this source has learned, as named tensors of any shape, so that it can be saved."""
+        """Return what this source has learned, as a dictionary of tensors. Training saves this state."""
         ...
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what :meth:`state` returned, with tensors of the same shapes."""
+        """Restore a state that :meth:`state` returned."""
         ...
 
 
@@ -83,10 +83,10 @@ class PathDraw(Checked):
 
     Args:
         times: The time sampler.
-        nodes: The nodes of a chain, to which the times are moved, shape ``(N,)``, or ``None`` for continuous times.
+        nodes: The nodes of a chain, shape ``(N,)``, to which the times are moved, or ``None`` for continuous times.
         pair: Whether to pair the rows and the noise of a batch by optimal transport, rather than in the order of the
             draws.
-        drop: Probability of dropping the condition of a row, from 0 to 1.
+        drop: Probability, from 0 to 1, that the condition of a row is dropped.
     """
 
     limits = ranges(drop=FRACTION)

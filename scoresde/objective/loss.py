@@ -39,7 +39,7 @@ class Objective(ABC):
 
     @abstractmethod
     def __call__(self, model: nn.Module, batch: Batch, draws: Draws) -> Tensor:
-        """Compute the loss of each row, shape ``(B,)``.
+        """Return the loss of each row, as a tensor of shape ``(B,)``.
 
         Args:
             model: The module in training.
@@ -48,7 +48,7 @@ class Objective(ABC):
         """
 
     def ends(self, model: nn.Module, batch: Batch) -> Tensor | None:
-        """Return the part of each row's loss that the draws do not affect, ``(B,)``, or ``None`` if there is none."""
+        """Return the part of each row's loss that the draws do not affect: ``(B,)``, or ``None`` if there is none."""
         return None
 
 
@@ -83,7 +83,7 @@ def denoising_loss(
     each: Tensor | None = None,
     augment: Tensor | None = None,
 ) -> Tensor:
-    """Compute the denoising loss of each row, averaged over the elements of the event.
+    """Compute the denoising loss of each row, averaged over the elements of the row.
 
     A model that learns its variance uses the hybrid loss, which adds 0.001 times the variational bound with the mean
     held fixed (equation 3 of :mod:`scoresde.likelihood.chain`).
@@ -91,12 +91,12 @@ def denoising_loss(
     Args:
         model: The model in training.
         x0: Data in model units, shape ``(B, *event)``.
-        t: Times, shape ``(B,)``. If the model has nodes, the times must be nodes.
+        t: The times of the rows, shape ``(B,)``. If the model has nodes, each time must be one of them.
         noise: Standard normal numbers, with the same shape as ``x0``.
         cond: The condition of each row, or ``None``.
         weighting: A name in :data:`scoresde.core.tables.WEIGHTINGS`, ``module:function``, or the weighting itself (see
             :mod:`scoresde.objective.weighting`).
-        each: Factor on the loss of each element, with the same shape as ``x0``, or ``None`` for 1.
+        each: The factors on the losses of the elements, with the same shape as ``x0``, or ``None`` for factors of 1.
         augment: Augmentation parameters of each row, as passed to the network, shape ``(B, A)``, or ``None`` for no
             augmentation.
 
@@ -118,7 +118,7 @@ def denoising_loss(
 
 
 def _weighed(weight: Tensor, square: Tensor, each: Tensor | None) -> Tensor:
-    """Return the weighted mean, ``(B,)``, of the squared errors ``square: (B, *event)`` over each event."""
+    """Return the weighted mean, ``(B,)``, of the squared errors in each row of ``square: (B, *event)``."""
     if each is not None:
         square = each * square
     if weight.ndim > 1:
@@ -129,15 +129,16 @@ def _weighed(weight: Tensor, square: Tensor, each: Tensor | None) -> Tensor:
 def end_terms(model: ScoreModel, x0: Tensor, each: Tensor | None = None) -> Tensor:
     """Compute the terms that the ends of the path add to the variational bound.
 
-    The middle term of the bound is equation 1 with ``lambda = g^2``. The end terms are those of Kingma et al. (2021),
-    arXiv:2107.00630, eq. 12, multiplied by 2/D like the middle term: the KL divergence of x at ``t_max`` from the
-    prior, and the negative log density of the data given x at ``t_min``, for which the density is N(x/alpha,
-    sigma^2/alpha^2). Only a learned path needs these terms. Without them, its ends would drift without limit.
+    The middle term of the bound is equation 1 with ``lambda = g^2``. There are two end terms (Kingma et al. 2021,
+    arXiv:2107.00630, eq. 12). The first is the KL divergence of x at ``t_max`` from the prior. The second is the
+    negative log density of the data given x at ``t_min``, where this density is N(x/alpha, sigma^2/alpha^2). Like the
+    middle term, both are multiplied by 2/D, where D is the number of elements of a row. Only a learned path needs the
+    end terms. Without them, the ends of such a path would drift without limit.
 
     Args:
         model: The model in training.
         x0: Data in model units, shape ``(B, *event)``.
-        each: Factor on the terms of each element, with the same shape as ``x0``, or ``None`` for 1.
+        each: The factors on the terms of the elements, with the same shape as ``x0``, or ``None`` for factors of 1.
 
     Returns:
         The sum of the terms for each row, shape ``(B,)``.

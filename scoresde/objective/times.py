@@ -2,8 +2,8 @@
 
 A time sampler is a quantile function Q on (0, 1): ``t = Q(u)`` with u uniform has the density ``p(t) = 1/Q'(u)``.
 Stratified sampling draws one u in each of ``count`` cells, ``u_i = (i + shift)/count`` with a single uniform shift.
-Losses averaged over stratified draws have the same expectation as over independent draws, and less variance (Kingma et
-al. 2021, arXiv:2107.00630, app. I.1).
+The mean loss over stratified draws has the same expectation as the mean loss over independent draws, but less variance
+(Kingma et al. 2021, arXiv:2107.00630, app. I.1).
 
 Let w be the weighting and L the loss. There are two kinds of non-uniform samplers. With *emphasis*, draws are not
 reweighted, so p is part of the objective, as a factor on the weighting,
@@ -28,7 +28,8 @@ and p affects only the variance of individual draws. The best choice is ``p ~ sq
     ``loss-second-moment``   p ~ sqrt(E L^2) of recent losses; Nichol and Dhariwal 2021,             importance
                              arXiv:2102.09672, sec. 3.3
 
-All samplers stay within the domain ``[low, high]``. A distribution that extends beyond it is truncated, not clamped.
+All samplers stay within the domain ``[low, high]``. A distribution that extends beyond this domain is truncated, not
+clamped.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class Setting:
 
     Args:
         sde: The path.
-        low, high: The interval of t.
+        low, high: The ends of the interval.
         parametrization: The prediction, which defines the output of the network.
         weighting: The factor on the squared error of the output (see :mod:`scoresde.objective.weighting`).
     """
@@ -87,7 +88,7 @@ class Setting:
 
     @property
     def ends(self) -> Tensor:
-        """The interval ``[low, high]``, float64, shape ``(2,)``."""
+        """The ends of the interval, ``[low, high]``, as a float64 tensor of shape ``(2,)``."""
         return torch.tensor([self.low, self.high], dtype=torch.float64)
 
 
@@ -98,7 +99,7 @@ _MEAN, _STD = Range(-1000, 1000), Range(0, 1e9, above=True)
 class TimeSampler(Checked, ABC):
     """A distribution of training times.
 
-    To write a time sampler, subclass this as a frozen dataclass and define ``quantile``.
+    To write a time sampler, define a frozen dataclass that inherits from this class, and implement :meth:`quantile`.
 
     Args:
         stratified: Whether to divide the distribution into cells of equal probability, one for each draw, and to draw
@@ -114,7 +115,7 @@ class TimeSampler(Checked, ABC):
 
     @abstractmethod
     def quantile(self, u: Tensor, setting: Setting) -> Tensor:
-        """Return the times below which the fractions ``u`` of all draws lie, float64, with the same shape as ``u``."""
+        """Return the quantiles of the times at the probabilities ``u``, float64, with the same shape as ``u``."""
 
     def check(self, setting: Setting) -> None:
         """Check that this sampler supports the time interval, the path and the weighting of ``setting``.
@@ -129,7 +130,7 @@ class TimeSampler(Checked, ABC):
             )
 
     def over(self, setting: Setting) -> Times:
-        """Return the sampler bound to a setting."""
+        """Return this sampler, bound to a setting."""
         return Times(self, setting)
 
 
@@ -157,22 +158,25 @@ class Times:
         return t, self.weight(t)
 
     def quantile(self, u: Tensor) -> Tensor:
-        """Return the times below which the fractions ``u`` of all draws lie, with the same shape as ``u``."""
+        """Return the quantiles of the times at the probabilities ``u``, with the same shape as ``u``."""
         return self.sampler.quantile(u, self.setting)
 
     def weight(self, t: Tensor) -> Tensor:
-        """Return the weights of draws at ``t`` (equation 2), with the same shape as ``t``; 1 for unweighted draws."""
+        """Return the weights of draws at the times ``t`` (equation 2), or ones if draws are not reweighted.
+
+        The result has the same shape as ``t``.
+        """
         return torch.ones_like(t)
 
     def update(self, t: Tensor, losses: Tensor) -> None:
-        """Learn from the unweighted ``losses`` at the times ``t`` of the last draw, both ``(count,)``."""
+        """Learn from the unweighted ``losses: (count,)`` at the times ``t: (count,)`` of the last draw."""
 
     def state(self) -> dict[str, Tensor]:
-        """Return what the sampler has learned, as named tensors of any shape, so that it can be saved."""
+        """Return what the sampler has learned, as a dictionary of tensors. Training saves this state."""
         return {}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what :meth:`state` returned, with tensors of the same shapes."""
+        """Restore a state that :meth:`state` returned."""
 
 
 # ----------------------------------------------------------------------------------------------------- in closed form
@@ -189,7 +193,7 @@ class LowDiscrepancy(TimeSampler):
 
 
 def independent() -> LowDiscrepancy:
-    """Return a sampler of independent times uniform in t, which is :class:`LowDiscrepancy` without strata."""
+    """Return a sampler of independent times that are uniform in t: :class:`LowDiscrepancy` without strata."""
     return LowDiscrepancy(stratified=False)
 
 
@@ -289,14 +293,14 @@ class Mode(TimeSampler):
 
 @dataclass(frozen=True)
 class Importance(TimeSampler):
-    """Times drawn with a density proportional to the weight w of the loss on ``|eps_hat - eps|^2``.
+    """Times drawn with a density proportional to the weight w that the loss gives to ``|eps_hat - eps|^2``.
 
     This is the sampler of Song, Durkan et al. (2021), arXiv:2101.09258, sec. 4.3. With the ``likelihood`` weighting,
     ``w = g^2/sigma^2 = -dl/dt``, so times are uniform in the log-SNR l, and ``int w dt`` is the range of l. In
     general, the inverse of ``int w dt`` is computed from a table.
 
-    If the log-SNR is infinite at an end (alpha = 0 at t = 1), the ``likelihood`` weighting would put all draws there.
-    In this case, the times end at a log-SNR of -20 instead.
+    If the log-SNR is infinite at an end of the interval, the ``likelihood`` weighting would put all draws there. In
+    this case, the times end at a log-SNR of -20 (instead of minus infinity) or 20 (instead of infinity).
 
     Args:
         error: The output whose error is assumed to be equally large at all times, as a name in
@@ -347,7 +351,7 @@ class _Tabulated(Times):
     def density(self, t: Tensor) -> Tensor:
         """Return the unnormalised density, p times ``total``, with the same shape as ``t``.
 
-        The density is the weight of the loss on the squared error of the output named by the option ``error``.
+        The density is the weight that the loss gives to the squared error of the output named by ``error``.
         """
         sde, own = self.setting.sde, self.setting.parametrization
         factor = noise_factor(sde, own, t) / noise_factor(sde, self.error, t)
@@ -368,7 +372,7 @@ class _Tabulated(Times):
         if not 0 < self.total < math.inf:
             raise UsageError(
                 "the 'importance' time sampler needs a weighting whose integral over t is positive and finite, but "
-                f"that of {self.setting.weighting} is {self.total:.3g}; use another weighting, or the "
+                f"the integral of {self.setting.weighting} is {self.total:.3g}; use another weighting, or the "
                 "'low-discrepancy' time sampler"
             )
         sde, own = self.setting.sde, self.setting.parametrization
@@ -467,21 +471,21 @@ class _Remembering(Times):
 
 
 def _interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
-    """Evaluate the piecewise linear function through ``(xs, ys)`` at ``x``; ``xs`` must be increasing."""
+    """Evaluate, at ``x``, the piecewise linear function through the points ``(xs, ys)``. ``xs`` must be increasing."""
     i = torch.searchsorted(xs, x, right=True).clamp(1, len(xs) - 1)
     share = (x - xs[i - 1]) / (xs[i] - xs[i - 1])
     return torch.lerp(ys[i - 1], ys[i], share)
 
 
 def _cut_normal(u: Tensor, ends: Tensor) -> Tensor:
-    """Return the quantiles ``u`` of a standard normal distribution truncated to the interval ``ends``."""
+    """Return the quantiles, at the probabilities ``u``, of the standard normal distribution truncated to ``ends``."""
     below, above = torch.special.ndtr(ends).tolist()
     z: Tensor = torch.special.ndtri(below + (above - below) * u)
     return z
 
 
 def _reach(sampler: TimeSampler, ends: Tensor, setting: Setting) -> None:
-    """Raise an error if only the far tail of a standard normal distribution lies in the interval ``ends``."""
+    """Raise an error if the interval ``ends`` contains only the far tail of a standard normal distribution."""
     outside = max(float(ends[0]), -float(ends[1]))
     if outside > 3:
         raise UsageError(

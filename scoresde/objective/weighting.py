@@ -1,13 +1,13 @@
 """Weightings of the denoising loss, which set how much an error counts at each noise level.
 
-The error of an output F with the target ``a x_0 + b eps`` equals that of the noise or of the data up to a factor,
-because ``alpha x0_hat + sigma eps_hat = x_t`` is exact:
+Up to a factor, the error of an output F with the target ``a x_0 + b eps`` equals the error of the estimated noise or of
+the estimated data, because ``alpha x0_hat + sigma eps_hat = x_t`` is exact:
 
     |F - target|^2 = (d/alpha)^2 |eps_hat - eps|^2 = (d/sigma)^2 |x0_hat - x_0|^2,      d = a sigma - b alpha.     (1)
 
-Each weighting is therefore defined once, as a weight ``w`` on ``|eps_hat - eps|^2``. Calling the weighting returns the
-factor on the squared error of the network output F, ``w (alpha/d)^2``. With ``SNR = alpha^2/sigma^2``, ``l = log SNR``
-and ``l' = dl/dt``, the weights w are
+Each weighting is therefore defined once, as a weight ``w`` on ``|eps_hat - eps|^2``. Calling the weighting returns
+``w (alpha/d)^2``, the factor on the squared error of the network output F. With ``SNR = alpha^2/sigma^2``,
+``l = log SNR`` and ``l' = dl/dt``, the weights w are
 
     ``native``      (d/alpha)^2         the factor on |F - target|^2 is 1: plain regression
     ``eps``         1                   the simple loss of Ho et al. 2020, eq. 14
@@ -26,8 +26,9 @@ Convention. The loss is the mean over times drawn with a density p(t), so
 
 What is learned, and how well at each noise level, depends only on ``w p/(-l')``, the effective weight per unit of
 log-SNR. The path and its parametrisation by t do not matter (Kingma et al. 2021, sec. 5.1). The weightings
-``likelihood`` and ``sigmoid`` are published as weights per unit of log-SNR, 1 and ``sigmoid(bias - l)``. Here they have
-the additional factor ``-l' = g^2/sigma^2``, which gives these weights for times uniform in t.
+``likelihood`` and ``sigmoid`` are published as weights per unit of log-SNR, which are 1 and ``sigmoid(bias - l)``,
+respectively. Here, both have the additional factor ``-l' = g^2/sigma^2``, so that the weights per unit of log-SNR are
+as published if times are uniform in t.
 
 References:
     Ho et al. (2020), arXiv:2006.11239. Song, Durkan, Murray and Ermon (2021), arXiv:2101.09258. Kingma et al. (2021),
@@ -110,7 +111,9 @@ def noise_factor(sde: SDE, parametrization: Parametrization, t: Tensor) -> Tenso
 
 
 class Weighting(Checked, ABC):
-    """Base class for weightings. To write a weighting, subclass this as a frozen dataclass and define ``on_noise``.
+    """The base class of weightings.
+
+    To write a weighting, define a frozen dataclass that inherits from this class, and implement :meth:`on_noise`.
 
     A weighting is called as ``weighting(sde, parametrization, t)`` and returns the factor on ``|F - target|^2``, with
     the same shape as ``t``. A plain function with this signature is also a weighting.
@@ -191,11 +194,11 @@ class LikelihoodWeight(Weighting):
 class P2(Weighting):
     """The loss ``|eps_hat - eps|^2 / (k + SNR)^gamma`` (Choi et al. 2022, arXiv:2204.00227).
 
-    Compared with the simple loss, it has less weight on nearly clean data.
+    Compared with the simple loss, this loss gives less weight to nearly clean data.
 
     Args:
-        k: The SNR around which the weight starts to fall, >= 0.
-        gamma: The exponent, >= 0. The value 0 gives the ``eps`` weighting.
+        k: The SNR around which the weight starts to fall. It must not be negative.
+        gamma: The exponent, which must not be negative. The value 0 gives the ``eps`` weighting.
     """
 
     limits = ranges(k=Range(0, 1e6), gamma=Range(0, 100))
@@ -212,7 +215,7 @@ class MinSNR(Weighting):
     """The loss ``min(SNR, gamma) |x0_hat - x_0|^2`` (Hang et al. 2023, arXiv:2303.09556).
 
     Args:
-        gamma: The SNR above which the weight of the squared error of the data is constant; it is positive. The value
+        gamma: The SNR above which the weight on ``|x0_hat - x_0|^2`` is constant. It must be positive. The value
             ``inf`` gives the ``eps`` weighting.
     """
 
@@ -295,10 +298,10 @@ def make_weighting(weighting: str | Weight, options: Mapping[str, Any] | None = 
 
 
 def check_weight(weight: Weight, sde: SDE, parametrization: Parametrization, low: float, high: float) -> None:
-    """Check that a weighting returns one finite number >= 0 for each time on ``[low, high]``.
+    """Check that a weighting returns one finite, non-negative number for each time in ``[low, high]``.
 
     Raises:
-        UsageError: If it does not. The message states the shape, or the first invalid value and its time.
+        UsageError: If the weighting does not. The message states the shape, or the first invalid value and its time.
     """
     t = low + (high - low) * torch.linspace(0, 1, 257, dtype=torch.float64).square()
     t[-1] = high

@@ -24,7 +24,7 @@ __all__ = ["Knots", "hermite"]
 
 
 def hermite(u: Tensor, knots: Tensor, there: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return the coefficients of the states and the coefficients of the slopes in equation (1), each ``(P, m)``.
+    """Return the coefficients of the states and of the slopes in equation (1), each of shape ``(P, m)``.
 
     Args:
         u: The points at which to interpolate, shape ``(P,)``.

@@ -1,11 +1,11 @@
 """Third-party integrators (torchdiffeq and SciPy) behind a common interface.
 
 These integrators are useful for cross-checks, for methods that this package does not implement (such as dopri8, Radau
-and LSODA), and for users who trust these libraries more. Both advance the whole batch with one step size. The result
-for a sample therefore varies with the rest of the batch (by about the tolerance), and the number of evaluations is the
-same for all samples. By default, torchdiffeq steps beyond the end of the interval, to times where the model is not
-defined, and averages the error over the batch. Here, torchdiffeq is configured to stop at the end of the interval and
-to control the error of the worst sample.
+and LSODA), and for users who trust these libraries more. Both libraries advance the whole batch with one step size. The
+result for a sample therefore varies with the rest of the batch (by about the tolerance), and the number of evaluations
+is the same for all samples. By default, torchdiffeq steps beyond the end of the interval, to times where the model is
+not defined, and averages the error over the batch. Here, torchdiffeq is configured to stop at the end of the interval
+and to control the error of the worst sample.
 
 References:
     Chen (2018), torchdiffeq, https://github.com/rtqichen/torchdiffeq.

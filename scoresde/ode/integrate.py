@@ -87,9 +87,9 @@ STATUS = {
 
 
 def failures(status: Tensor, noun: str = "samples") -> list[str]:
-    """Return one line for each kind of failure in ``status``, shape ``(B,)``.
+    """Return one line for each kind of failure in ``status: (B,)``.
 
-    Each line says how many rows failed, which ones, and why.
+    Each line states how many rows failed, which rows, and why.
     """
     lines = []
     for code, reason in STATUS.items():
@@ -101,10 +101,10 @@ def failures(status: Tensor, noun: str = "samples") -> list[str]:
 
 
 def blamed(status: Tensor, sound: Callable[[], bool]) -> Tensor:
-    """Return ``status: (B,)`` with ``FAILED_NONFINITE`` changed to ``FAILED_PATH`` if the path is not sound.
+    """Return ``status: (B,)``, with ``FAILED_NONFINITE`` replaced by ``FAILED_PATH`` if the path itself is not finite.
 
-    If the path is not sound, NaN and infinite values are due to the path, not to the model. The function ``sound``
-    returns whether the path is sound, and is called only if a row failed because of such values.
+    In that case, the NaN and infinite values in the failed rows come from the path, not from the model. The function
+    ``sound`` returns whether the path is finite. It is called only if some row has the status ``FAILED_NONFINITE``.
     """
     lost = status == FAILED_NONFINITE
     return torch.where(lost, FAILED_PATH, status) if bool(lost.any()) and not sound() else status
@@ -115,10 +115,11 @@ class OdeSolution:
     """The result of :func:`integrate`.
 
     Attributes:
-        y: The state of each row at ``t1`` or, for a row that failed, its last state, shape ``(B, *state)``.
+        y: The final states, shape ``(B, *state)``. The final state of a row is its state at ``t1``, or its last state
+            if the row failed.
         nfe: The number of evaluations of f for each row, shape ``(B,)``.
-        accepted, rejected: The numbers of accepted and rejected steps of each row, shape ``(B,)``.
-        status: The status of each row, as a key of :data:`STATUS`, shape ``(B,)``.
+        accepted, rejected: The numbers of accepted and rejected steps of each row, each of shape ``(B,)``.
+        status: The status of each row (a key of :data:`STATUS`), shape ``(B,)``.
     """
 
     y: Tensor
@@ -154,15 +155,16 @@ def integrate(
             ``index`` of the batch. It is never evaluated outside the interval.
         y: The initial state, shape ``(B, *state)``.
         t0, t1: The start and the end of the interval. The last step of each row ends exactly at ``t1``.
-        rtol, atol: Relative and absolute tolerance for the local error of each row.
+        rtol, atol: The relative and the absolute tolerance for the local error of each row.
         method: A key of :data:`TABLEAUS`.
         max_nfe: The maximum number of evaluations for each row.
         parts: A function that splits the state into parts (linear views), each of which must meet the tolerance. The
             first part must determine the slopes of all parts. The second error estimate is used only for the first
             part.
-        on_step: A function called after each round in which at least one step was accepted. Its arguments are the
-            indices ``(b,)`` of the rows whose step was accepted, their times ``(b,)``, states ``(b, *state)`` and
-            slopes ``(b, *state)``, and the fraction of the interval that the slowest row has covered.
+        on_step: A function called after every round of attempted steps (one for each active row) in which at least one
+            step was accepted. Its arguments are the indices ``(b,)`` of the rows whose step was accepted, the times
+            ``(b,)``, states ``(b, *state)`` and slopes ``(b, *state)`` of these rows, and the fraction of the interval
+            that the slowest row has covered.
         passing: A function that replaces f at stages that have no weight in the solution or the error estimates
             (:attr:`Tableau.passing`). For a part of the state on which f does not depend, such as an integral along the
             trajectory, it may return any finite slope.
@@ -232,7 +234,7 @@ def _check(y: Tensor, rtol: float, atol: float, method: str) -> None:
 
 @lru_cache
 def _columns(method: str, ndim: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
-    """Return the weights of each stage in the sums of :class:`_Attempt` that use the stage.
+    """Return, for each stage, its weights in those sums of :class:`_Attempt` that use it.
 
     The weights of a stage that is used in n sums have the shape ``(n, 1, ..., 1)``.
     """
@@ -262,9 +264,10 @@ class _Attempt:
         self.sums = y.new_empty(len(self.columns[0]), *y.shape)
 
     def __call__(self, y: Tensor, k: Tensor, plan: Tensor, index: Tensor) -> tuple[Tensor, Tensor, list[Floats]]:
-        """Return the state and slope ``(b, *state)`` after the step, and the norms of the error estimates divided by h.
+        """Return the state and the slope after the step, and the norm of each error estimate, divided by h.
 
-        The argument ``plan: (stages, b)`` holds the step sizes and the times of the stages (see :meth:`_Rows.plan`).
+        The state and the slope have shape ``(b, *state)``. The argument ``plan: (stages, b)`` contains the step sizes
+        and the times of the stages (see :meth:`_Rows.plan`).
         """
         size, *times = plan.unbind()
         h, sums, y_new = expand(size, y), self.sums[:, : len(y)], y
@@ -314,7 +317,8 @@ class _Rows:
 
     Attributes:
         index: The positions of the rows in the batch.
-        t, h: The time and next step size of each row, multiplied by the sign of the direction, so that ``t`` increases.
+        t: The time of each row, multiplied by the sign of the direction so that it always increases.
+        h: The size of the next step of each row, which is positive.
         memory: The log of the last accepted error, multiplied by 0.4/q.
         most: The largest factor by which the step size may grow.
         accepted: The number of accepted steps of each row.
@@ -353,9 +357,10 @@ class _Rows:
             setattr(self, name, getattr(self, name)[stay])
 
     def plan(self) -> Floats:
-        """Return the sizes of the next steps and the times of all stages but the first, shape ``(stages, b)``.
+        """Return the sizes of the next steps and the times of their stages.
 
-        The last step ends exactly at t1. No stage lies beyond t1, because rounding is monotone.
+        The result has shape ``(stages, b)``: first the sizes, then the times of all stages except the first. The last
+        step of a row ends exactly at t1. No stage lies beyond t1, because rounding is monotone.
         """
         rest = self.end - self.t
         self.last = rest <= self.h * (1 + 1e-9)
@@ -368,14 +373,14 @@ class _Rows:
     def judge(self, errors: list[Floats]) -> Bools:
         """Return which of the attempted steps are accepted, and choose the sizes of the next steps.
 
-        The argument ``errors`` holds the norm of each error estimate, already divided by h. If there is a second
+        The argument ``errors`` contains the norm of each error estimate, already divided by h. If there is a second
         estimate, its norm has also been multiplied by rtol^(1/3).
         """
         error = np.maximum(self.h * errors[0], 1e-10)
         if len(errors) > 1:
             error = np.maximum(error, (self.h * errors[1]) ** 1.5)
         accept: Bools = error <= 1  # False for NaN
-        # The PI rule. After a rejection, the size of the retry depends on this error alone, and the step after the
+        # The PI rule. After a rejection, the size of the retry depends on the last error alone, and the step after the
         # retry may not be larger than the retry.
         log = np.log(error) / self.order
         power = np.where(accept, self.memory - 0.7 * log, -log)
@@ -388,7 +393,7 @@ class _Rows:
         return accept
 
     def verdict(self, accept: Bools, error: Floats, max_nfe: int) -> tuple[Bools, Ints | int]:
-        """Return which rows leave the batch, and their status, as one number if all of them succeeded."""
+        """Return which rows leave the batch, and the status of each, or a single ``OK`` if all of them succeeded."""
         arrived, small = accept & self.last, self.h < 1e-13 * (self.end - self.start)
         spent = self.nfe + self.cost > max_nfe
         if not spent and not small.any():
@@ -416,7 +421,10 @@ class _Ended:
         self.states.append(y.index_select(0, to_device(which, y)))
 
     def solution(self) -> OdeSolution:
-        """Return the solution, with the rows in their original order. If there was nothing to solve, y is unchanged."""
+        """Return the solution, with the rows in their original order.
+
+        If the interval or the batch is empty, the states are unchanged.
+        """
         y, counts = self.start.clone(), np.zeros((4, len(self.start)), dtype=np.int64)
         if self.states:
             found = np.concatenate(self.counts, axis=1)
@@ -426,6 +434,6 @@ class _Ended:
 
 
 def coarse(h: Floats) -> Floats:
-    """Truncate step sizes, float64 ``(b,)``, to seven of their 53 binary digits."""
+    """Return the float64 step sizes ``h: (b,)``, truncated to seven of their 53 binary digits."""
     cut: Floats = (h.view(np.int64) & -(1 << 46)).view(np.float64)
     return cut

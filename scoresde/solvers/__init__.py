@@ -3,9 +3,9 @@
 Deterministic solvers can also run in the opposite direction.
 
 In this table, *the flow* is the probability flow. A solver *on x0* approximates the model's estimate of the data by a
-polynomial, a solver *on eps* does so for the estimate of the noise, and a solver *on any variable* lets the user choose
-the quantity. The last column is the number of model evaluations with the default options, without the final noise-free
-step of :func:`scoresde.sample`.
+polynomial, and a solver *on eps* approximates the estimate of the noise. With a solver *on any variable*, the user
+chooses the quantity to approximate. The last column gives the number of model evaluations with the default options,
+not counting the final noise-free step of :func:`scoresde.sample`.
 
 ========================  ====================  ===============================================  ===================
 name                      class                 what it integrates                               evaluations
@@ -32,7 +32,7 @@ name                      class                 what it integrates              
 ``em``                    `EulerMaruyama`       the reverse SDE, weak order 1                    ``steps``
 ``heun-sde``              `StochasticHeun`      the reverse SDE, weak order 2                    ``2 * steps``
 ``adaptive-sde``          `AdaptiveSDE`         the reverse SDE, with adaptive steps             depends on ``rtol``
-``reverse-diffusion``     `PredictorCorrector`  the reverse SDE, discretised like the path       ``steps``
+``reverse-diffusion``     `PredictorCorrector`  reverse SDE, discretised like the forward SDE    ``steps``
 ``pc``                    `PredictorCorrector`  the reverse SDE, corrected by Langevin steps     ``2 * steps``
 ``ald``                   `PredictorCorrector`  annealed Langevin dynamics alone                 ``5 * steps``
 ``torchsde``              `TorchSDE`            the reverse SDE, with the torchsde library       ``10 * steps``

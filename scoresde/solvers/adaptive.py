@@ -12,9 +12,10 @@ where rms is the root mean square over the elements of a sample. If err <= 1, th
 next step size is 0.9 h err^(-0.9) (alg. 1). Each sample has its own step size. The implementation differs from the
 paper in five ways. First, each sample has its own Brownian path, and a rejected step is repeated on the same path,
 because drawing new noise after a rejection would favour noise that causes small errors. Second, h is truncated to seven
-binary digits, so that rounding does not shift the end of a step, where the rough Brownian path would have a different
-value. Third, f(x, t) is kept after a rejection, so a retry costs only one evaluation. Fourth, the tolerance depends on
-the states before and after the step. Fifth, the step size changes by at most a factor of 5 from one step to the next.
+binary digits, so that rounding cannot shift the end of a step. (Even a slight shift would change the noise, because the
+Brownian path is rough.) Third, f(x, t) is kept after a rejection, so a retry costs only one evaluation. Fourth, the
+tolerance depends on the states before and after the step. Fifth, the step size changes by at most a factor of 5 from
+one step to the next.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class AdaptiveSDE(Solver):
         atol: Absolute tolerance, or ``None`` to use the value of ``rtol``.
         eta: Scale factor for the noise level.
         level: The noise level: ``auto``, ``g``, ``sigma``, ``er`` or a function (see :mod:`scoresde.solvers.level`).
-        first: Size of the first step.
+        first: Size of the first step in t.
         max_nfe: Maximum number of evaluations per sample.
     """
 
@@ -118,11 +119,11 @@ class AdaptiveSDE(Solver):
         return Solution(end, found[0] + tally.more, found[1], found[2], found[3])
 
     def _attempt(self, rows: _Rows, s: Tensor) -> tuple[Tensor, Tensor, Floats]:
-        """Attempt one step for each row, from its current time to its entry in ``s``, shape ``(b,)``.
+        """Attempt one step of each row, from the row's current time to its entry in ``s: (b,)``.
 
         Returns:
-            The states x'', the Brownian paths at the times ``s``, and the error err of each row, which is NaN if a
-            drift is not finite.
+            For each row, the state x'' and the value of the Brownian path at the end of the step, and the error err,
+            which is NaN if a drift is not finite.
         """
         model, x, t = rows.model, rows.x, to_device(rows.t, rows.x)
         h, w_s = t - s, rows.noise.path(s, tuple(x.shape[1:]))
@@ -152,8 +153,8 @@ class _Rows:
     Attributes:
         model, noise: The model and the source of random numbers for these rows.
         index: Indices of the rows in the batch, shape ``(b,)``.
-        x, w, f: State, Brownian path and drift of each row at its current time.
-        t, h: Current time and next step size of each row.
+        x, w, f: The state, the value of the Brownian path, and the drift of each row at its current time.
+        t, h: The current time and the next step size of each row.
         fresh: Whether the drift of each row still has to be evaluated at its current time.
     """
 
@@ -180,7 +181,7 @@ class _Rows:
         return np.where(self.t - t1 - h < _SMALLEST, t1, self.t - h)
 
     def go(self, accept: Bools, x: Tensor, s: Floats, w: Tensor, error: Floats) -> None:
-        """Move the accepted rows to the times ``s``, and choose the next step size of every row."""
+        """Move the rows whose steps were accepted to the times ``s``, and choose the next step size of every row."""
         self.h = (self.t - s) * np.clip(0.9 * np.fmax(error, 1e-10) ** -0.9, 0.2, 5.0)
         moved = to_device(accept, x)
         self.x, self.w = torch.where(expand(moved, x), x, self.x), torch.where(expand(moved, w), w, self.w)

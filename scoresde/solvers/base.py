@@ -3,10 +3,12 @@
 A solver is a frozen dataclass of its options, and is called as ``solver(model, x, t0=, t1=, noise=) -> Solution``. It
 uses only the :class:`~scoresde.model.estimate.Denoiser` interface of a model. Each solver declares what it needs from
 the model (such as a score), and a model that cannot provide this is rejected before the first evaluation. The rows of a
-batch do not affect each other, unless an option couples them. A wrapper around the model counts the evaluations.
+batch do not affect each other, unless the solver or one of its options couples them. A wrapper around the model counts
+the evaluations.
 
-Most solvers have a fixed time grid: they are subclasses of :class:`FixedStep`, and define a single step. Pass a
-function as ``watch`` to have it called after every step, or set ``record`` to keep a :class:`Trajectory`.
+Most solvers have a fixed time grid. Such solvers are subclasses of :class:`FixedStep`, and define how to take one step.
+A function that is passed to a solver as ``watch`` is called after every step. With ``record=True``, the solution
+contains a :class:`Trajectory`.
 """
 
 from __future__ import annotations
@@ -47,11 +49,11 @@ class Solution:
 
     Attributes:
         x: The final states, shape ``(B, *event)``.
-        nfe: Number of network evaluations per row, shape ``(B,)``, that is, the sum of
+        nfe: Number of network evaluations for each row, shape ``(B,)``. This is the sum of
             :attr:`~scoresde.Estimate.calls` over all evaluations of the model.
-        accepted, rejected: Numbers of accepted and rejected steps per row, shape ``(B,)``. A fixed-step solver never
-            rejects a step.
-        status: Status code of each row, shape ``(B,)``, as a key of :data:`scoresde.ode.integrate.STATUS`. The code 0
+        accepted, rejected: Numbers of accepted and rejected steps of each row, each of shape ``(B,)``. A fixed-step
+            solver never rejects a step.
+        status: Status code of each row (a key of :data:`scoresde.ode.integrate.STATUS`), shape ``(B,)``. The code 0
             means success.
         trajectory: The recorded steps of all rows, or ``None`` if they were not recorded.
     """
@@ -69,20 +71,23 @@ class Solution:
         return self.status == OK
 
     def failures(self) -> list[str]:
-        """Return one line for each kind of failure, which states how many rows failed, which ones, and why."""
+        """Return one line for each kind of failure. Each line states how many rows failed, which rows, and why."""
         return failures(self.status)
 
     def pack(self) -> Packed:
-        """Return the solution as named tensors, from which :meth:`unpack` can rebuild it."""
+        """Return the solution as named tensors, together with an empty dictionary, because there are no other values.
+
+        The method :meth:`unpack` rebuilds the solution from these tensors.
+        """
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "trajectory"}
         recorded = {} if self.trajectory is None else self.trajectory.pack()
         return {**tensors, **{f"trajectory.{name}": value for name, value in recorded.items()}}, {}
 
     @classmethod
     def unpack(cls, tensors: Mapping[str, Tensor], sde: SDE, device: torch.device) -> Solution:
-        """Rebuild the solution on ``device`` from the tensors that :meth:`pack` returned.
+        """Rebuild a solution on ``device`` from the tensors that :meth:`pack` returned.
 
-        The argument ``sde`` is the path of the model, which a recorded trajectory refers to.
+        A recorded trajectory needs ``sde``, the path of the model.
         """
         own = {name: value.to(device) for name, value in tensors.items() if "." not in name}
         recorded = {name.partition(".")[2]: value for name, value in tensors.items() if "." in name}
@@ -113,7 +118,7 @@ class Solver(Checked, ABC):
 
     @abstractmethod
     def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise, watch: Watch) -> Solution:
-        """Move ``x``, shape ``(B, *event)``, from ``t0`` to ``t1``, and call ``watch`` after each step.
+        """Move the state ``x: (B, *event)`` from ``t0`` to ``t1``, and call ``watch`` after each step.
 
         The arguments have already been checked by :meth:`__call__`.
         """
@@ -123,7 +128,7 @@ class Solver(Checked, ABC):
         return None
 
     def uses_rates(self, sde: SDE) -> bool:
-        """Return whether the first step uses ``alpha'`` and ``sigma'``, which may be infinite at an end of a path."""
+        """Return whether the first step uses the rates alpha' and sigma', which may be infinite at an end of a path."""
         return False
 
     def _check_rates(self, sde: SDE, t0: float) -> None:
@@ -187,7 +192,9 @@ class Solver(Checked, ABC):
                 f"{name} runs from noise to data, so t0 must be greater than t1; got t0 = {t0} and t1 = {t1}"
             )
         if not x.is_floating_point():
-            raise UsageError(f"{name}: the state must have a floating-point dtype, got {x.dtype}")
+            raise UsageError(
+                f"{name}: the state must have a floating-point dtype, got {x.dtype}; convert it to float32"
+            )
         self._check_rates(domain.sde, t0)
         noise = Noise.of(len(x), device=x.device) if noise is None else noise
         if noise.indices.device != x.device:
@@ -198,7 +205,7 @@ class Solver(Checked, ABC):
         if len(noise.indices) != len(x):
             raise UsageError(
                 f"{name}: the noise and the state must have the same number of rows, got {len(noise.indices)} and "
-                f"{len(x)}"
+                f"{len(x)}; create the noise with one index for each row of the state"
             )
         trajectory = Trajectory.start(model.domain.sde, x, t0) if record else None
         watchers = [w for w in (watch, trajectory and trajectory.append) if w]
@@ -254,7 +261,7 @@ class FixedStep(Solver):
     def within(self, nfe: int) -> Self | None:
         """Return this solver with as many steps as ``nfe`` evaluations allow.
 
-        The result is ``None`` if they do not allow a single step, or if the grid is a given tuple of times.
+        The result is ``None`` if the evaluations do not suffice for one step, or if the grid is a tuple of times.
         """
         steps = nfe // self.evaluations
         return replace(self, steps=steps) if steps and not isinstance(as_grid(self.grid), GivenGrid) else None
@@ -272,7 +279,7 @@ class FixedStep(Solver):
 
 
 def grid_of(grid: str | Grid | tuple[float, ...], model: Denoiser, steps: int, t0: float, t1: float) -> Tensor:
-    """Return the times of a fixed-step solver, float64 ``(steps + 1,)``, on the CPU.
+    """Return the time grid of a fixed-step solver, float64 ``(steps + 1,)``, on the CPU.
 
     If the model is defined only at discrete nodes, every time is one of these nodes.
     """
@@ -293,7 +300,7 @@ def fixed_solution(x: Tensor, nfe: int | Tensor, steps: int) -> Solution:
 
 
 def _finite_rows(x: Tensor) -> Tensor:
-    """Return whether all values of each row are finite, bool ``(B,)``."""
+    """Return, for each row, whether all of its values are finite, as a bool tensor of shape ``(B,)``."""
     return torch.isfinite(sum_flat(x * 0))
 
 
@@ -313,8 +320,8 @@ def sample(
 ) -> Solution:
     """Draw samples from the prior, run the solver on them, and finish with a noise-free step.
 
-    A sample depends only on ``noise.seed`` and its own index in ``noise.indices``, not on the rest of its batch, unless
-    the solver couples the samples of a batch.
+    Unless the solver couples the samples of a batch, a sample does not depend on the rest of its batch. Its random
+    numbers are determined by ``noise.seed`` and by its own index in ``noise.indices``.
 
     Args:
         model: The model. Its conditions have one row per sample, or one row for all samples.
@@ -322,23 +329,23 @@ def sample(
         shape: The shape of a sample.
         noise: The source of random numbers, with ``noise.indices`` of shape ``(B,)``.
         denoise: Whether to replace the final ``x`` with ``x0_hat`` (Tweedie's formula), at the cost of one more
-            evaluation. Otherwise, the samples retain noise with the standard deviation ``sigma`` at the time where
+            evaluation. Otherwise, the samples retain noise with the standard deviation ``sigma`` at the time at which
             sampling stops.
         batch: Number of samples solved at once.
         dtype: Data type of the state.
         watch: A function called with a :class:`~scoresde.solvers.trajectory.Step` after each step of each batch. The
-            indices in the step refer to the rows among all samples, not within the batch.
+            field ``index`` of this object contains positions among all samples, not within the batch.
         record: Whether to record every step in ``solution.trajectory``.
         parts: A store in which each chunk of samples is saved as soon as it is solved. Chunks that are already in the
             store are read instead of solved.
 
     Returns:
-        The solution, whose ``x`` holds the samples in model units.
+        The solution. Its ``x`` contains the samples in model units.
     """
     low, high = model.domain.interval("sample")
     device, count = noise.indices.device, len(noise.indices)
-    # Each state is held twice, in its batch and in the result. When a fixed-step solver is recorded, the states of all
-    # steps are held instead.
+    # Each state is stored twice, in its batch and in the result. If the steps of a fixed-step solver are recorded, the
+    # states of all steps are stored instead.
     states = getattr(solver, "steps", 1) if record else 2
     size = count * math.prod(shape) * torch.finfo(dtype).bits // 8
     enough_memory(states * size, f"{count:,} samples of {math.prod(shape):,} numbers{' at each step' * record}", "n")

@@ -21,7 +21,7 @@ path. For data with the distribution N(0, I), ``gauss`` is exact.
 
 Several combinations of a variable and an order are published methods: DDIM (``x0``, ``eps`` or ``straight``, order 1),
 DPM-Solver++ 2M (``x0``, order 2) and DEIS in log-rho (``eps``, orders 2 to 4). The published DPM-Solver++ 3M halves a
-divided difference, which reduces it to second order, whereas equation (1) with k = 3 is third order.
+divided difference and is therefore only second order, whereas equation (1) with k = 3 is third order.
 
 With ``correct``, each step is repeated with the value of q at the end of the step, which the next step needs anyway.
 The correction raises the order by one without an extra evaluation. The resulting method is UniPC. Its function B(h)
@@ -120,7 +120,7 @@ class Variable:
     slope: Callable[[Floats], Floats] | None = None  # dc/dl as a function of l, if l is the argument of the polynomials
 
     def node(self, alpha: float, sigma: float) -> float:
-        """Return the argument of the polynomials, l or the clock, at the node ``(alpha, sigma)``."""
+        """Return the argument of the polynomials (l or the clock) at the node ``(alpha, sigma)``."""
         return log_ratio(alpha, sigma) if self.slope else self.clock(alpha, sigma)
 
 
@@ -181,7 +181,8 @@ def weights(
         rule: How the polynomials are integrated (see :class:`Multistep`).
 
     Returns:
-        One weight per node, or fewer if the nodes are too close together for a step of this length.
+        The weights, from the newest node to the oldest. The oldest nodes have no weight if the nodes are too close
+        together for a step of this length.
     """
     start, end = interval
     # Where rounding keeps the clock from advancing, several nodes coincide, and only the newest of them is used.
@@ -212,8 +213,9 @@ def weights(
 class _Step:
     """The coefficients of a step ``x <- keep x + sum_j weights_j q_j + spread z``.
 
-    ``again`` holds the weights for repeating the step as a correction. A ``jump`` is a step that starts at alpha = 0 or
-    ends at sigma = 0, and has the form ``x <- weights_0 x0_hat + keep eps_hat + spread z`` instead.
+    The weights in ``again`` are used to repeat the step as a correction. If ``jump`` is true, the step starts at
+    alpha = 0 or ends at sigma = 0, and instead has the form
+    ``x <- weights_0 x0_hat + keep eps_hat + spread z``.
     """
 
     keep: float
@@ -227,7 +229,7 @@ class _Step:
 def _plan(
     name: str, order: int, rule: str, correct: bool, taper: bool, path: tuple[Node, ...], taus: tuple[float, ...]
 ) -> tuple[_Step, ...]:
-    """Compute the coefficients of all steps between the nodes of ``path``. They do not depend on the state."""
+    """Compute the coefficients of all steps between the nodes of ``path``. They are independent of the state."""
     variable, plan, nodes = VARIABLES[name], [], list[float]()
     for left, ((here, there), tau) in zip(range(len(taus), 0, -1), zip(pairwise(path), taus, strict=True), strict=True):
         start, end = variable.node(*here), variable.node(*there)
@@ -250,11 +252,11 @@ def _plan(
 def _integrand(
     name: str, here: Node, there: Node, tau: float
 ) -> tuple[float, float, float, Callable[[Floats], Floats] | None, float]:
-    """Return the terms of one step of equations (1) to (3) that do not depend on the polynomial.
+    """Return, for one step, the terms of equations (1) to (3) that do not depend on the polynomial.
 
     Returns:
         The factor on x, the norm N at the end of the step, the integral that multiplies a constant q, the factor on q
-        in the integrand as a function of l (``None`` if the polynomials are functions of c), and the factor on z.
+        in the integrand (as a function of l, or ``None`` if the polynomials are functions of c), and the factor on z.
     """
     variable = VARIABLES[name]
     norm, span = variable.norm(*there), variable.clock(*there) - variable.clock(*here)
@@ -295,7 +297,7 @@ class _Exponential(FixedStep):
             raise UsageError(f"unknown rule {self.rule!r}; choose from: {', '.join(RULES)}")
 
     def choice(self, steps: int) -> tuple[int, bool, bool]:
-        """Return the order, whether to correct and whether to taper, for the given number of steps."""
+        """Return the order, whether to correct, and whether to taper, for the given number of steps."""
         taper = self.variable == "x0" and not self.stochastic and steps < 15 if self.taper is None else self.taper
         if self.order is not None:
             return self.order, bool(self.correct), taper
@@ -348,15 +350,16 @@ class Multistep(_Exponential):
     Args:
         steps: Number of steps.
         variable: The quantity approximated by a polynomial: ``x0``, ``eps``, ``straight``, ``v`` or ``gauss``.
-        order: Number of values that the polynomial interpolates. The first steps use fewer, because fewer are known.
-            By default, the order is 3 for fewer than 8 steps, 2 for 8 to 24, 3 for 25 to 39, and 4 for 40 or more.
-        rule: How the polynomial is integrated: ``exact``, or, if it interpolates two values, ``midpoint`` (as in
-            DPM-Solver++ and in the ``bh2`` variant of UniPC) or ``bh1``.
-        correct: Whether to repeat each step with the value at its end, which raises the order of accuracy to
-            ``order + 1`` without an extra evaluation. By default, steps are corrected if there are at least 8 of them
-            and ``order`` is not given.
-        taper: Whether to lower the order to 1 over the last steps, as in published code. By default, this is done only
-            for ``x0`` with fewer than 15 steps, where it reduced the measured error.
+        order: Number of values that the polynomial interpolates. The first steps use fewer values, because fewer are
+            known. By default, the order is 3 for fewer than 8 steps, 2 for 8 to 24, 3 for 25 to 39, and 4 for 40 or
+            more.
+        rule: How the polynomial is integrated: ``exact``, ``midpoint`` (as in DPM-Solver++ and in the ``bh2`` variant
+            of UniPC) or ``bh1``. Unless the polynomial interpolates two values, it is always integrated exactly.
+        correct: Whether to repeat each step with the value of q at its end. The correction raises the order of accuracy
+            to ``order + 1`` without an extra evaluation. By default, steps are corrected if there are at least 8 of
+            them and ``order`` is not given.
+        taper: Whether to lower the order to 1 over the last steps, as in published code. By default, the order is
+            lowered only for ``x0`` with fewer than 15 steps, where this reduced the measured error.
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
 
@@ -374,17 +377,18 @@ class MultistepSDE(_Exponential):
     Args:
         steps: Number of steps.
         variable: The quantity approximated by a polynomial: ``x0`` or ``eps``.
-        order: Number of values that the polynomial interpolates. The first steps use fewer, because fewer are known.
-        rule: How the polynomial is integrated: ``exact``, or, if it interpolates two values, ``midpoint`` (as in
-            DPM-Solver++ 2M-SDE) or ``bh1``.
-        correct: Whether to repeat each step with the value at its end and the same noise. By default, steps are not
-            corrected.
+        order: Number of values that the polynomial interpolates. The first steps use fewer values, because fewer are
+            known.
+        rule: How the polynomial is integrated: ``exact``, ``midpoint`` (as in DPM-Solver++ 2M-SDE) or ``bh1``. Unless
+            the polynomial interpolates two values, it is always integrated exactly.
+        correct: Whether to repeat each step with the value of q at its end and the same noise. By default, steps are
+            not corrected.
         taper: Whether to lower the order to 1 over the last steps. By default, the order is not lowered.
         eta: Scale factor for the noise level. With the ``g`` level, 1 gives Anderson's reverse SDE. With any level, 0
             gives the probability flow.
         level: The noise level: ``auto``, ``g``, ``sigma``, ``er`` or a function (see :mod:`scoresde.solvers.level`).
             The default, ``g``, is integrated exactly, even where it is infinite. Any other level is approximated on
-            each step by the constant multiple of g that equals the level at the midpoint of the step.
+            each step by a constant multiple of g that agrees with the level at the midpoint of the step.
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
 
@@ -414,7 +418,7 @@ def dpmpp_2m(steps: int = 20, grid: str = "auto") -> Multistep:
 
 
 def dpmpp_3m(steps: int = 20, grid: str = "auto") -> Multistep:
-    """DPM-Solver++ 3M, in a form that is third order, unlike the published form."""
+    """DPM-Solver++ 3M in a form that, unlike the published one, is third order."""
     return Multistep(steps, "x0", 3, grid=grid)
 
 
@@ -427,7 +431,7 @@ def unipc(steps: int = 20, order: int = 2, variable: str = "x0", variant: str = 
     """UniPC (Zhao et al. 2023, arXiv:2302.04867, alg. 5-6): a multistep solver with a corrector.
 
     The corrector raises the order of accuracy to ``order + 1``. The option ``variant`` is ``bh1``, ``bh2`` or
-    ``exact``. The variant ``exact`` is what the published variant ``vary_coeff`` is intended to be.
+    ``exact``. The variant ``exact`` computes what the published variant ``vary_coeff`` is meant to compute.
     """
     if variant not in ("bh1", "bh2", "exact"):
         raise UsageError(f"unknown UniPC variant {variant!r}; choose from: bh1, bh2, exact")
@@ -445,8 +449,9 @@ def sa_solver(steps: int = 20, order: int = 2, eta: float = 1.0, grid: str = "au
 
 
 def er_sde(steps: int = 20, order: int = 2, correct: bool = True, eta: float = 1.0, grid: str = "auto") -> MultistepSDE:
-    """Multistep solver with the noise level of ER-SDE (Cui et al. 2023, arXiv:2309.06169), which fades near the data.
+    """Multistep solver with the noise level of ER-SDE (Cui et al. 2023, arXiv:2309.06169).
 
-    Steps are corrected by default. For the published ER-SDE-3, use ``order=3`` and ``correct=False``.
+    The noise level becomes small near the data. Steps are corrected by default. For the published ER-SDE-3, use
+    ``order=3`` and ``correct=False``.
     """
     return MultistepSDE(steps, "x0", order, "midpoint", correct, eta=eta, level="er", grid=grid)

@@ -5,8 +5,8 @@ the probability-flow ODE of Song et al. (2021), arXiv:2011.13456, eq. 13, is
 
     dy/dr = eps_hat(x_t, t) - x0_hat(x_t, t).                                                     frame "straight"
 
-The right-hand side contains neither f and g of the SDE nor derivatives of alpha and sigma, and is finite at both ends.
-In two other frames, the same flow is
+The right-hand side contains neither f and g of the SDE nor derivatives of alpha and sigma, and is finite at both ends
+of the path. In two other choices of the variables (frames), the same flow is
 
     dx/dt = alpha' x0_hat + sigma' eps_hat,                                                       frame "t"
     d(x/alpha) / d(sigma/alpha) = eps_hat.                                                        frame "ve"
@@ -39,7 +39,7 @@ __all__ = ["FRAMES", "ProbabilityFlow", "RungeKutta", "euler", "heun", "rk4", "s
 
 
 def slope(model: Denoiser, y: Tensor, t: Tensor) -> Tensor:
-    """Return ``dy/dr`` at the state ``y``, shape ``(B, *event)``, and time ``t``, shape ``()`` or ``(B,)``."""
+    """Return ``dy/dr`` at the state ``y: (B, *event)`` and the time ``t: ()`` or ``t: (B,)``."""
     estimate = model(expand(model.domain.sde.scale(t), y) * y, t)
     return estimate.eps - estimate.x0
 
@@ -101,7 +101,7 @@ class ProbabilityFlow(Solver):
         rtol: Relative tolerance for the local error of a sample, measured in the chosen frame.
         atol: Absolute tolerance, or ``None`` to use the value of ``rtol``.
         method: The Runge-Kutta method. The ``own`` engine has ``dopri5`` and ``tsit5`` (order 5) and ``bosh3`` (order
-            3), and the other engines have their own methods. ``auto`` is the default method of the engine.
+            3), and the other engines have their own methods. ``auto`` selects the engine's default method.
         max_nfe: Maximum number of evaluations per sample.
         engine: The integrator: ``own`` (this package's integrator), ``torchdiffeq`` or ``scipy``.
         frame: The frame in which the flow is integrated: ``straight``, or ``t``, in which the velocity is integrated
@@ -213,7 +213,8 @@ class RungeKutta(FixedStep):
         method: The Runge-Kutta method: ``euler`` (order 1, one evaluation per step), ``midpoint`` or ``heun`` (order 2,
             two evaluations per step), or ``rk4`` (order 4, four evaluations per step).
         frame: The frame in which the flow is integrated: ``straight``, ``t`` or ``ve``. In the ``straight`` and ``ve``
-            frames, Euler's method is DDIM. The ``ve`` frame cannot be used if the solver starts at alpha = 0.
+            frames, Euler's method is DDIM. The ``ve`` frame cannot be used if alpha = 0 at either end of the time
+            interval.
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
 

@@ -1,4 +1,4 @@
-"""Langevin dynamics: the steps with which predictor-corrector samplers correct a marginal distribution.
+"""Langevin steps, with which predictor-corrector samplers correct the distribution of their samples.
 
 In the limit of small e, the Langevin step with standard normals z,
 
@@ -44,9 +44,9 @@ def langevin_step(x: Tensor, score: Tensor, z: Tensor, a: Tensor, snr: float, si
     """Take one Langevin step, as in equation (1).
 
     Args:
-        x, score, z: The state, the score at the state, and standard normals, shape ``(B, *event)``.
-        a, size: ``a`` and ``size`` in equation (1), shape ``()`` or ``(B,)``.
-        snr: The signal-to-noise ratio ``snr`` in equation (1).
+        x, score, z: The state, the score at the state, and standard normals, each of shape ``(B, *event)``.
+        a, size: The values of a and size in equation (1), each of shape ``()`` or ``(B,)``.
+        snr: The signal-to-noise ratio, snr in equation (1).
 
     Returns:
         The state after the step, shape ``(B, *event)``.
@@ -56,13 +56,13 @@ def langevin_step(x: Tensor, score: Tensor, z: Tensor, a: Tensor, snr: float, si
 
 
 def norm_ratio(z: Tensor, score: Tensor, of: str, sigma: Tensor | None = None) -> Tensor:
-    """Return the ratio ``|z|/|score|``, either of each sample or of the mean norms over the batch.
+    """Return the ratio ``|z|/|score|`` of each sample, or the ratio of the mean norms over the batch.
 
     Args:
-        z, score: Standard normals and the score, shape ``(B, *event)``.
+        z, score: Standard normals and the score, each of shape ``(B, *event)``.
         of: ``sample`` for the ratio of each sample, or ``batch`` for the ratio of the mean norms.
-        sigma: The path's sigma, shape ``()`` or ``(B,)``, with which the ratio is limited as in equation (2), or
-            ``None`` for the ratio without limits, as published.
+        sigma: The sigma of the path, shape ``()`` or ``(B,)``, which limits the ratio as in equation (2), or ``None``
+            to leave the ratio unlimited, as published.
 
     Returns:
         The ratio, shape ``(B,)`` for ``sample`` and ``()`` for ``batch``.

@@ -1,4 +1,4 @@
-r"""Noise levels eta(t) of the solvers for the reverse SDE.
+r"""Noise levels eta(t) for the solvers of the reverse SDE.
 
 For any eta(t) >= 0, the SDE  dx = (velocity - eta^2/2 score) dt + eta dw  has the marginals of the path (Song et al.
 2021, arXiv:2011.13456, app. D.1; Ma et al. 2024, arXiv:2401.08740, sec. 2.4). A solver with the options ``eta`` (a
@@ -8,9 +8,9 @@ factor) and ``level`` uses the noise level  eta(t) = eta * level(t).  The level 
     ``sigma``   sqrt(2 sigma(t)), which is finite everywhere, and 0 where sigma is 0
     ``auto``    ``g``, or ``sigma`` if g is infinite at ``t_max`` (as for flow matching and the cosine schedule)
     ``er``      g sqrt(0.3 s^0.3 e^(s^0.3) / (e^(s^0.3) + 10))  with  s = sigma/alpha  (Cui et al. 2023,
-                arXiv:2309.06169, app. A); this level is the default of ``er-sde``, and its noise fades near the data
+                arXiv:2309.06169, app. A); this level, the default of ``er-sde``, becomes small near the data
 
-or your own function ``level(sde, t)``. On the command line, it is given as ``module:function``.
+or your own function ``level(sde, t)``. On the command line, such a function is given as ``module:function``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _g(sde: SDE, t: Tensor) -> Tensor:
 
 
 def auto_level(sde: SDE, t: Tensor) -> Tensor:
-    """Return ``g(t)``, or ``sqrt(2 sigma(t))`` if g is infinite at ``t_max``, with the same shape as ``t``."""
+    """Return ``g(t)``, or ``sqrt(2 sigma(t))`` if g is infinite at ``t_max``. The result has the shape of ``t``."""
     return sde.diffusion(t) if sde.finite_g else torch.sqrt(2 * sde.coefficients(t)[1])
 
 
@@ -64,8 +64,8 @@ def _function(level: Level) -> Callable[[SDE, Tensor], Tensor]:
         return LEVELS[level]
     if ":" not in level:
         raise UsageError(
-            f"unknown noise level {level!r}; choose from: {', '.join(LEVELS)}; or give your own function as "
-            "module:function"
+            f"unknown noise level {level!r}; choose from: {', '.join(LEVELS)}. You can also give your own "
+            "function as module:function"
         )
     found: Callable[[SDE, Tensor], Tensor] = resolve(level, {}, "noise level", typed=True, function=True)
     return found
@@ -82,7 +82,7 @@ def check_level(level: Level, eta: float) -> None:
 
 
 def level_of(sde: SDE, level: Level, eta: float, t: Tensor) -> Tensor:
-    """Return the noise level ``eta(t)``, with the same shape as ``t``.
+    """Return the noise level ``eta(t) = eta * level(t)``, with the same shape as ``t``.
 
     Raises:
         UsageError: If the level is negative, not finite, or not a tensor with the same shape as ``t``.

@@ -29,12 +29,12 @@ and VE) are  x <- x + e score + sqrt(2 e) z  with
 
 The times are linspace(T, eps, N), where eps is the smallest time. There is one update at each time (the corrector
 steps, then the predictor step), so there are N updates, although there are only N - 1 intervals. The last update starts
-at eps, and the sample is its x_mean. A predictor step always has the length 1/N, although the times are
+at eps, and the sample is the x_mean of this update. A predictor step always has the length 1/N, although the times are
 (T - eps)/(N - 1) apart. For T = 1, these two lengths are equal only if eps = 1/N, as with the published N = 1000 and
 eps = 1e-3. docs/mathematics/sde-solvers.md shows how the difference affects the variance of the samples.
 
-The scores are those of the model, which uses sigma(t) of the continuous path. If a network was trained on discrete
-noise levels, the original code instead divides its output by sigma_i from equation (1).
+The scores are computed by the model, with sigma(t) of the continuous path. For a network that was trained on discrete
+noise levels, the original code instead divides the output of the network by sigma_i from equation (1).
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ CORRECTORS = ("langevin", "ald", "none")
 
 @dataclass(frozen=True)
 class LevelTables:
-    """The tables of equation (1) for N noise levels, from the lowest to the highest, each float64 ``(N,)``.
+    """The tables of equation (1), each float64 ``(N,)``, for N noise levels from the lowest to the highest.
 
     Attributes:
         alphas: ``a_i``, the factor by which a step up multiplies the variance: ``1 - beta_i`` for VP, and 1 for VE.
@@ -95,12 +95,12 @@ class LevelTables:
 
     @property
     def alphas_cumprod(self) -> Tensor:
-        """The products ``a_0 ... a_i``, the fraction of the data's variance that each level retains, shape ``(N,)``."""
+        """The products ``a_0 ... a_i``, shape ``(N,)``: how much of the data's variance remains at each level."""
         return self.alphas.cumprod(0)
 
 
 def level_index(sde: SDE, t: Tensor, count: int) -> Tensor:
-    """Return the index ``floor(t (N - 1)/T)`` in tables for N = ``count`` levels, int64, with the shape of ``t``."""
+    """Return the index ``floor(t (N - 1)/T)`` of each time in tables for N = ``count`` levels, as int64."""
     return (t * (count - 1) / sde.t_max + 1e-9).long()  # 1e-9 because rounding can turn 1000 into 1000 - 1e-13
 
 
@@ -140,8 +140,8 @@ class Original(Solver):
     ``langevin``, VP and sub-VP with ``euler-maruyama`` alone, and DDPM with ``ancestral``, all with N = 1000. By
     default, the last update adds no noise, so :func:`scoresde.sample` does not add a noise-free step.
 
-    With ``langevin``, a sample depends on its batch, because the step size contains the ratio of two means over the
-    batch: of the norm of the noise, and of the norm of the score. As in the original code, this ratio can become
+    With ``langevin``, a sample depends on its batch, because the step size contains the mean norm of the noise divided
+    by the mean norm of the score, and both means are over the batch. As in the original code, this ratio can become
     arbitrarily large if the batch has only a few elements in total. In that case, use ``ald`` or the ``pc`` solver.
 
     Args:
@@ -150,7 +150,7 @@ class Original(Solver):
         corrector: ``langevin``, ``ald`` or ``none``.
         snr: Signal-to-noise ratio of the corrector.
         corrections: Number of Langevin steps before each predictor step.
-        probability_flow: Whether to use the probability-flow form of the predictor, without noise.
+        probability_flow: Whether to use the probability-flow form of the predictor, which adds no noise.
         mean: Whether to omit the noise of the last predictor step, as the original code does. Without a predictor, this
             option has no effect, and the noise of the corrector remains.
     """
@@ -209,7 +209,7 @@ class Original(Solver):
     def within(self, nfe: int) -> Self | None:
         """Return this solver with as many steps as ``nfe`` evaluations allow.
 
-        The result is ``None`` if they allow fewer than 2 steps.
+        The result is ``None`` if these evaluations allow fewer than 2 steps.
         """
         steps = nfe // self.evaluations
         return replace(self, steps=steps) if steps > 1 else None
@@ -245,23 +245,23 @@ class Original(Solver):
         """Take one corrector step.
 
         Args:
-            x, score, z: The state, the score at the state, and standard normals, shape ``(B, *event)``.
-            sigma, alpha: ``sigma(t)`` of the path, and the entry ``a_i`` of the table at time t, shape ``()``.
+            x, score, z: The state, the score at the state, and standard normals, each of shape ``(B, *event)``.
+            sigma, alpha: ``sigma(t)`` of the path, and the entry ``a_i`` of the table at time t, each of shape ``()``.
         """
         size = sigma if self.corrector == "ald" else norm_ratio(z, score, "batch")
         return langevin_step(x, score, z, alpha, self.snr, size)
 
     def _alphas(self, sde: VPSDE | SubVPSDE | VESDE, nodes: Tensor) -> Tensor:
-        """Return ``a_i`` at the times ``nodes``, or 1 for sub-VP, which has no tables and does not use the result."""
+        """Return ``a_i`` at the times ``nodes``. For sub-VP, which has no tables, return ones, which are not used."""
         if isinstance(sde, SubVPSDE):
             return torch.ones_like(nodes)
         return LevelTables.of(sde, self.steps).alphas[level_index(sde, nodes, self.steps)]
 
     def _suited(self, sde: SDE, t0: float, t1: float) -> VPSDE | SubVPSDE | VESDE:
-        """Return the SDE if the original code can sample it with these options over this interval.
+        """Return ``sde`` if the original code can sample it with these options over the interval from ``t0`` to ``t1``.
 
         Raises:
-            UsageError: If the original code cannot do so.
+            UsageError: If the original code does not support this combination.
         """
         name = type(sde).__name__
         if not isinstance(sde, VPSDE | SubVPSDE | VESDE):

@@ -1,6 +1,6 @@
 """Predictor-corrector sampling: a step of the reverse SDE, then Langevin steps that correct the distribution.
 
-The methods are alg. 1-5 of Song et al. (2021), arXiv:2011.13456. A predictor is any one-step solver, such as those of
+The methods are alg. 1-5 of Song et al. (2021), arXiv:2011.13456. A predictor is any one-step solver, such as those in
 :mod:`scoresde.solvers.stochastic`. A corrector is a step of Langevin dynamics at a fixed time, which leaves the
 marginal at that time unchanged in the limit of a small step size e. With  A = alpha(t)/alpha(s)  for the predictor step
 from t to s, and standard normals z, a corrector step is
@@ -23,7 +23,7 @@ hardly varies, and the limits have no effect.
 The predictors have order 1, and a corrector lowers the order of the sampler below 1. The corrector's step size e does
 not shrink as the number of steps grows. For a Gaussian marginal with variance v, this step size leads to a variance
 that is too large, with the relative error e/2v = (snr sigma)^2/v. This bias falls as the noise level falls, provided
-that the n remaining corrections can remove the larger bias from earlier levels. Each correction removes a fraction of
+that the n remaining corrections can remove the larger bias from earlier levels. Each correction removes the fraction
 4 (snr sigma)^2/v of this larger bias. On the straight path with N uniform steps, n e/v is of order N sigma^3, so the
 corrections can no longer remove the bias once sigma is of order N^(-1/3), and the error is of order N^(-2/3). On VP
 with the default grid, n e/v is between the orders N sigma^(5/2) and N sigma^3, and the error is between the orders
@@ -33,8 +33,8 @@ With ``sequence="pc"``, a step predicts from t to s and then corrects at s. With
 then predicts, as in the original code.
 
 Annealed Langevin dynamics uses the corrector without a predictor. With the L noise levels sigma_i of
-:class:`~scoresde.SMLD`, and with ``start``, which also corrects at the first level, it is algorithm 1 of Song and Ermon
-(2019). In the notation of that paper, T is ``corrections``, and the step sizes are
+:class:`~scoresde.SMLD`, and with ``start``, which also corrects at the first level, the method is algorithm 1 of Song
+and Ermon (2019). In the notation of that paper, T is ``corrections``, and the step sizes are
 
     alpha_i = eps sigma_i^2/sigma_L^2 = 2 e,      that is,  snr = sqrt(eps)/(2 sigma_L),
 
@@ -82,10 +82,11 @@ class PredictorCorrector(FixedStep):
     Args:
         steps: Number of predictor steps.
         predictor: ``reverse-diffusion``, ``ancestral``, ``em``, ``ddim``, ``none``, or your own function
-            ``(model, x, t, s, z) -> x``, which evaluates the model once and can also be given as ``module:function``.
+            ``(model, x, t, s, z) -> x``. The function must evaluate the model once. It can also be given as
+            ``module:function``.
         corrector: ``annealed``, ``langevin`` or ``none``.
-        snr: Signal-to-noise ratio of the corrector, below 1. The corrector makes the variance too large by a factor of
-            up to 1/(1 - snr^2).
+        snr: Signal-to-noise ratio of the corrector, which must be below 1. The corrector makes the variance too large
+            by a factor of up to 1/(1 - snr^2).
         corrections: Number of Langevin steps at each node, with one evaluation each.
         norm: How the ``langevin`` corrector computes norms: for each ``sample`` separately, or as means over the
             ``batch``, as in the original code. Means over the batch couple its samples.
@@ -142,7 +143,10 @@ class PredictorCorrector(FixedStep):
         return (self.predictor != "none") + self._corrections
 
     def within(self, nfe: int) -> Self | None:
-        """Return this solver with as many steps as ``nfe`` evaluations allow, or ``None`` if they allow no step."""
+        """Return this solver with as many steps as ``nfe`` evaluations allow.
+
+        The result is ``None`` if the evaluations do not suffice for one step, or if the grid is a tuple of times.
+        """
         return super().within(max(0, nfe - self._corrections * self.start))
 
     def uses_rates(self, sde: SDE) -> bool:

@@ -2,8 +2,8 @@
 
 A multistep solver of order k (:mod:`scoresde.solvers.exponential`) approximates a quantity q by a polynomial through
 its last k values. The solvers in this module instead compute k values within each step, at stages that divide the step
-into equal parts in the argument of the polynomials (l or the clock). With x_i and q_i as the state and the value of q
-at the fraction u_i of a step from t to s, a step is
+into equal parts in the argument of the polynomials (l or the clock). Let x_i and q_i be the state and the value of q at
+the fraction u_i of the step from t to s. A step is then
 
     order 2:  x_1 from q_t;   then x_s from (q_1, q_t)                                 u_1 = 1/2
     order 3:  x_1 from q_t;   x_2 from (q_1, q_t);   then x_s from (q_2, q_t)          u_1, u_2 = 1/3, 2/3
@@ -86,7 +86,7 @@ class Singlestep(FixedStep):
             here, there = path[i], path[i + 1]
             start, end = variable.node(*here), variable.node(*there)
             estimate = model(x, times[i])
-            # If both ends are pure noise, a finite clock does not advance, and there are no stages between the ends.
+            # If both ends of the step are pure noise, a finite clock does not advance, so there are no stages.
             noise_only = log_ratio(*here) == log_ratio(*there) == -math.inf
             if noise_only or not (math.isfinite(start) and math.isfinite(end)):
                 return sde.perturb(estimate.x0, times[i + 1], estimate.eps)

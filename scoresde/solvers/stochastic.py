@@ -61,7 +61,10 @@ _DATA = 0.5  # the standard deviation of the Gaussian data for which _check_grow
 
 
 def drift_weights(sde: SDE, t: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``a`` and ``b`` of the drift ``a x0_hat + b eps_hat`` for eta(t) = ``level``, with the shape of ``t``."""
+    """Return the coefficients ``a`` and ``b`` of the drift ``a x0_hat + b eps_hat`` for the noise level ``level``.
+
+    Each coefficient has the same shape as ``t``.
+    """
     # velocity = alpha' x0_hat + sigma' eps_hat, score = -eps_hat / sigma
     a, d_sigma = sde.rates(t)
     return a, d_sigma + level.square() / (2 * sde.coefficients(t)[1])
@@ -125,8 +128,8 @@ def _check_growth(
 ) -> None:
     """Raise an error if the steps overshoot on Gaussian data with mean 0 and standard deviation ``_DATA``.
 
-    For such data, a step is exact where ``leap`` is true, and x <- ``gain`` x + ``kick`` z elsewhere. ``gain`` and
-    ``kick`` are float64 ``(n,)``.
+    For such data, a step of a solver is x <- ``gain`` x + ``kick`` z, except where ``leap`` is true. There, the step is
+    taken to be exact. ``gain`` and ``kick`` are float64 ``(n,)``, with one entry for each step.
 
     Raises:
         UsageError: If the final standard deviation is more than a hundred times both its correct value and its initial
@@ -263,8 +266,8 @@ class DDIM(FixedStep):
 
     Args:
         steps: Number of steps.
-        eta: The eta of the paper, from 0 to 1, which is the standard deviation of the noise divided by that of
-            ancestral sampling.
+        eta: The eta of the paper, from 0 to 1: the standard deviation of the noise, as a fraction of the standard
+            deviation in ancestral sampling.
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
 

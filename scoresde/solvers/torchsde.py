@@ -1,8 +1,8 @@
 """A solver that integrates the reverse SDE with the torchsde library (Li et al. 2020, arXiv:2001.01328).
 
 The solver is meant for cross-checks, and gives access to torchsde's stochastic Runge-Kutta method. The whole batch has
-the same step size. The Brownian motion is created with this step size, because torchsde's default Brownian motion costs
-a thousand times as much.
+the same step size. The Brownian motion is created with this step size, because torchsde's default Brownian motion is a
+thousand times slower.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class TorchSDE(Solver):
                 return (eta * auto_level(sde, self.time(s))).to(y.dtype).expand_as(y)
 
         start = flat(x)
-        # The seed is drawn at the address of the first row, so that different batches have different Brownian motions.
+        # The seed is a random number of the first row, so that different batches have different Brownian motions.
         entropy = int(noise.uniform((1,), stream="solver", dtype=torch.float64)[0, 0] * 2**24)
         s = torch.tensor([0.0, t0 - t1], dtype=x.dtype, device=x.device)
         # torchsde adds up the steps. Without this margin for rounding, it may take an extra step of almost no length.

@@ -1,9 +1,9 @@
 """Recorded trajectories: the state of every row after each of its steps.
 
-In an adaptive solver, the steps of different rows end at different times. Between two of its steps, a row is
-interpolated in the straight frame (:mod:`scoresde.sde.base`), as y = x/(alpha + sigma) against
-r = sigma/(alpha + sigma), where trajectories are only slightly curved. The interpolation is cubic Hermite if the solver
-provides the slopes dy/dr, and linear otherwise.
+In an adaptive solver, the steps of different rows end at different times. Between the recorded states, a row is
+interpolated in the straight frame (:mod:`scoresde.sde.base`): y = x/(alpha + sigma) is interpolated as a function of
+r = sigma/(alpha + sigma), because trajectories are only slightly curved in these variables. The interpolation is cubic
+Hermite if the solver provides the slopes dy/dr, and linear otherwise.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Trajectory:
 
     @classmethod
     def start(cls, sde: SDE, x: Tensor, t0: float) -> Trajectory:
-        """Create a trajectory that starts with the rows ``x``, shape ``(B, *event)``, at time ``t0``."""
+        """Create a trajectory that starts at time ``t0`` with the states ``x: (B, *event)``."""
         return cls(sde, [([t0], [row], [None]) for row in x.detach().cpu()])
 
     @classmethod
@@ -110,7 +110,7 @@ class Trajectory:
                 kept.append(new)
 
     def finish(self, x0: Tensor) -> None:
-        """Store the result ``x0`` of the final noise-free step, shape ``(B, *event)``."""
+        """Store ``x0: (B, *event)``, the result of the final noise-free step."""
         self._final = x0.detach().cpu()
 
     def times(self, row: int) -> Tensor:
@@ -122,7 +122,7 @@ class Trajectory:
         return torch.stack(self._rows[row][1])
 
     def step_sizes(self, row: int) -> Tensor:
-        """Return the sizes in t of a row's n steps, as positive numbers, float64 ``(n,)``."""
+        """Return the sizes of a row's n steps in t, as positive float64 numbers, shape ``(n,)``."""
         return torch.diff(self.times(row)).abs()
 
     def _ends(self) -> tuple[float, float]:
@@ -131,9 +131,9 @@ class Trajectory:
         return start, min(ends) if min(ends) < start else max(ends)
 
     def at(self, times: Tensor | Sequence[float]) -> Tensor:
-        """Return the states of all rows at the given T times, shape ``(T, B, *event)``.
+        """Return the states of all rows at the T given times, as a tensor of shape ``(T, B, *event)``.
 
-        At times that a failed row did not reach, its last state in the straight frame is used.
+        At times that a failed row did not reach, its state in the straight frame is the last one that was recorded.
 
         Raises:
             UsageError: If a time is outside the interval that the trajectory covers.
@@ -149,7 +149,7 @@ class Trajectory:
         return torch.stack([self._row_at(row, asked) for row in range(len(self))], dim=1)
 
     def _row_at(self, row: int, asked: Tensor) -> Tensor:
-        """Return the states of one row at the T times ``asked``, shape ``(T, *event)``."""
+        """Return the states of one row at the T times ``asked``, as a tensor of shape ``(T, *event)``."""
         t, x, slopes = self.times(row), self.states(row), self._rows[row][2]
         if len(t) == 1:
             return x.expand(len(asked), *x.shape[1:])

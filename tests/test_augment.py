@@ -367,7 +367,7 @@ def test_what_cannot_be_told_or_moved_is_refused_before_there_is_a_folder(tmp_pa
     cases: list[tuple[dict[str, object], dict[str, object], str]] = [
         ({"data": "moons"}, {}, "moons holds vectors"),
         ({}, {"data": signals}, "array holds signals"),
-        ({"coupling": "reflow"}, {}, "reflow trains on pairs"),
+        ({"coupling": "reflow"}, {}, "reflow' trains on stored pairs"),
         ({}, {"network": Plain()}, "Plain has augments = 0.*augments = 3.*network\\(x, c, cond, augment\\)"),
         ({"network_options": {"channels": 8, "augments": 2}}, {}, "UNet has augments = 2"),
     ]

@@ -921,7 +921,7 @@ def test_data_that_have_grown_keep_the_units_and_the_words_of_the_run(here: Path
     both = np.concatenate([x, more])
     for lacking in ({"text": np.array(captions(120))}, {"c": both[:, :1], "text": np.array(captions(120))}):
         np.savez("data.npz", x=both, **lacking)
-        with pytest.raises((DataError, UsageError), match=r"numbers = |another condition"):
+        with pytest.raises((DataError, UsageError), match=r"numbers = |the conditions of"):
             fit(replace(run.config, steps=8), out="run", resume=True, quiet=True)
 
 

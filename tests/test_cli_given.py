@@ -408,7 +408,7 @@ def test_named_columns_are_the_numbers(
     save(digits(1)[0], "p.png")
     shell.refuses(f"sample {run} --given p.png", 2, "contains image data", "pass numbers (a table, or an array c)")
     np.save("short.npy", c[:, :2])
-    shell.refuses(f"sample {run} --given short.npy", 3, "x (3, 2)", "an array c of shape (n, 3) (c0, c1, c2)")
+    shell.refuses(f"sample {run} --given short.npy", 3, "x (3, 2)", "of shape (n, 3) with the numbers c0, c1, c2")
 
 
 def torch_condition(c: np.ndarray) -> Any:

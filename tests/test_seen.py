@@ -869,8 +869,8 @@ def test_an_operator_of_ones_own_is_passed_as_name_class_or_object(here: Path) -
             Cells(),
             r"trained with the operator own_operator:First, so it cannot be loaded with the operator cells",
         ),
-        ("plain", kind(), r"trained with the operator cells, so .* own_operator:First; leave it out"),
-        ("plain", "cells", "leave it out"),
+        ("plain", kind(), r"trained with the operator cells, so .* own_operator:First; leave out the operator"),
+        ("plain", "cells", "leave out the operator"),
     ):
         with pytest.raises(UsageError, match=message):
             load(here / name, operator=own)

@@ -109,7 +109,7 @@ class Operator(Checked, ABC):
         return tuple(self(torch.zeros(1, *self._event)).shape[1:])
 
     def rows(self, index: Tensor) -> Self:
-        """Return the operator for the rows of a batch selected by ``index``, shape ``(B',)``.
+        """Return the operator for those rows of a batch that ``index``, shape ``(B',)``, selects.
 
         Fields that are tensors must have one row for each sample, or a single row for all samples.
         """
@@ -254,7 +254,7 @@ def _least_squares(forth: Callable[[Tensor], Tensor], back: Callable[[Tensor], T
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Return the inner product of each row of ``a`` with the same row of ``b``, shape ``(B,)``."""
+    """Return the inner product of each row of ``a`` with the corresponding row of ``b``, shape ``(B,)``."""
     return sum_flat(a * b)
 
 

@@ -20,7 +20,7 @@ class Crop(Linear):
     """A crop, which keeps only the central window of a picture, signal or volume.
 
     Args:
-        size: Side of the window in pixels; 0 means half of each side of the picture.
+        size: Side of the window in pixels; 0 means half of each side of the sample.
     """
 
     limits = ranges(size=Range(0, 10**6))

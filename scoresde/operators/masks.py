@@ -109,7 +109,7 @@ class Hole(Masking):
     """A mask that hides the centre of a picture, signal or volume.
 
     Args:
-        size: Side of the hole in pixels; 0 means about 3/7 of each side of the picture.
+        size: Side of the hole in pixels; 0 means about 3/7 of each side of the sample.
     """
 
     limits = ranges(size=WHOLE)

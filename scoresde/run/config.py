@@ -112,15 +112,15 @@ class TrainConfig:
             an operator, joined by ``+`` (:mod:`scoresde.data.given`).
         cond_drop: Probability of dropping the whole condition of a row, for classifier-free guidance.
         steps, batch, lr: Number of training steps, batch size and learning rate; 0 means the preset's default.
-        warmup: Number of steps over which the learning rate rises; 0 means a twentieth of the run, but at most 5,000
-            steps.
+        warmup: Number of steps over which the learning rate rises; 0 means a twentieth of ``steps``, but at most
+            5,000.
         decay: How the learning rate decays: ``cosine`` (to 0 at the end of the run) or ``none``.
         clip: Maximum norm of the gradient; larger gradients are scaled down to this norm.
         ema: Maximum decay of the moving average of the weights.
         seed: Seed of the data split, the initial weights, the batches and the noise.
         test_fraction: Fraction of the rows to hold out, if the data have no split of their own.
         split: How the held-out rows are chosen: ``content`` or ``rows`` (see :func:`scoresde.load_data`). Runs made
-            before this field existed used ``rows``.
+            before this field was added used ``rows``.
         size, fit, layout, on_bad: Settings for reading files (:class:`scoresde.data.Reading`).
         sample_every: Number of steps between pictures of samples; 0 means pictures after 1, 2, 5, 10, 20, 50 and 100 %
             of the run.
@@ -228,8 +228,8 @@ class TrainConfig:
         Args:
             info: The description of the data.
             data_std: The root mean square of the data in model units.
-            operator: The operator in ``cond``, if it has already been built for these data. If ``None``, the
-                operator is built here to check that it suits the data.
+            operator: The operator in ``cond``, if it has already been built for these data. If ``None``, it is
+                built here, to check that it suits the data.
 
         Raises:
             UsageError: If the configuration does not suit the data.
@@ -348,8 +348,8 @@ class TrainConfig:
 
         Args:
             info: The description of the data.
-            read_mask: A function that returns the mask for the FILE in ``mask:FILE``. The default function
-                reads this file.
+            read_mask: A function that returns the mask for the FILE in ``mask:FILE``. The default
+                function reads this file.
 
         Raises:
             UsageError: If the operator does not apply to the data.
@@ -453,7 +453,9 @@ class TrainConfig:
         from_data |= self._doors(info, "channels_in" in fields)
         if fixed := {"dims", "channels_in", "classes"} & fields.keys() & self.network_options.keys():
             name = min(fixed)
-            raise UsageError(f"the network option {name!r} is determined by the data; leave it out", parameter=name)
+            raise UsageError(
+                f"the network option {name!r} is determined by the data; leave out this option", parameter=name
+            )
         if "channels_in" in fields:
             from_data["dims"] = len(info.shape) - 1
             if info.kind == "vector":
@@ -521,8 +523,8 @@ class TrainConfig:
         if has != needed:
             raise UsageError(
                 f"augment={self.augment!r} requires a network with augments = {needed}, but {type(network).__name__} "
-                f"has augments = {has}; without the augmentation parameters as input, it would generate samples that "
-                f"look like the augmented data. Set the attribute augments = {needed}, and let the network accept an "
+                f"has augments = {has}; without the augmentation parameters as input, the network would generate samples "
+                f"that look like the augmented data. Set the attribute augments = {needed}, and let the network accept an "
                 f"argument augment of shape (B, {needed}), as in network(x, c, cond, augment); if this argument is "
                 "left out, it must default to zeros",
                 parameter="augment",

@@ -258,7 +258,7 @@ def save_checkpoint(
 
 
 def drop_older(folder: Path, checkpoint: Path, keep: int = 2) -> None:
-    """Remove old checkpoints, and possibly the former best weights, once ``checkpoint`` is complete.
+    """Remove old checkpoints, and possibly the former best weights, after ``checkpoint`` was written.
 
     Of the checkpoints that are older than ``checkpoint``, the newest ``keep - 1`` are kept. The former best weights
     (see :func:`save_best`) are kept if the current best weights are newer than ``checkpoint`` or cannot be read.
@@ -409,7 +409,7 @@ WRAPPERS = ("_orig_mod", "module")  # components that torch.compile and data par
 
 
 def bare_names(module: torch.nn.Module) -> dict[str, str]:
-    """Map each name in a module's state dict to the name without ``torch.compile`` and data-parallel wrappers.
+    """Map each name in a module's state dict to the same name without ``torch.compile`` and data-parallel wrappers.
 
     The wrappers may be anywhere in the module. If two names would become equal, all names are left unchanged.
     """
@@ -426,7 +426,7 @@ def bare_names(module: torch.nn.Module) -> dict[str, str]:
 
 
 def matching(names: Collection[str], others: Collection[str]) -> dict[str, str]:
-    """Map each name in ``others`` to the name in ``names`` that is the same apart from wrappers.
+    """Map each name in ``others`` to the name in ``names`` that is the same, except for wrappers.
 
     A name is mapped to itself if there is no such name, or if names without wrappers would be ambiguous.
     """

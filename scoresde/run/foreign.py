@@ -18,10 +18,10 @@ the parametrisations above, give its full name, as in ``--predict scoresde.run.f
 
 The discrete networks are trained on N noise levels, numbered i = 0, ..., N - 1. In this package, the levels are the
 nodes t_i = (i + 1)/N of :class:`~scoresde.DDPM` and :class:`~scoresde.SMLD`. The node t therefore belongs to level
-i = N t - 1, and ``sigma_i`` is the sigma of the path at that node. To draw samples, the
-original code evaluates these networks along the continuous path instead. For VP, the label is then t (N - 1), which in
-general is not an integer, and ``sigma_i`` is the sigma of level floor(t (N - 1)). For VE, the label is then
-round((1 - t)(N - 1)). On a path without nodes, this package does the same.
+i = N t - 1, and ``sigma_i`` is the sigma of the path at that node. To draw samples, the original code evaluates these
+networks along the continuous path instead. For VP, the label is then t (N - 1), which in general is not an integer, and
+``sigma_i`` is the sigma of level floor(t (N - 1)). For VE, the label is then round((1 - t)(N - 1)). On a path without
+nodes, this package does the same.
 
 The losses in ``losses.py`` of the original code take one of two forms, where z is the noise, and s is the score at
 x_t = alpha x_0 + sigma z:

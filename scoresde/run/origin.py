@@ -114,8 +114,8 @@ def data_of(folder: Path, config: TrainConfig, data: str | None = None, *, chang
         changed: Whether to accept the run's data even if they have changed.
 
     Raises:
-        DataError: If the data are missing or unreadable, or if ``changed`` is false and the run's own data differ from
-            those in training by more than their order or added rows.
+        DataError: If the data are missing or unreadable, or if ``changed`` is false and rows of the run's own data
+            are missing or have changed since training.
     """
     dataset = read_again(folder, config, data)
     became(folder, dataset, changed=changed, named=data is not None)

@@ -1,7 +1,7 @@
 """Detect samples that are not in the units of the data.
 
 A comparison of pixels in [0, 1] with pixels in [0, 255] gives metrics that look valid but are meaningless. A file of
-samples does not record its units, but they can often be inferred from the values. Even poor samples lie roughly where
+samples does not record the units, but these can often be inferred from the values. Even poor samples lie roughly where
 the data lie: they may be grey, collapsed to one image or to the mean, or noise that spreads to both sides. Samples in
 other units lie elsewhere, or look like the data multiplied by a constant. Let m be the median of the samples and s the
 distance between their 1 % and 99 % quantiles, and let m_data and s_data be the same statistics of the data. Samples are
@@ -16,9 +16,9 @@ rejected if one of these rules applies:
     5. The data are stored as levels with a range above 2, and the samples lie in [-1, 1] but not on these levels.
 
 Medians count as different if they are more than a quarter of max(s, s_data) apart. Quantiles are computed per column
-for tables, per channel if channels have their own scales, and otherwise over all values. Rules 2 and 3 need
-at least 16 values, rule 2 does not apply to constant samples, and rule 4 does not apply to tables. To skip these
-checks, pass ``units="data"``.
+for tables, per channel if channels have their own scales, and otherwise over all values. Rules 2 and 3 need at least
+16 values, rule 2 does not apply to constant samples, and rule 4 does not apply to tables. To skip these checks, pass
+``units="data"``.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def in_data_units(x: Tensor, data: Dataset, units: Units = "auto", source: str =
     Args:
         x: Samples, shape ``(N, *event)``.
         data: The data that the samples are compared with.
-        units: The units of the samples. Two numbers are the values in the samples that correspond to the lowest and the
+        units: The units of the samples. Two numbers state which values in the samples correspond to the lowest and the
             highest value of the data (of each column, for a table). ``model`` means model units, ``data`` means data
             units, and ``auto`` means data units, with a check that rejects samples that seem to be in other units.
         source: The origin of the samples, for messages.
@@ -295,7 +295,7 @@ def _every(x: Tensor) -> slice:
 
 
 def _where(info: DataInfo, axes: tuple[int, ...], k: int) -> str:
-    """Return the phrase that names group ``k`` in a message, or an empty string if there is only one group."""
+    """Return the phrase that names group ``k`` in a message, or an empty string if the group has no name."""
     if not axes:
         return ""
     if info.kind == "vector":

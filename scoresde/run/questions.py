@@ -173,7 +173,7 @@ def read_questions(run: Run, path: Path, *, mask: Path | None = None, operator: 
     else:
         raise DataError(
             f"a condition cannot be read from {path}; use an image ({', '.join(IMAGE_SUFFIXES)}), a "
-            "folder of images, a .npy or .npz file, or a .csv or .tsv table",
+            "folder of images, an .npy or .npz file, or a .csv or .tsv table",
             parameter="given",
         )
     found = found if found.files else replace(found, files=(path,))
@@ -497,7 +497,7 @@ def _places(sheet: Sheet, run: Run, taken: Sequence[int]) -> list[int | None]:
 
 
 def _masked(run: Run, questions: Questions, file: Path) -> Questions:
-    """Replace those values of the samples in the questions that a mask marks as missing with NaN."""
+    """In the samples of the questions, set the values that a mask marks as missing to NaN."""
     image = questions.condition.image
     if run.operator is not None and not any(isinstance(choice, Masking) for choice in choices(run.operator)):
         raise UsageError(

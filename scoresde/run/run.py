@@ -287,7 +287,7 @@ class Run:
         return self._given(condition, seen, each)
 
     def _other(self, operator: str | Operator) -> Operator:
-        """Build the operator that is used instead of the run's operator, for samples of these data."""
+        """Build an operator to use instead of the run's operator, and set it up for samples of the run's data."""
         if self.operator is None:
             raise UsageError(
                 f"{self.folder or 'this model'} was trained without an operator, so it cannot use a measurement by "
@@ -534,7 +534,7 @@ class Run:
         return torch.searchsorted(shares, u * shares[-1], right=True)
 
     def class_index(self, name: str) -> int:
-        """Return the index of the class ``name``, which is the name of a class, or its index written as text.
+        """Return the index of the class called ``name``. An index written as text is also accepted.
 
         Raises:
             UsageError: If there is no such class.

@@ -36,7 +36,8 @@ def kinds_of(info: DataInfo, kinds: Sequence[str] | None = None) -> Sequence[str
     """Check and return the kinds of files to write for samples, or return the default kinds if ``kinds`` is ``None``.
 
     Raises:
-        UsageError: If a kind is unknown, or does not suit the data: ``csv`` is for tables, ``files`` for images.
+        UsageError: If a kind is unknown, or does not suit the data: ``csv`` is for tables, and ``files`` is for
+            images.
     """
     if kinds is None:
         return ("png", "npz", "csv") if info.kind == "vector" and info.names else ("png", "npz")
@@ -175,7 +176,7 @@ def _answers(samples: Samples, info: DataInfo, asked: Asked) -> Figure:
 
 
 def _lines(x: Tensor, codec: Codec | None) -> Iterable[tuple[str, ...]]:
-    """Format the cells of a table ``(n, D)``, using integers in integer columns, and :func:`_shortest` elsewhere."""
+    """Format a table ``(n, D)`` as text: integers in columns of integers, and :func:`_shortest` in other columns."""
     values = x.numpy()
     whole = ((values == np.rint(values)) & np.isfinite(values)).all(0)
     if codec is not None and values.dtype.kind == "f":

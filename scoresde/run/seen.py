@@ -184,7 +184,7 @@ def understood(image: Tensor, operator: Operator, noise: Noise, *, named: bool =
     - If the array contains NaN, it is a measurement by a mask, and NaN marks the missing values.
     - If the operator is a mask and the array contains no NaN, the array contains samples. However, rows of a table for
       a model that fills empty cells (``cells``) are already complete, and are returned unchanged.
-    - If the operator is not a mask (such as ``blur``), the array contains measurements.
+    - If the operator is not a mask, but for example ``blur``, the array contains measurements.
     - If the model was trained with a choice of operators, and one of them is not a mask and keeps the shape, the array
       contains the images that the network receives.
 
@@ -213,7 +213,7 @@ def understood(image: Tensor, operator: Operator, noise: Noise, *, named: bool =
         masks = any(isinstance(choice, Masking) for choice in choices(operator))
         if not masks or shape != event:
             raise UsageError(
-                f"{int(image.isnan().sum()):,} of the {image.numel():,} given values are NaN, but "
+                f"NaN occurs in {int(image.isnan().sum()):,} of the {image.numel():,} given values, but "
                 + (f"only samples of shape {event} may have missing values, and the shape here is {shape}" if masks else
                    f"this model was trained with the operator {operator}, which leaves no values out")
                 + ", so replace NaN with numbers",
@@ -283,7 +283,7 @@ def measured(image: Tensor, operator: Operator, noise: Noise, complete: Tensor |
 
 
 def keep_mask(folder: Path, operator: Operator) -> None:
-    """Copy the masks that an operator read from files to a run folder, so that the run does not need these files."""
+    """Store in a run folder the masks that an operator read from files, so that the files are no longer needed."""
     masks = {choice.file: choice.mask.numpy() for choice in choices(operator) if isinstance(choice, Mask)}
     if masks:
         write_arrays(folder / MASKS, {str(i): mask for i, mask in enumerate(masks.values())})

@@ -3,8 +3,8 @@
 A configuration (:mod:`scoresde.run.config`) states how a run was trained, and leaves many values to a preset or to the
 data. A specification states the values that were used. It describes the SDE, the parametrisation, the network and the
 codec, each by its registered name and with *all* of its options. Presets are read only when training starts, so a later
-change to a preset does not affect existing runs. For runs made before
-specifications were introduced, the specification is derived from the configuration.
+change to a preset does not affect existing runs. For runs made before specifications were
+introduced, the specification is derived from the configuration.
 """
 
 from __future__ import annotations

@@ -524,9 +524,9 @@ class TrainConfig:
             raise UsageError(
                 f"augment={self.augment!r} requires a network with augments = {needed}, but {type(network).__name__} "
                 f"has augments = {has}; without the augmentation parameters as input, the network would generate "
-                f"samples that look like the augmented data. Set the attribute augments = {needed}, and let the network "
-                f"accept an argument augment of shape (B, {needed}), as in network(x, c, cond, augment); if this "
-                "argument is left out, it must default to zeros",
+                f"samples that look like the augmented data. Set the attribute augments = {needed}, and let the "
+                f"network accept an argument augment of shape (B, {needed}), as in network(x, c, cond, augment); if "
+                "this argument is left out, it must default to zeros",
                 parameter="augment",
                 value="none",
             )

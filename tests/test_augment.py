@@ -365,9 +365,9 @@ class Plain(nn.Module):
 def test_what_cannot_be_told_or_moved_is_refused_before_there_is_a_folder(tmp_path: Path) -> None:
     signals = Dataset.of(torch.randn(30, 2, 16, generator=torch.Generator().manual_seed(0)))
     cases: list[tuple[dict[str, object], dict[str, object], str]] = [
-        ({"data": "moons"}, {}, "moons holds vectors"),
-        ({}, {"data": signals}, "array holds signals"),
-        ({"coupling": "reflow"}, {}, "reflow trains on pairs"),
+        ({"data": "moons"}, {}, "moons contains vectors"),
+        ({}, {"data": signals}, "array contains signals"),
+        ({"coupling": "reflow"}, {}, "reflow' trains on stored pairs"),
         ({}, {"network": Plain()}, "Plain has augments = 0.*augments = 3.*network\\(x, c, cond, augment\\)"),
         ({"network_options": {"channels": 8, "augments": 2}}, {}, "UNet has augments = 2"),
     ]

@@ -408,7 +408,7 @@ def test_named_columns_are_the_numbers(
     save(digits(1)[0], "p.png")
     shell.refuses(f"sample {run} --given p.png", 2, "contains image data", "pass numbers (a table, or an array c)")
     np.save("short.npy", c[:, :2])
-    shell.refuses(f"sample {run} --given short.npy", 3, "x (3, 2)", "an array c of shape (n, 3) (c0, c1, c2)")
+    shell.refuses(f"sample {run} --given short.npy", 3, "x (3, 2)", "of shape (n, 3) with the numbers c0, c1, c2")
 
 
 def torch_condition(c: np.ndarray) -> Any:
@@ -681,7 +681,7 @@ def test_a_run_keeps_its_mask(shell: Shell) -> None:
     facts: Any = shell.json(f"sample r --given p.png --each 2 {ASK}")
     assert (samples(facts)["x"][:, 0, :, 3:] == x[0, 0, :, 3:].numpy()).all()
     assert "masked by hole.png" in shell.err
-    told = "condition    the measurement of the sample (mask:hole.png); dropped for 0.1 of the samples"
+    told = "condition    the measurement of the sample (mask:hole.png); dropped in training with probability 0.1"
     assert told in shell("info r")
 
 
@@ -709,7 +709,7 @@ def test_cond_is_named_by_every_error(shell: Shell) -> None:
 def test_dry_run_and_info_say_what_a_model_is_told(shell: Shell, of: Callable[[str], str]) -> None:
     table(Path("t.csv"))
     line = "train --data t.csv --cond vector:age+cells --batch 8 --set network.width=8 --dry-run --quiet"
-    told = "a number (age), the measurement of the sample (cells missing); dropped for 0.1 of the samples"
+    told = "a number (age), the measurement of the sample (cells missing); dropped in training with probability 0.1"
     assert shell.json(line)["told"] == told and f"condition        {told}\n" in shell(line)
     assert f"condition    {told}\n" in shell(f"info {of('sensors')}")
     assert "condition" not in shell("train --batch 8 --set network.channels=4 --dry-run --quiet")

@@ -391,7 +391,7 @@ def test_evaluate_refuses_samples_in_other_units_or_converts_them(copied: Copied
     _, err = shell(f"evaluate --units 0,1 {line}", 2)
     assert "--units 0,1 requires --samples" in err
     _, err = shell(f"evaluate --samples s.npz --units bytes {line}", 2)
-    assert "two increasing numbers, such as 0,1, got 'bytes'" in err
+    assert "two increasing numbers such as 0,1, but got 'bytes'" in err
 
 
 def test_samples_of_a_run_are_compared_with_other_data_in_its_units(copied: Copied, shell) -> None:

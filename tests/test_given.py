@@ -598,7 +598,7 @@ def test_known_pictures_of_16_bits(tmp_path: Path) -> None:
     ("cond", "message"),
     [
         ("vector", "requires a vector for each sample, but array has none; vectors are read from an array called c"),
-        ("image", "requires an image for each sample.*images of the same names in a folder given/"),
+        ("image", "requires an image for each sample.*images with the same names in a folder given/"),
         ("text", "requires a text for each sample.*a .txt file next to each image"),
         ("class", "requires labels"),
         ("pool:2", "needs pictures, signals or volumes"),

@@ -296,7 +296,7 @@ def test_options_and_classes_in_text(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("grey:3", "operator 'grey' has no options"),
         ("half:top", "unknown half 'top'"),
         ("noise:-1", "sigma is -1"),
-        ("mask", "needs a file, mask:FILE"),
+        ("mask", "needs a file, as in mask:FILE"),
         ("scoresde:VPSDE", "derive that class from scoresde.operators.Linear"),
         ("jpeg:101", "quality is 101"),
     ],

@@ -142,7 +142,7 @@ def test_a_run_knows_the_conditions_of_its_rows(tmp_path: Path, monkeypatch: pyt
         load("runs/told").data()
     conditions[[3, 5]] = conditions[[5, 3]]
     np.savez("z.npz", x=x, **{name: conditions})
-    with pytest.raises(DataError, match="2 of the 120 rows have another condition") as caught:
+    with pytest.raises(DataError, match="the conditions of 2 of the 120 rows are different") as caught:
         fit(replace(config, steps=3), out="runs/told", resume=True, quiet=True)
     assert caught.value.parameter == "changed_data"
     with pytest.warns(UserWarning, match="used as they are"):

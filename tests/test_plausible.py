@@ -160,7 +160,9 @@ def test_levels_round_down_as_they_are_and_to_the_nearest_when_converted() -> No
 def test_what_units_are_not() -> None:
     assert (read_units("0,1"), read_units("-1, 1"), read_units("model")) == ((0, 1), (-1, 1), "model")
     for text in ("1,0", "0", "a,b", "0,1,2", "0,inf", "bytes"):
-        with pytest.raises(UsageError, match=r"must be auto, data, model or two increasing numbers, such as 0,1, got"):
+        with pytest.raises(
+            UsageError, match=r"must be auto, data, model or two increasing numbers such as 0,1, but got"
+        ):
             read_units(text)
     data = DATA["bytes"]()
     with pytest.raises(DataError, match=r"values range from 0 to 255, which does not fit the given units, 0 to 1"):

@@ -179,7 +179,7 @@ def test_it_may_begin_again_otherwise(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_folder_without_settings_holds_no_run(shell: Shell) -> None:
     make_run_folder("cut", "")
     shell.refuses("info cut", 3, "it has no config.json, because training stopped before its first step")
-    shell.refuses("train --resume cut", 3, "train again with the same out")
+    shell.refuses("train --resume cut", 3, "train again with the same output folder")
     shell("train --data moons --steps 2 --batch 8 --set network.width=8 --out cut --quiet")
     for path in Path("cut/checkpoints").glob("step-*"):
         shutil.rmtree(path)

@@ -631,7 +631,7 @@ def test_a_run_that_is_shown_a_measurement(tmp_path: Path) -> None:
     assert one.rows(torch.arange(4)).sample(4, HEUN).x.shape == one.sample(4, HEUN).x.shape == (4, 3, 8, 8)
     for bad, message in (
         (torch.zeros(1, 3, 5, 5), r"by the operator pool:2, \(3, 4, 4\), or of a sample, \(3, 8, 8\)"),
-        (torch.full((1, 3, 4, 4), math.nan), "48 of the 48 given values are NaN.*leaves no values out"),
+        (torch.full((1, 3, 4, 4), math.nan), "NaN occurs in 48 of the 48 given values.*leaves no values out"),
         (torch.full((1, 3, 8, 8), math.inf), "infinite"),
     ):
         with pytest.raises(UsageError, match=message):
@@ -665,7 +665,7 @@ def test_what_a_given_picture_means() -> None:
         understood(torch.rand(2, 1, 4, 4), parse("pool:2/crop").on((1, 8, 8)), noise)
     with pytest.raises(UsageError, match=r"only samples of shape \(3, 8, 8\) may have missing values"):
         understood(Pool(2)(nan), many, noise)
-    with pytest.raises(UsageError, match="values are NaN, but this model was trained with the operator blur:1"):
+    with pytest.raises(UsageError, match="given values, but this model was trained with the operator blur:1"):
         understood(nan, Blur().on((3, 8, 8)), noise)
     hole = understood(x, Hole().on((3, 8, 8)), noise)
     assert torch.equal(hole.truth, x.double()) and torch.equal(hole.shown.isnan(), hole.hidden.expand(2, 3, 8, 8))
@@ -869,8 +869,8 @@ def test_an_operator_of_ones_own_is_passed_as_name_class_or_object(here: Path) -
             Cells(),
             r"trained with the operator own_operator:First, so it cannot be loaded with the operator cells",
         ),
-        ("plain", kind(), r"trained with the operator cells, so .* own_operator:First; leave it out"),
-        ("plain", "cells", "leave it out"),
+        ("plain", kind(), r"trained with the operator cells, so .* own_operator:First; leave out the operator"),
+        ("plain", "cells", "leave out the operator"),
     ):
         with pytest.raises(UsageError, match=message):
             load(here / name, operator=own)
@@ -921,7 +921,7 @@ def test_data_that_have_grown_keep_the_units_and_the_words_of_the_run(here: Path
     both = np.concatenate([x, more])
     for lacking in ({"text": np.array(captions(120))}, {"c": both[:, :1], "text": np.array(captions(120))}):
         np.savez("data.npz", x=both, **lacking)
-        with pytest.raises((DataError, UsageError), match=r"numbers = |another condition"):
+        with pytest.raises((DataError, UsageError), match=r"numbers = |the conditions of"):
             fit(replace(run.config, steps=8), out="run", resume=True, quiet=True)
 
 

@@ -1,4 +1,4 @@
-"""Operators, which describe how a sample x is measured, in data units.
+"""Operators, which describe how a sample x is measured. All values are in data units.
 
 A linear operator A has four methods. ``__call__`` computes the measurement,
 
@@ -14,16 +14,16 @@ singular, ``solve`` applies the pseudo-inverse of the matrix. ``pinv`` applies t
     A^+ y = A^T (A A^T)^+ y,        A A^+ A = A.                                                              (3)
 
 To write a linear operator, subclass :class:`Linear` as a frozen dataclass and implement ``__call__``. By default, the
-transpose is computed by automatic differentiation, and equations 2 and 3 are solved by conjugate gradients. An operator
-for which equation 2 has a closed form should override ``solve``.
+transpose is computed by automatic differentiation, and equations 2 and 3 are evaluated with conjugate gradients. An
+operator for which equation 2 has a closed form should override ``solve``.
 
-The same object degrades the training data of a conditional model, and later corrects the model's samples so that they
-agree with the measurement (:mod:`scoresde.run.seen`). The network does not need to know the operator, because it is
-always shown an estimate with the shape of the data (:meth:`Operator.shown`), which is ``A^+ y`` in most cases.
+The same operator degrades the training data of a conditional model, and is later used to make the model's samples agree
+with the measurement (:mod:`scoresde.run.seen`). The network does not need to know the operator, because it is always
+shown an estimate with the shape of the data (:meth:`Operator.shown`), which is ``A^+ y`` in most cases.
 
 References:
-    Hestenes and Stiefel (1952), Methods of conjugate gradients for solving linear systems, J. Res. NBS 49: equation 2,
-    and the least-squares variant (CGLS) for equation 3.
+    Hestenes and Stiefel (1952), Methods of conjugate gradients for solving linear systems, J. Res. NBS 49: the method
+    used for equation 2, and its least-squares variant (CGLS), used for equation 3.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Number = float | Tensor
 
 @dataclass(frozen=True, eq=False)
 class Operator(Checked, ABC):
-    """A measurement of a sample. Subclass this directly only if the measurement is not linear in the sample.
+    """Base class of all operators. To write a linear operator, subclass :class:`Linear` instead.
 
     Args:
         event: Shape of a sample, without the batch axis, or ``None`` until :meth:`on` sets it.
@@ -69,11 +69,12 @@ class Operator(Checked, ABC):
         """Return an estimate of the samples, ``(B, *event)``, from their measurements ``y: (B, *measured)``."""
 
     def on(self, event: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Self:
-        """Return the operator for samples of a given shape and range.
+        """Return a copy of the operator that is set up for samples of a given shape and range.
 
         Args:
             event: Shape of a sample, without the batch axis.
-            low, high: Range of the values, in data units. Only operators that encode pictures as bytes use them.
+            low, high: Lowest and highest value of the samples, in data units. Only operators that encode pictures as
+                bytes use these values.
 
         Raises:
             UsageError: If the operator does not apply to samples of this shape.
@@ -81,11 +82,11 @@ class Operator(Checked, ABC):
         return replace(self, event=tuple(event))
 
     def drawn(self, noise: Noise, step: int = 0) -> Operator:
-        """Return the operator with its random values drawn independently for each row of ``noise``.
+        """Return a copy of the operator whose random values are drawn independently for each row of ``noise``.
 
         Args:
-            noise: The source of the random numbers for each row. They come from the stream "condition", or from "task"
-                for the choice between operators.
+            noise: The source of random numbers for each row. Operators use its stream "condition". A choice of several
+                operators also uses the stream "task", to choose one of them.
             step: The training step, or 0 outside training.
         """
         return self
@@ -93,12 +94,13 @@ class Operator(Checked, ABC):
     def shown(self, y: Tensor) -> Tensor:
         """Return the estimates, ``(B, *event)``, that a network is shown for measurements ``y: (B, *measured)``.
 
-        By default, this is :meth:`pinv`. Operators that hide values override this method to mark these values with NaN.
+        By default, the estimates are those of :meth:`pinv`. Operators that hide values override this method, and mark
+        the hidden values with NaN.
         """
         return self.pinv(y)
 
     def degrade(self, x: Tensor) -> Tensor:
-        """Measure samples ``x: (B, *event)``, and return the estimates that a network is shown, ``(B, *event)``."""
+        """Measure samples ``x: (B, *event)``, and return the estimates, ``(B, *event)``, that a network is shown."""
         return self.shown(self(x))
 
     @property
@@ -107,7 +109,7 @@ class Operator(Checked, ABC):
         return tuple(self(torch.zeros(1, *self._event)).shape[1:])
 
     def rows(self, index: Tensor) -> Self:
-        """Return the operator for the rows ``index``, shape ``(B',)``, of a batch.
+        """Return the operator for those rows of a batch that ``index``, shape ``(B',)``, selects.
 
         Fields that are tensors must have one row for each sample, or a single row for all samples.
         """
@@ -166,13 +168,13 @@ class Linear(Operator):
         return found
 
     def solve(self, r: Tensor, a: Number, b: Number = 0.0) -> Tensor:
-        """Return ``(A diag(a) A^T + b I)^-1 r``, equation 2, with the shape of ``r``.
+        """Return ``(A diag(a) A^T + b I)^-1 r`` (equation 2), which has the same shape as ``r``.
 
         Args:
             r: The right-hand side, ``(B, *measured)``.
             a: The prior variances: a positive number, or a tensor that broadcasts to ``(B, *event)``.
             b: The variance of the noise: a non-negative number, or a tensor that broadcasts to the shape of ``r``. If
-                it is 0, the pseudo-inverse of the matrix is applied.
+                ``b`` is the number 0, the pseudo-inverse of the matrix ``A diag(a) A^T`` is applied.
         """
         if isinstance(b, Tensor) or b > 0:
             return conjugate_gradients(lambda v: self(a * self.transpose(v)) + b * v, r)
@@ -189,14 +191,14 @@ class Linear(Operator):
         return _least_squares(back, forth, inside, torch.zeros_like(r))
 
     def pinv(self, y: Tensor) -> Tensor:
-        """Return ``A^+ y``, equation 3, shape ``(B, *event)``, for ``y: (B, *measured)``."""
+        """Return ``A^+ y`` (equation 3), shape ``(B, *event)``, for ``y: (B, *measured)``."""
         if type(self).solve is not Linear.solve:
             return self.transpose(self.solve(y, 1.0, 0.0))
         return _least_squares(self, self.transpose, y, torch.zeros_like(self.transpose(y)))
 
 
 def conjugate_gradients(matrix: Callable[[Tensor], Tensor], r: Tensor, steps: int = 0) -> Tensor:
-    """Solve ``matrix(u) = r`` for each row, where the matrix is symmetric and positive definite.
+    """Solve ``matrix(u) = r`` for each row of ``r``. The matrix must be symmetric and positive definite.
 
     The iteration for a row stops once its residual is as small as rounding allows. Rows do not affect each other.
 
@@ -226,12 +228,12 @@ def conjugate_gradients(matrix: Callable[[Tensor], Tensor], r: Tensor, steps: in
 
 
 def _least_squares(forth: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor], y: Tensor, x: Tensor) -> Tensor:
-    """Return the x of smallest norm that minimises ``|B x - y|``, for each row, by conjugate gradients (CGLS).
+    """Compute, for each row, the x of smallest norm that minimises ``|B x - y|``, by conjugate gradients (CGLS).
 
     Args:
         forth, back: Functions that multiply by B and by B^T.
         y: The right-hand side.
-        x: The starting point, which must be zero, with the shape of the result.
+        x: The starting point: zeros in the shape of the result.
     """
     residual, s = y, back(y)
     p, size = s, _dot(s, s)
@@ -252,7 +254,7 @@ def _least_squares(forth: Callable[[Tensor], Tensor], back: Callable[[Tensor], T
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Return the inner product of each row, shape ``(B,)``."""
+    """Return the inner product of each row of ``a`` with the corresponding row of ``b``, shape ``(B,)``."""
     return sum_flat(a * b)
 
 

@@ -30,7 +30,7 @@ class OneOf(Operator):
 
     Args:
         choices: The operators.
-        which: Index of the operator for each row, int64 ``(B,)``, or ``None`` until it is drawn.
+        which: Index of the operator chosen for each row, int64 ``(B,)``, or ``None`` until it is drawn.
     """
 
     choices: tuple[Operator, ...] = ()
@@ -72,12 +72,14 @@ class OneOf(Operator):
 
 
 def choices(operator: Operator) -> tuple[Operator, ...]:
-    """Return the operators of a choice, or a tuple that holds only ``operator`` if it is not a choice."""
+    """Return the operators in a :class:`OneOf`, or a tuple that contains only ``operator`` for any other operator."""
     return operator.choices if isinstance(operator, OneOf) else (operator,)
 
 
 def options_typed(factory: Callable[..., Operator]) -> list[str]:
-    """Return the names of the options that can be set in text. The value in ``name:value`` sets the first option.
+    """Return the names of those options of an operator that can be written as text.
+
+    In ``name:value``, the value sets the first of these options.
 
     >>> from scoresde.operators import Half, Pool
     >>> options_typed(Pool), options_typed(Half)
@@ -92,8 +94,8 @@ def parse(text: str, *, typed: Typed = True, read_mask: Callable[[str], Tensor] 
 
     Args:
         text: A name in :data:`scoresde.core.tables.OPERATORS`, optionally followed by a colon and the value of its
-            first option, or ``module:Class``. Several operators, joined by slashes, give a :class:`OneOf`.
-        typed: Which names a person typed (:mod:`scoresde.core.registry`).
+            first option; or ``module:Class``; or several of these, joined by slashes, which give a :class:`OneOf`.
+        typed: Which names were typed by a person (:mod:`scoresde.core.registry`).
         read_mask: A function that reads the file in ``mask:FILE`` and returns a boolean mask, which is true where
             values are known. Without this function, ``mask:FILE`` is rejected.
 
@@ -107,15 +109,15 @@ def parse(text: str, *, typed: Typed = True, read_mask: Callable[[str], Tensor] 
     if head == "mask":  # the path may contain slashes
         if not rest or read_mask is None:
             raise UsageError(
-                "the operator mask needs a file, mask:FILE, with white pixels where values are missing; if you call "
-                "parse yourself, also pass read_mask"
+                "the operator 'mask' needs a file, as in mask:FILE, with white pixels where values are missing; if you "
+                "call parse yourself, also pass read_mask"
             )
         return Mask(read_mask(rest), rest)
     if "/" in text:
         return OneOf(tuple(parse(part, typed=typed, read_mask=read_mask) for part in text.split("/")))
     if head not in OPERATORS:
         if colon and not rest.isidentifier():
-            raise UsageError(f"unknown operator {head!r}; {closest(head, OPERATORS)}; or pass your own as module:Class")
+            raise UsageError(f"unknown operator {head!r}; {closest(head, OPERATORS)}; or name your own as module:Class")
         made = resolve(text, OPERATORS, "operator", typed=typed)()
         if not isinstance(made, Operator):
             raise UsageError(
@@ -128,5 +130,5 @@ def parse(text: str, *, typed: Typed = True, read_mask: Callable[[str], Tensor] 
         return factory()
     names = options_typed(factory)
     if not names:
-        raise UsageError(f"operator {head!r} has no options, but {text!r} sets one; use {head}", parameter="cond")
+        raise UsageError(f"the operator {head!r} has no options, but {text!r} sets one; use {head}", parameter="cond")
     return factory(**read_options(factory, "operator", head, {names[0]: rest}))

@@ -1,4 +1,4 @@
-"""Crop: only the centre of a picture is kept. The pseudo-inverse puts it back and fills the rest with zeros."""
+"""Crop: only the centre of a picture is kept. The pseudo-inverse fills the rest with zeros."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["Crop"]
 
 @dataclass(frozen=True, eq=False)
 class Crop(Linear):
-    """Only the central window of a picture, signal or volume is known.
+    """A crop, which keeps only the central window of a picture, signal or volume.
 
     Args:
-        size: Side of the window in pixels; 0 means half of each side.
+        size: Side of the window in pixels; 0 means half of each side of the sample.
     """
 
     limits = ranges(size=Range(0, 10**6))

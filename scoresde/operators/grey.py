@@ -1,6 +1,6 @@
 """Grey: a colour picture is reduced to its brightness.
 
-The measurement is  y = w . x  for each pixel, with the weights of ITU-R BT.601 for red, green and blue, so
+For each pixel, the measurement is  y = w . x,  where w are the weights of ITU-R BT.601 for red, green and blue. Hence
 
     A diag(a) A^T = diag(sum_c w_c^2 a_c).
 """
@@ -23,7 +23,7 @@ WEIGHTS = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True, eq=False)
 class Grey(Linear):
-    """A colour picture becomes grey: one channel, ``0.299 R + 0.587 G + 0.114 B``."""
+    """A reduction of colour pictures to a single grey channel, ``0.299 R + 0.587 G + 0.114 B``."""
 
     def on(self, event: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Self:
         self._space(event)

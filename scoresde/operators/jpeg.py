@@ -1,4 +1,4 @@
-"""JPEG: a picture is compressed and decompressed, which adds block and ringing artefacts. This is not linear in x."""
+"""JPEG: a picture is compressed and decompressed, which adds block and ringing artefacts. JPEG is not linear in x."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["JPEG"]
 
 @dataclass(frozen=True, eq=False)
 class JPEG(Operator):
-    """Compression by JPEG.
+    """JPEG compression.
 
     The values are rounded to 256 levels from ``low`` to ``high``, and the pictures are compressed with Pillow.
 
     Args:
-        quality: The quality, from 1 to 100.
-        low, high: Range of the values, in data units.
+        quality: The JPEG quality, from 1 to 100.
+        low, high: Lowest and highest value of the samples, in data units.
     """
 
     limits = ranges(quality=Range(1, 100))

@@ -1,8 +1,8 @@
-"""Masks: some values are known, and the others are missing. ``y = A x`` has the shape of x, with 0 for missing values.
+"""Masks: some values are known, and the others are missing. ``y = A x`` is x with zeros for missing values.
 
 A is a diagonal matrix of zeros and ones, so it is its own transpose and its own pseudo-inverse, and equation 2 of
 :mod:`scoresde.operators.base` is a division. A mask may hide whole pixels, in all channels at once, or individual
-values, such as some columns of a table row.
+values, such as some cells of a table.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Masking(Linear):
 
     @abstractmethod
     def known(self, event: tuple[int, ...]) -> Tensor:
-        """Return a mask that is true where values are known, bool, with a shape that broadcasts to ``(B, *event)``."""
+        """Return a boolean mask that is true where values are known. Its shape broadcasts to ``(B, *event)``."""
 
     @property
     def measured(self) -> tuple[int, ...]:
@@ -64,7 +64,7 @@ class Mask(Masking):
     """A mask given as a tensor or read from a file.
 
     Args:
-        mask: A mask that is true where values are known, bool, with a shape that broadcasts to ``(B, *event)``. A mask
+        mask: A boolean mask that is true where values are known. Its shape must broadcast to ``(B, *event)``. A mask
             without a batch axis applies to all samples, and a mask without a channel axis applies to all channels.
         file: The file that the mask was read from, if any.
 
@@ -109,7 +109,7 @@ class Hole(Masking):
     """A mask that hides the centre of a picture, signal or volume.
 
     Args:
-        size: Side of the hole in pixels; 0 means about 3/7 of each side.
+        size: Side of the hole in pixels; 0 means about 3/7 of each side of the sample.
     """
 
     limits = ranges(size=WHOLE)
@@ -147,7 +147,8 @@ class Half(Masking):
     """A mask that hides one half of a picture, signal or volume.
 
     Args:
-        which: The missing half: ``lower``, ``upper``, ``left`` or ``right``. A signal runs from left to right.
+        which: The missing half: ``lower``, ``upper``, ``left`` or ``right``. In a signal, ``left`` and ``upper``
+            mean the first half, and ``right`` and ``lower`` the second half.
     """
 
     which: str = "lower"
@@ -183,10 +184,10 @@ class Cells(Masking):
     """A mask that hides values at random: cells of a table, values of a signal, or pixels of a picture.
 
     Args:
-        share: Probability that a value is missing. If it is 0, a separate probability is drawn for each row, uniformly
-            between 0 and 1, so that every pattern of missing values can occur.
-        mask: The mask, bool, which is true where values are known, or ``None`` until it is drawn. Its shape broadcasts
-            to ``(B, *event)``.
+        share: Probability that a value is missing. If ``share`` is 0, a separate probability is drawn for each row,
+            uniformly between 0 and 1, so that any fraction of the values may be missing.
+        mask: A boolean mask that is true where values are known, or ``None`` until the mask is drawn. The shape of the
+            mask broadcasts to ``(B, *event)``.
     """
 
     limits = ranges(share=FRACTION)

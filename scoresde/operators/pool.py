@@ -69,7 +69,7 @@ class Pool(Linear):
         return int(self.size ** (y.ndim - 2))
 
     def _spread(self, y: Tensor) -> Tensor:
-        """Repeat each pixel over its block."""
+        """Repeat each pixel of ``y`` over the block that it stands for."""
         for axis in range(2, y.ndim):
             y = y.repeat_interleave(self.size, axis)
         return y

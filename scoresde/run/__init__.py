@@ -1,9 +1,9 @@
 """Trained runs and everything that a run folder contains.
 
-The modules are ``config`` (the configuration of a training run), ``spec`` (the parts of its model), ``files`` (the
-files in a run folder), ``origin`` (finding the data of a run again), ``run`` (sampling and likelihoods), ``seen`` (the
-measurements that samples must agree with), ``questions`` (conditions read from files), ``samples`` (samples on disk),
-``plausible`` (the units of samples) and ``foreign`` (pretrained weights of the original code).
+The modules are ``config`` (the configuration of a training run), ``spec`` (the specification of the model), ``files``
+(the files in a run folder), ``origin`` (finding the data of a run again), ``run`` (sampling and likelihoods), ``seen``
+(the measurements that samples must agree with), ``questions`` (conditions read from files), ``samples`` (samples on
+disk), ``plausible`` (the units of samples) and ``foreign`` (pretrained weights of the original code).
 """
 
 from __future__ import annotations

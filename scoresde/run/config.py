@@ -1,12 +1,12 @@
 """The configuration of a training run, as a frozen dataclass.
 
-Fields set to ``auto`` are resolved against the data before training. The resolved configuration is printed, saved as
-``config.json``, and read back by :func:`scoresde.load`.
+Before training, fields that are ``auto`` are resolved: they are replaced by values that suit the data. The resolved
+configuration is printed, saved as ``config.json``, and read back by :func:`scoresde.load`.
 
-A configuration records which of its names were typed by a person, because only those may import a user's own code
-(:mod:`scoresde.core.registry`). All names in a configuration written in Python count as typed. Names in a
-configuration read from a file do not, nor do names in a copy of such a configuration made by ``dataclasses.replace``.
-To continue training with a class of your own, add its name to ``typed``, or set the field to an object of the class.
+A configuration records which of its names were typed by a person, because only such names may import a user's own code
+(:mod:`scoresde.core.registry`). If a configuration is created in Python, all of its names count as typed. If it is read
+from a file, none of its names count as typed, not even in a copy made by ``dataclasses.replace``. To continue training
+with a class of your own, add its name to ``typed``, or replace the name by an object of the class.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from .spec import ModelSpec, Part, make_path
 
 __all__ = ["TrainConfig", "build_sde", "plain", "stored_fields"]
 
-# The default prediction on paths where it is not `edm`.
+# The default prediction for each path whose default is not `edm`.
 _PREDICT = {"flow": "velocity"}
 
 # The number of steps, the batch size and the learning rate of each preset. The last two presets are meant for a GPU.
@@ -93,9 +93,10 @@ class TrainConfig:
             default of the prediction), or a weighting object.
         weighting_options: The fields of the weighting, if ``weighting`` is a name.
         t_sampler: The distribution of training times: a name in :data:`scoresde.core.tables.TIME_SAMPLERS` (see
-            :mod:`scoresde.objective.times`), a sampler object, or ``auto``. With ``auto``, the sampler is ``sqrt`` for
-            the ``native`` weighting if ``sqrt`` is also the default grid of the SDE, ``lognormal`` for EDM's path with
-            EDM's loss, and ``low-discrepancy`` otherwise, because most weightings are defined for uniform times.
+            :mod:`scoresde.objective.times`), a sampler object, or ``auto``. With ``auto``, the sampler is ``sqrt`` if
+            the weighting is ``native`` and the default grid of the SDE is ``sqrt``. It is ``lognormal`` for EDM's path
+            with EDM's loss. In all other cases, it is ``low-discrepancy``, because most weightings are defined for
+            uniform times.
         t_sampler_options: The fields of the time sampler, if ``t_sampler`` is a name.
         coupling: How noise is paired with data: ``independent``, ``ot`` or ``reflow`` (see
             :mod:`scoresde.objective.coupling`).
@@ -111,15 +112,15 @@ class TrainConfig:
             an operator, joined by ``+`` (:mod:`scoresde.data.given`).
         cond_drop: Probability of dropping the whole condition of a row, for classifier-free guidance.
         steps, batch, lr: Number of training steps, batch size and learning rate; 0 means the preset's default.
-        warmup: Number of steps over which the learning rate rises; 0 means a twentieth of the run, but at most 5,000
-            steps.
+        warmup: Number of steps over which the learning rate rises; 0 means a twentieth of ``steps``, but at most
+            5,000.
         decay: How the learning rate decays: ``cosine`` (to 0 at the end of the run) or ``none``.
-        clip: Maximum norm of the gradient; larger gradients are scaled down to it.
+        clip: Maximum norm of the gradient; larger gradients are scaled down to this norm.
         ema: Maximum decay of the moving average of the weights.
         seed: Seed of the data split, the initial weights, the batches and the noise.
         test_fraction: Fraction of the rows to hold out, if the data have no split of their own.
         split: How the held-out rows are chosen: ``content`` or ``rows`` (see :func:`scoresde.load_data`). Runs made
-            before this field existed used ``rows``.
+            before this field was added used ``rows``.
         size, fit, layout, on_bad: Settings for reading files (:class:`scoresde.data.Reading`).
         sample_every: Number of steps between pictures of samples; 0 means pictures after 1, 2, 5, 10, 20, 50 and 100 %
             of the run.
@@ -205,11 +206,11 @@ class TrainConfig:
             raise UsageError(f"unknown preset {self.preset!r}; {closest(self.preset, ['auto', *PRESETS])}")
 
     def fitted(self, highest: Callable[[], float]) -> TrainConfig:
-        """Return the configuration with ``sigma_max`` determined from the data, if it is ``auto``.
+        """Return the configuration after replacing a ``sigma_max`` of ``auto`` by a value determined from the data.
 
         Args:
-            highest: A function that returns the highest noise level in model units, for example by calling
-                :func:`scoresde.sde.reach.sigma_for`. It is called only if the noise level is needed.
+            highest: A function that returns the noise level, in model units, that the path must reach, for example by
+                calling :func:`scoresde.sde.reach.sigma_for`. The function is called only if ``sigma_max`` is ``auto``.
         """
         if self.sde_options.get("sigma_max") != AUTO:
             return self
@@ -218,13 +219,17 @@ class TrainConfig:
         return dataclasses.replace(self, sde_options=options)
 
     def resolved(self, info: DataInfo, data_std: float = 1.0, operator: Operator | None = None) -> TrainConfig:
-        """Return a copy of the configuration in which fields that are ``auto`` or 0 have values that suit the data.
+        """Return a copy of the configuration in which the default choices are replaced by values that suit the data.
+
+        The fields ``preset``, ``predict``, ``weighting`` and ``t_sampler`` are replaced if they are ``auto``, and the
+        fields ``steps``, ``batch``, ``lr`` and ``warmup`` if they are 0. The batch size is reduced to the number of
+        training rows if there are fewer rows.
 
         Args:
             info: The description of the data.
             data_std: The root mean square of the data in model units.
-            operator: The operator in ``cond``, if it has already been built for these data. If ``None``, it is built
-                here to check that it suits the data.
+            operator: The operator in ``cond``, if it has already been built for these data. If ``None``, it is
+                built here, to check that it suits the data.
 
         Raises:
             UsageError: If the configuration does not suit the data.
@@ -270,7 +275,9 @@ class TrainConfig:
         check_coupling(self.coupling, weighting, predict, sde.nodes is not None)
         if self.augmentation is not None and (info.kind != "image" or self.coupling == "reflow"):
             given = (
-                f"{info.name} contains {info.kind}s, not images" if info.kind != "image" else "reflow trains on pairs"
+                f"{info.name} contains {info.kind}s, not images"
+                if info.kind != "image"
+                else "coupling='reflow' trains on stored pairs of noise and samples"
             )
             raise UsageError(
                 f"augment={self.augment!r} cannot be used, because {given}",
@@ -305,8 +312,8 @@ class TrainConfig:
         lacking = {
             "vector": (sources.vector and not known.vector, "an array called c in an .npz file, or columns of a table, "
                        "as in cond='vector:age,dose'"),
-            "image": (sources.image and not known.image, "an array called 'given' in an .npz file, or images of "
-                      "the same names in a folder given/"),
+            "image": (sources.image and not known.image, "an array called 'given' in an .npz file, or images "
+                      "with the same names in a folder given/"),
             "text": (sources.text and not (known.words or known.features), "an array called text in an .npz file, or a "
                      ".txt file next to each image"),
         }  # fmt: skip
@@ -337,11 +344,12 @@ class TrainConfig:
             )
 
     def operator_for(self, info: DataInfo, read_mask: Callable[[str], Tensor] | None = None) -> Operator | None:
-        """Return the operator in ``cond`` for samples of these data, or ``None`` if there is none.
+        """Return the operator in ``cond``, set up for samples of these data, or ``None`` if ``cond`` names no operator.
 
         Args:
             info: The description of the data.
-            read_mask: A function that returns the mask for ``mask:FILE``. By default, the file is read.
+            read_mask: A function that returns the mask for the FILE in ``mask:FILE``. The default
+                function reads this file.
 
         Raises:
             UsageError: If the operator does not apply to the data.
@@ -350,7 +358,9 @@ class TrainConfig:
         return None if made is None else made.on(info.shape, info.low, info.high)
 
     def operator(self, read_mask: Callable[[str], Tensor] | None = None) -> Operator | None:
-        """Return the operator in ``cond`` for samples of any shape (see :meth:`operator_for`).
+        """Return the operator in ``cond``, not yet set up for the shape of the samples (see :meth:`operator_for`).
+
+        The result is ``None`` if ``cond`` names no operator.
 
         Raises:
             UsageError: If an operator is unknown, or has an invalid option.
@@ -396,13 +406,13 @@ class TrainConfig:
         if not parts:
             return ""
         return (
-            f"{', '.join(parts)}; dropped for {self.cond_drop:.3g} of the samples"
+            f"{', '.join(parts)}; dropped in training with probability {self.cond_drop:.3g}"
             if self.cond_drop
             else ", ".join(parts)
         )
 
     def told(self, given: Condition) -> Condition | None:
-        """Return the parts of ``given`` (vector, image, text) that ``cond`` lists, or ``None`` if it lists none."""
+        """Return the parts of ``given`` (vector, image, text) that ``cond`` lists, or ``None`` if there are none."""
         sources = self.sources
         if not (sources.vector or sources.image or sources.text):
             return None
@@ -431,7 +441,7 @@ class TrainConfig:
         )  # fmt: skip
 
     def _network(self, info: DataInfo, classes: int) -> Part:
-        """Describe the network, with the options that follow from the preset, the data and ``network_options``."""
+        """Return the name and the options of the network, based on the preset, the data and ``network_options``."""
         preset, given = dict(PRESETS[self.preset]), dict(self.network_options)
         its, name = preset.pop("network"), self.network
         given.pop("network", None)
@@ -443,12 +453,15 @@ class TrainConfig:
         from_data |= self._doors(info, "channels_in" in fields)
         if fixed := {"dims", "channels_in", "classes"} & fields.keys() & self.network_options.keys():
             name = min(fixed)
-            raise UsageError(f"the network option {name!r} is determined by the data; leave it out", parameter=name)
+            raise UsageError(
+                f"the network option {name!r} is determined by the data; leave out this option", parameter=name
+            )
         if "channels_in" in fields:
             from_data["dims"] = len(info.shape) - 1
             if info.kind == "vector":
                 raise UsageError(
-                    f"the {name!r} network does not accept vectors, but {info.name} has vectors; use the 'mlp' network"
+                    f"the {name!r} network does not accept vectors, but {info.name} contains vectors; use the 'mlp' "
+                    "network"
                 )
         return Part(name, {**{k: v for k, v in from_data.items() if k in fields}, **options})
 
@@ -510,16 +523,16 @@ class TrainConfig:
         if has != needed:
             raise UsageError(
                 f"augment={self.augment!r} requires a network with augments = {needed}, but {type(network).__name__} "
-                f"has augments = {has}; without the augmentation parameters as input, it would generate samples that "
-                f"look like the augmented data. Set the attribute augments = {needed}, and let the network accept an "
-                f"argument augment of shape (B, {needed}), as in network(x, c, cond, augment); if this argument is "
-                "left out, it must default to zeros",
+                f"has augments = {has}; without the augmentation parameters as input, the network would generate "
+                f"samples that look like the augmented data. Set the attribute augments = {needed}, and let the "
+                f"network accept an argument augment of shape (B, {needed}), as in network(x, c, cond, augment); if "
+                "this argument is left out, it must default to zeros",
                 parameter="augment",
                 value="none",
             )
 
     def check_spec(self, spec: ModelSpec, folder: Path) -> None:
-        """Reject a ``model.json`` that disagrees with this configuration, which comes from the same run folder.
+        """Reject the ``model.json`` of a run folder if it disagrees with this configuration from the same folder.
 
         Raises:
             CheckpointError: If the two files disagree; the message states the first difference.
@@ -560,7 +573,7 @@ class TrainConfig:
         return tuple(_strings(self.to_dict())) if self.typed else READ
 
     def load_data(self, data: str | None = None) -> Dataset:
-        """Load the data of the run, or other data given by name or path, read and split as in training.
+        """Load the data of the run, or other data given by name or path. They are read and split as in training.
 
         Raises:
             DataError: If the data are missing or unreadable.
@@ -590,7 +603,7 @@ class TrainConfig:
 
     @property
     def network(self) -> str:
-        """The name of the network. It is empty if neither the preset nor ``network_options`` determines it yet."""
+        """The name of the network, or "" if neither the preset nor ``network_options`` determines it yet."""
         known = PRESETS.get(self.preset, {"network": ""})
         return str(self.network_options.get("network", known["network"]))
 
@@ -600,10 +613,11 @@ class TrainConfig:
         return value if isinstance(value, str) else name_of(value, _TABLES[field])
 
     def named(self, **given: Any) -> TrainConfig:
-        """Return a copy with ``sde``, ``predict``, ``weighting`` or ``t_sampler`` set to a typed name or to an object.
+        """Return a copy of the configuration in which fields are set to typed names or to objects.
 
-        If a field is set to its current name, its options are kept; otherwise its options are reset to the defaults.
-        The network cannot be changed: ``network`` must be its current name, which then counts as typed.
+        The fields ``sde``, ``predict``, ``weighting`` and ``t_sampler`` can be set. If a field is set to its
+        current name, its options are kept. Otherwise, its options are reset to the defaults. The network cannot be
+        changed: ``network`` must be the name of the current network, which then counts as typed.
         """
         changes = {name: value for name, value in given.items() if name != "network"}
         for name, value in changes.copy().items():
@@ -671,7 +685,7 @@ def _preset_for(info: DataInfo) -> str:
         return "mlp"
     if info.kind == "signal":
         return "tiny" if info.shape[1] <= 64 else "small"
-    side = math.prod(info.shape[1:]) ** (1 / (len(info.shape) - 1))  # the side of a square or cube with as many pixels
+    side = math.prod(info.shape[1:]) ** (1 / (len(info.shape) - 1))  # of a square or cube with as many pixels
     return "tiny" if side < 12.5 else "small" if side < 40.5 else "base"
 
 

@@ -106,7 +106,9 @@ def make_run_folder(out: str | Path | None, name: str) -> Path:
 
 
 def refuse_taken(folder: Path, *, mine: bool = False) -> None:
-    """Reject a folder that already contains a run with a checkpoint. A run without one may be started again.
+    """Reject a folder that already contains a run with a checkpoint.
+
+    A run without a checkpoint may be started again.
 
     Args:
         folder: The folder.
@@ -160,7 +162,7 @@ def find_run(run: str | Path | None, *, edited: bool = False) -> Path:
 
 
 def _changed(folder: Path) -> list[str]:
-    """Return the names of the files of a run that were changed after they were written."""
+    """Return the names of those files of a run that were changed after they were written."""
     return [name for name in SIGNED if os.path.lexists(folder / name) and was_changed(folder / name)]
 
 
@@ -181,7 +183,10 @@ def _found(run: str | Path | None) -> Path:
         begun = next((f for f in (Path(run), Path("runs") / run) if os.path.isdir(f / "checkpoints")), None)
         if begun is not None:
             holder = held_by(begun)
-            why = "it has no config.json, because training stopped before its first step; train again with the same out"
+            why = (
+                "it has no config.json, because training stopped before its first step; train again with the same "
+                "output folder (out)"
+            )
             why = f"it has no config.json yet, because {holder} has only just started training there" if holder else why
         elif os.path.isdir(run):
             why = "it has no config.json"
@@ -223,7 +228,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def _is_copy(checkpoint: Path) -> bool:
-    """Return whether the step in a checkpoint's ``state.json`` differs from the step in its name."""
+    """Return whether a checkpoint's ``state.json`` states a step that differs from the step in the folder's name."""
     return _step(checkpoint) not in (-1, int(checkpoint.name.removeprefix("step-")))
 
 
@@ -241,7 +246,7 @@ def save_checkpoint(
         step: Number of training steps completed.
         tensors: Groups of tensors, keyed by name. Each group is written to its own safetensors file.
         state: Further values to store in ``state.json``, as plain JSON values.
-        keep: Number of checkpoints to keep, including this one.
+        keep: Number of checkpoints to keep, including the new one.
     """
     root = folder / "checkpoints"
     final = root / f"step-{step:09d}"
@@ -253,7 +258,7 @@ def save_checkpoint(
 
 
 def drop_older(folder: Path, checkpoint: Path, keep: int = 2) -> None:
-    """Remove old checkpoints, and possibly the former best weights, once ``checkpoint`` is complete.
+    """Remove old checkpoints, and possibly the former best weights, after ``checkpoint`` was written.
 
     Of the checkpoints that are older than ``checkpoint``, the newest ``keep - 1`` are kept. The former best weights
     (see :func:`save_best`) are kept if the current best weights are newer than ``checkpoint`` or cannot be read.
@@ -281,7 +286,7 @@ def save_best(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor
 
 
 def _step(checkpoint: Path) -> int:
-    """Return the step in a checkpoint's ``state.json``, or -1 if there is none or it cannot be read."""
+    """Return the step in a checkpoint's ``state.json``, or -1 if the file is missing or cannot be read."""
     try:
         step = read_object(checkpoint / "state.json").get("step")
     except CheckpointError:
@@ -338,7 +343,7 @@ def fault_of(checkpoint: Path, *, edited: bool = False) -> str | None:
 
 
 def newest_checkpoint(folder: Path, *, edited: bool = False) -> Path:
-    """Return the newest complete checkpoint of a run, with a warning if a newer checkpoint cannot be used.
+    """Return the newest complete checkpoint of a run, and warn if a newer checkpoint cannot be used.
 
     Args:
         folder: The run folder.
@@ -404,7 +409,7 @@ WRAPPERS = ("_orig_mod", "module")  # components that torch.compile and data par
 
 
 def bare_names(module: torch.nn.Module) -> dict[str, str]:
-    """Map each name in a module's state dict to the name without ``torch.compile`` and data-parallel wrappers.
+    """Map each name in a module's state dict to the same name without ``torch.compile`` and data-parallel wrappers.
 
     The wrappers may be anywhere in the module. If two names would become equal, all names are left unchanged.
     """
@@ -421,7 +426,10 @@ def bare_names(module: torch.nn.Module) -> dict[str, str]:
 
 
 def matching(names: Collection[str], others: Collection[str]) -> dict[str, str]:
-    """Map each name in ``others`` to the name in ``names`` that differs only by wrappers, or else to itself."""
+    """Map each name in ``others`` to the name in ``names`` that is the same, except for wrappers.
+
+    A name is mapped to itself if there is no such name, or if names without wrappers would be ambiguous.
+    """
 
     def bare(name: str) -> str:
         return ".".join(part for part in name.split(".") if part not in WRAPPERS)

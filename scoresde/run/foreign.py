@@ -1,7 +1,7 @@
-r"""Networks and losses of the original code (Song et al. 2021, arXiv:2011.13456), for using its pretrained weights.
+r"""Parametrisations and losses for pretrained weights of the original code (Song et al. 2021, arXiv:2011.13456).
 
-A network trained with that code receives x_t without scaling, and a noise label that depends on the SDE. The conversion
-of the network's output to a score also depends on the SDE:
+A network trained with the original code receives x_t without scaling, and a noise label that depends on the SDE. The
+conversion of the network's output to a score also depends on the SDE:
 
     =====================  ==============================  =========================  ===========================
     parametrisation        original model                  label                      score
@@ -9,7 +9,7 @@ of the network's output to a score also depends on the SDE:
     `OriginalEps`          VP, sub-VP, continuous          999 t                      -output / sigma(t)
     `OriginalScore`        VE, continuous                  sigma(t)                   output
     `OriginalLevelEps`     VP, discrete (DDPM)             level i                    -output / sigma_i
-    `OriginalLevelScore`   VE, discrete (SMLD, NCSN)       N - 1 - i, from the top    output
+    `OriginalLevelScore`   VE, discrete (SMLD, NCSN)       N - 1 - i                  output
     =====================  ==============================  =========================  ===========================
 
 In this package, the usual noise label is a quarter of the logarithm of the noise level, for every SDE. To use one of
@@ -18,12 +18,12 @@ the parametrisations above, give its full name, as in ``--predict scoresde.run.f
 
 The discrete networks are trained on N noise levels, numbered i = 0, ..., N - 1. In this package, the levels are the
 nodes t_i = (i + 1)/N of :class:`~scoresde.DDPM` and :class:`~scoresde.SMLD`. The node t therefore belongs to level
-i = N t - 1, and ``sigma_i`` is the sigma of the path at that node. The original code has no such chain, and
-evaluates these networks along the continuous path. For VP, the label is t (N - 1), which in general is not an integer,
-and ``sigma_i`` is the sigma of level floor(t (N - 1)). For VE, the label is round((1 - t)(N - 1)). On a path without
+i = N t - 1, and ``sigma_i`` is the sigma of the path at that node. To draw samples, the original code evaluates these
+networks along the continuous path instead. For VP, the label is then t (N - 1), which in general is not an integer, and
+``sigma_i`` is the sigma of level floor(t (N - 1)). For VE, the label is then round((1 - t)(N - 1)). On a path without
 nodes, this package does the same.
 
-The losses in ``losses.py`` of the original code have one of two forms, where z is the noise, and s is the score at
+The losses in ``losses.py`` of the original code take one of two forms, where z is the noise, and s is the score at
 x_t = alpha x_0 + sigma z:
 
     |sigma s + z|^2,      or with ``likelihood``      g(t)^2 |s + z/sigma|^2.                                      (1)
@@ -99,7 +99,10 @@ class OriginalLevelEps(OriginalEps):
     levels: int = 1000
 
     def label(self, sde: SDE, t: Tensor) -> Tensor:
-        """Return the level of each node in ``t``, or ``t (N - 1)`` on a continuous path, with the shape of ``t``."""
+        """Return the level of each node in ``t``, or ``t (N - 1)`` on a continuous path.
+
+        The result has the same shape as ``t``.
+        """
         return t * (self.levels - 1) if sde.nodes is None else t * len(sde.nodes) - 1
 
     def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,7 +115,7 @@ class OriginalLevelEps(OriginalEps):
                 parameter="sde",
                 value="ddpm",
             )
-        # The score is -F/sigma_i, where F is the output of the network, and also -eps_hat/sigma(t).
+        # The score equals both -F/sigma_i, where F is the output of the network, and -eps_hat/sigma(t).
         level = (self.label(sde, t) + 1e-9).long()
         sigma = _sigmas(self.levels, sde.beta_min, sde.beta_max).to(t)[level]
         return torch.zeros_like(t), sigma / sde.coefficients(t)[1]
@@ -120,7 +123,7 @@ class OriginalLevelEps(OriginalEps):
 
 @dataclass(frozen=True)
 class OriginalLevelScore(OriginalScore):
-    """Score prediction by a network whose noise label is the index counted from the highest level (SMLD, NCSN).
+    """Score prediction by a network whose noise label is the level index counted from the highest level (SMLD, NCSN).
 
     Args:
         levels: Number of noise levels N on a continuous path. It is ignored on a chain, which has its own levels.
@@ -144,7 +147,8 @@ def original_loss(
     """Compute the loss of equation 1 for each row.
 
     Args:
-        model: Any model. If its parametrisation is one of this module, the network is called as in the original code.
+        model: Any model. If its parametrisation is defined in this module, the network is called as in the original
+            code.
         x0: Data in model units, shape ``(B, *event)``.
         t: Times, shape ``(B,)``. The original code draws them uniformly from [1e-5, 1], or from the nodes of a chain.
         z: Standard normal numbers, with the same shape as ``x0``.

@@ -1,10 +1,10 @@
 """Find the data of a run again, and compare them with the data that the run was trained on.
 
 A run stores a hash of each row (:class:`scoresde.data.content.Identity`) in ``rows.npz``. When the data are read again,
-the hashes show whether they are identical, in another order, grown, shrunk, or different. The first three are accepted,
-because rows are split by their content. The last two are rejected, and so are rows whose conditions have changed, if
-the run was trained with conditions. The data of an older run, which has no hashes, are compared with the description in
-``data.json`` (row counts, range, levels, classes and so on).
+the hashes show whether they are identical, in another order, grown, shrunk, or different. The first three cases are
+accepted, because rows are split by their content. The last two are rejected, and so are rows whose conditions have
+changed, if the run was trained with conditions. The data of an older run, which has no hashes, are compared with the
+description in ``data.json`` (row counts, range, levels, classes and so on).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ UNITS = ("kind", "shape", "levels", "classes", "names")
 
 
 def placed(config: TrainConfig) -> TrainConfig:
-    """Return the configuration with an absolute path to its data, so that they are found from any working directory."""
+    """Return the configuration with an absolute path to the data, which is valid in any working directory."""
     path = os.path.expanduser(config.data)
     if config.data in NAMES or not os.path.exists(path):
         return config
@@ -42,8 +42,9 @@ def placed(config: TrainConfig) -> TrainConfig:
 def found(folder: Path, config: TrainConfig) -> str:
     """Return the name or the current path of a run's data.
 
-    The data are looked up at their original path, then at the same place relative to the run folder (in case both were
-    moved), and then, for an older run with a relative path, relative to each folder above the run folder.
+    The data are looked up at their original path, and then at the same place relative to the run folder, in case the
+    data and the folder were moved together. For an older run with a relative path, they are then looked up relative to
+    each folder above the run folder.
     """
     data = config.data
     if data in NAMES or os.path.exists(os.path.expanduser(data)):
@@ -113,7 +114,8 @@ def data_of(folder: Path, config: TrainConfig, data: str | None = None, *, chang
         changed: Whether to accept the run's data even if they have changed.
 
     Raises:
-        DataError: If the data are missing or unreadable, or if the run's own data have changed since training.
+        DataError: If the data are missing or unreadable, or if ``changed`` is false and rows of the run's own data
+            are missing or have changed since training.
     """
     dataset = read_again(folder, config, data)
     became(folder, dataset, changed=changed, named=data is not None)
@@ -125,8 +127,8 @@ def read_again(folder: Path, config: TrainConfig, data: str | None = None) -> Da
 
     Conditions are encoded as in training: the words of a text are numbered according to the run's vocabulary.
 
-    A run without hashes may have been made before the current rules for detecting axes and finding pictures. If these
-    rules do not reproduce the shape and the numbers of rows that the run recorded, the older rules are used instead.
+    A run without hashes may be older than the current rules for detecting axes and finding pictures. If these rules do
+    not reproduce the shape and the numbers of rows that the run recorded, the older rules are used instead.
     """
     known = DataInfo.from_dict(read_object(folder / "data.json"))
     return _read_again(folder, config, data, known).told_as(known.known)
@@ -172,8 +174,8 @@ def became(folder: Path, data: Dataset, *, changed: bool = False, named: bool = 
 
     Returns:
         The result of the comparison: ``same``, ``re-sorted`` (the same rows in another order), ``grown`` (rows were
-        added), ``shrunk`` (rows are missing) or ``other``. For a run without hashes, it is ``same`` or ``other``, or
-        ``unknown`` if the data were chosen explicitly.
+        added), ``shrunk`` (rows are missing) or ``other``. For a run without hashes, the result is ``same`` or
+        ``other``, or ``unknown`` if the data were chosen explicitly.
 
     Raises:
         DataError: If rows are missing or the data are different, unless ``changed`` or ``named`` is true.
@@ -193,8 +195,8 @@ def became(folder: Path, data: Dataset, *, changed: bool = False, named: bool = 
     retold = 0 if data.identity is None or named else known.retold(data.identity)
     if retold and state in ("same", *told):
         _refuse(
-            f"{data.info.source} has changed since {folder} was trained on it: {retold:,} of the "
-            f"{len(known.hashes):,} rows have another condition",
+            f"{data.info.source} has changed since {folder} was trained on it: the conditions of "
+            f"{retold:,} of the {len(known.hashes):,} rows are different",
             changed,
         )
     if state in told:
@@ -215,7 +217,7 @@ def became(folder: Path, data: Dataset, *, changed: bool = False, named: bool = 
 
 
 def _by_description(folder: Path, known: DataInfo, now: DataInfo, *, changed: bool, named: bool) -> str:
-    """Compare the descriptions ``known`` and ``now`` of a run's data, for a run that kept no hashes of its rows."""
+    """Compare the descriptions ``known`` and ``now`` of a run's data, for a run without hashes of its rows."""
     if named:
         return "unknown"
     for name in ("n_train", "n_test", "low", "high", *UNITS):

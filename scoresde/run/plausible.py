@@ -1,7 +1,7 @@
 """Detect samples that are not in the units of the data.
 
 A comparison of pixels in [0, 1] with pixels in [0, 255] gives metrics that look valid but are meaningless. A file of
-samples does not record its units, but they can often be inferred from the values. Even poor samples lie roughly where
+samples does not record the units, but these can often be inferred from the values. Even poor samples lie roughly where
 the data lie: they may be grey, collapsed to one image or to the mean, or noise that spreads to both sides. Samples in
 other units lie elsewhere, or look like the data multiplied by a constant. Let m be the median of the samples and s the
 distance between their 1 % and 99 % quantiles, and let m_data and s_data be the same statistics of the data. Samples are
@@ -16,9 +16,9 @@ rejected if one of these rules applies:
     5. The data are stored as levels with a range above 2, and the samples lie in [-1, 1] but not on these levels.
 
 Medians count as different if they are more than a quarter of max(s, s_data) apart. Quantiles are computed per column
-for tables, per channel if channels have their own scales, and otherwise over all values. Rules 2 and 3 need
-at least 16 values, rule 2 does not apply to constant samples, and rule 4 does not apply to tables. To skip these
-checks, pass ``units="data"``.
+for tables, per channel if channels have their own scales, and otherwise over all values. Rules 2 and 3 need at least
+16 values, rule 2 does not apply to constant samples, and rule 4 does not apply to tables. To skip these checks, pass
+``units="data"``.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SLACK = 0.02  # tolerance, relative to the range, for values just outside it bec
 
 
 def read_units(text: str) -> Units:
-    """Parse ``"0,1"`` to ``(0.0, 1.0)``; ``auto``, ``data`` and ``model`` are returned unchanged.
+    """Convert text such as ``"0,1"`` to ``(0.0, 1.0)``, and return ``auto``, ``data`` and ``model`` unchanged.
 
     Raises:
         UsageError: If ``text`` is neither one of these names nor two numbers in increasing order.
@@ -57,7 +57,7 @@ def read_units(text: str) -> Units:
     except ValueError:
         low = high = math.nan
     if not math.isfinite(high - low) or low >= high:
-        raise UsageError(f"units must be {', '.join(WAYS)} or two increasing numbers, such as 0,1, got {text!r}")
+        raise UsageError(f"units must be {', '.join(WAYS)} or two increasing numbers such as 0,1, but got {text!r}")
     return low, high
 
 
@@ -67,17 +67,18 @@ def in_data_units(x: Tensor, data: Dataset, units: Units = "auto", source: str =
     Args:
         x: Samples, shape ``(N, *event)``.
         data: The data that the samples are compared with.
-        units: The units of the samples. Two numbers are the values in the samples that correspond to the lowest and the
+        units: The units of the samples. Two numbers state which values in the samples correspond to the lowest and the
             highest value of the data (of each column, for a table). ``model`` means model units, ``data`` means data
             units, and ``auto`` means data units, with a check that rejects samples that seem to be in other units.
         source: The origin of the samples, for messages.
 
     Returns:
-        Samples, shape ``(N, *event)``. If the data have levels, values between two levels are moved to the level below
-        or, if the samples were converted by two numbers, to the nearest level.
+        Samples, shape ``(N, *event)``. If the data have levels, values between two levels are moved to the level
+        below, or to the nearest level if ``units`` is two numbers.
 
     Raises:
-        DataError: If a value is not finite or is outside the range of the levels, or if the units seem to be different.
+        DataError: If a value is not finite or is outside the range of the levels, or if the samples seem to be in
+            other units.
         UsageError: If ``units`` is invalid.
     """
     if x.is_complex():
@@ -108,10 +109,10 @@ def in_data_units(x: Tensor, data: Dataset, units: Units = "auto", source: str =
 
 
 def check_units(x: Tensor, data: Dataset, source: str = "the samples") -> None:
-    """Reject samples, shape ``(N, *event)``, that seem to be in different units than the data.
+    """Reject samples ``x: (N, *event)`` that seem to be in units other than those of the data.
 
     Raises:
-        DataError: If the samples are rejected; the message states both ranges.
+        DataError: If the samples are rejected. The message states the range of the samples and the range of the data.
     """
     if not x.numel():
         return
@@ -152,7 +153,7 @@ def _guess(low: Tensor, high: Tensor) -> str:
 
 
 def warn_of_units(x: Tensor, codec: Codec, info: DataInfo, stacklevel: int = 3) -> None:
-    """Warn if data are so far from the training data of a model that their units may differ.
+    """Warn if data differ so much from the training data of a model that they may be in other units.
 
     Such data are not rejected, because likelihoods are often computed to detect outliers.
 
@@ -209,7 +210,7 @@ class _Spread:
 
     @classmethod
     def of(cls, x: Tensor, axes: tuple[int, ...], more: Tensor | None = None) -> _Spread:
-        """Compute the statistics of ``x: (N, *event)``. ``more`` affects only the minimum and the maximum."""
+        """Compute the statistics of ``x: (N, *event)``. The values in ``more`` affect only the minimum and maximum."""
         ends = [_ends(part, axes) for part in (x, more) if part is not None and part.numel()]
         low = torch.stack([a for a, _ in ends]).amin(0)
         high = torch.stack([b for _, b in ends]).amax(0)
@@ -250,7 +251,7 @@ class _Spread:
         return torch.maximum(self.low.abs(), self.high.abs())
 
     def other_sign(self, data: _Spread) -> Tensor:
-        """Return whether the samples fill [-1, 1] or [0, 1] although the signs of the data are different (rule 4)."""
+        """Return whether the samples fill [-1, 1] or [0, 1], but the signs of the data rule this out (rule 4)."""
         wide = self.within(-1, 1) & (self.low < -0.5) & (self.tenth < -0.25)
         wide &= (data.low >= 0) & (data.high > 0.5)
         half = self.within(0, 1) & (self.width > 0.25) & data.within(-1, 1) & (data.quarter < -0.1)
@@ -260,7 +261,8 @@ class _Spread:
 def _axes(info: DataInfo, codec: Codec) -> tuple[int, ...]:
     """Return the axes of an event along which units may differ.
 
-    For a table, this is the axis of the columns. Otherwise, these are the axes along which the codec has separate scales.
+    For a table, the axis of the columns is returned. Otherwise, the axes along which the codec has separate scales are
+    returned.
     """
     scale = getattr(codec.continuous, "scale", None)
     if info.kind == "vector":
@@ -272,7 +274,7 @@ def _axes(info: DataInfo, codec: Codec) -> tuple[int, ...]:
 
 
 def _grouped(x: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """Reshape events ``(N, *event)`` to one row of M values for each of G groups, ``(G, M)``."""
+    """Reshape ``x: (N, *event)`` to ``(G, M)``, with one row of M values for each of G groups (columns or channels)."""
     front = x.movedim([1 + a for a in axes], list(range(len(axes))))
     return front.reshape(math.prod(front.shape[: len(axes)]), -1)
 
@@ -284,7 +286,7 @@ def _ends(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
 
 def _some(x: Tensor) -> Tensor:
-    """Return evenly spaced rows of ``x``, enough to estimate its quantiles."""
+    """Return evenly spaced rows of ``x``, as many as are needed to estimate the quantiles of ``x``."""
     return x[_every(x)]
 
 
@@ -293,7 +295,7 @@ def _every(x: Tensor) -> slice:
 
 
 def _where(info: DataInfo, axes: tuple[int, ...], k: int) -> str:
-    """Return the phrase that names group ``k`` in a message, or an empty string if there is only one group."""
+    """Return the phrase that names group ``k`` in a message, or an empty string if the group has no name."""
     if not axes:
         return ""
     if info.kind == "vector":

@@ -1,9 +1,9 @@
-"""Questions: conditions on the samples to be drawn, read from files in data units.
+"""Read questions from files. A question is a condition, in data units, on the samples to be drawn.
 
 A file or folder contains one or more questions. The samples that a run draws for a question are called its answers:
 
     =======================  ==========================================================================================
-    an image or a folder     one question for each image; a text, if the run uses texts, is in a .txt file next to it
+    an image or a folder     one question for each image; a .txt file next to it has the text, if the run uses texts
     an .npy or .npz file     one question for each row of the arrays `given` (or `x`), `c`, `y` and `text`
     a table                  one question for each line, with columns for the numbers and the class, and cells to fill
     =======================  ==========================================================================================
@@ -49,14 +49,15 @@ class Questions:
 
     Attributes:
         condition: The conditions, in data units, with one row for each question.
-        names: The name of each question: the path of its image without the suffix, or the name of the file and the
-            index of the row.
-        what: What was read, as a noun phrase, such as "3 images of 14 x 14 from low".
+        names: The name of each question. It is the path of the image without the suffix, or the name of the file and
+            the index of the row.
+        what: A noun phrase that says what was read, such as "3 images of 14 x 14 from low".
         labels: A short text for each question, for figures, or an empty tuple.
         truth: The true sample for each question, ``(n, *event)``, if it is known and is not part of the condition.
         text: The text of each question, or an empty tuple.
         table: The table that the questions were read from, or ``None``.
-        places: For each value of a sample, the index of its column in the table, or ``None`` if it has no column.
+        places: For each value of a sample, the index of its column in the table, or ``None`` if the value has no
+            column.
         files: The files that were read.
     """
 
@@ -78,12 +79,12 @@ def ask(
     run: Run, questions: Questions | None, *, text: Sequence[str] = (), label: str | None = None,
     operator: str | None = None, each: int = 1, seed: int = 0,
 ) -> Run:  # fmt: skip
-    """Return the run conditioned on those of the questions, texts and class that are passed.
+    """Return the run conditioned on the questions, the texts and the class, or on those of them that are passed.
 
     Args:
         run: The run.
         questions: The questions that were read from a file, or ``None``.
-        text: A text for all questions, or one for each.
+        text: One text for all questions, or one text for each question.
         label: The class of all samples.
         operator: The operator by which to measure samples, instead of the run's operator.
         each: Number of samples for each question.
@@ -172,7 +173,7 @@ def read_questions(run: Run, path: Path, *, mask: Path | None = None, operator: 
     else:
         raise DataError(
             f"a condition cannot be read from {path}; use an image ({', '.join(IMAGE_SUFFIXES)}), a "
-            "folder of images, a .npy or .npz file, or a .csv or .tsv table",
+            "folder of images, an .npy or .npz file, or a .csv or .tsv table",
             parameter="given",
         )
     found = found if found.files else replace(found, files=(path,))
@@ -183,10 +184,10 @@ def _sources(run: Run) -> Sources:
     sources = Sources() if run.config is None else run.config.sources
     if not sources.rich:
         only = "only with the class of each sample" if sources.label else "without a condition"
-        instead = "give the class as the label, or train" if sources.label else "train"
+        instead = "pass the class as the label, or train" if sources.label else "train"
         raise UsageError(
-            f"{run.folder or 'this model'} was trained {only}, so it cannot be conditioned on a file; {instead} with a "
-            "cond such as pool:2, hole, cells, image or vector",
+            f"{run.folder or 'this model'} was trained {only}, so it cannot be conditioned on a file; {instead} with "
+            "another cond, such as pool:2, hole, cells, image or vector",
             parameter="cond",
         )
     return sources
@@ -271,7 +272,7 @@ def _pictures(run: Run, sources: Sources, path: Path, shapes: Sequence[tuple[int
 
 
 def _texts(paths: Sequence[Path]) -> tuple[str, ...]:
-    """Read the text in the .txt file next to each image, or return ``()`` if one is missing."""
+    """Read the text in the .txt file next to each image, or return ``()`` if any of these files is missing."""
     files = [path.with_suffix(".txt") for path in paths]
     if not all(file.is_file() for file in files):
         return ()
@@ -293,7 +294,10 @@ def _side(shape: Sequence[int]) -> str:
 
 
 def _channels(pixels: Array, shapes: Sequence[tuple[int, ...]]) -> Array | None:
-    """Convert images ``(N, C, H, W)`` from grey to colour or back to fit one of the shapes; ``None`` if none fits."""
+    """Return images ``(N, C, H, W)``, converted from grey to colour or back if one of the shapes requires it.
+
+    If the images cannot be converted to any of the shapes, the result is ``None``.
+    """
     shape = pixels.shape[1:]
     if shape in shapes:
         return pixels
@@ -306,7 +310,10 @@ def _channels(pixels: Array, shapes: Sequence[tuple[int, ...]]) -> Array | None:
 def _resized(
     folder: Path, paths: Sequence[Path], reading: Reading, shapes: Sequence[tuple[int, ...]]
 ) -> Array | None:  # fmt: skip
-    """Read images and resize them as in training. Return ``None`` if one is too small, or if they fit no shape."""
+    """Read images and resize them as in training.
+
+    The result is ``None`` if an image is too small, or if the images fit none of the shapes.
+    """
     pixels, smallest = read_pictures(folder, paths, Reading(size=reading.size, fit=reading.fit))
     return _channels(pixels, shapes) if min(smallest) >= reading.size else None
 
@@ -331,7 +338,7 @@ def _arrays(run: Run, sources: Sources, path: Path, shapes: Sequence[tuple[int, 
         vector = _first(_arranged(a, (count,)) for a in (lower.get("c"), None if shapes else lower.get("x"), only))
         if vector is None:
             names = ", ".join(run.info.known.vector[:10])
-            raise _misses(run, path, arrays, f"an array c of shape (n, {count}) ({names})")
+            raise _misses(run, path, arrays, f"an array c of shape (n, {count}) with the numbers {names}")
         condition = replace(condition, vector=_finite(path, vector))
         told.append(f"{count} number{'s' * (count > 1)}")
     if sources.label and "y" in lower:
@@ -373,7 +380,7 @@ def _misses(run: Run, path: Path, arrays: dict[str, Array], needed: str) -> Data
 def _arranged(x: Array | None, shape: tuple[int, ...]) -> Array | None:
     """Rearrange an array to the shape ``(N, *shape)``, or return ``None`` if it does not fit.
 
-    A single row may lack the first axis, a single channel may lack its axis, and channels may come last.
+    If there is only one row, or only one channel, the corresponding axis may be missing. Channels may come last.
     """
     if x is None or x.dtype.kind not in "biuf":
         return None
@@ -396,7 +403,9 @@ def _finite(path: Path, values: Array) -> Tensor:
     """Return numbers as float64, with NaN for unknown values. Reject infinite values."""
     found = torch.from_numpy(np.ascontiguousarray(values, np.float64))
     if bool(found.isinf().any()):
-        raise DataError(f"{path} has infinite values; write NaN for unknown values", parameter="given")
+        raise DataError(
+            f"{path} has infinite values; replace them, or write NaN for values that are unknown", parameter="given"
+        )
     return found
 
 
@@ -488,13 +497,13 @@ def _places(sheet: Sheet, run: Run, taken: Sequence[int]) -> list[int | None]:
 
 
 def _masked(run: Run, questions: Questions, file: Path) -> Questions:
-    """Replace the values that a mask marks as missing with NaN in the samples of the questions."""
+    """In the samples of the questions, set the values that a mask marks as missing to NaN."""
     image = questions.condition.image
     if run.operator is not None and not any(isinstance(choice, Masking) for choice in choices(run.operator)):
         raise UsageError(
             f"the mask {file} hides values, but {run.folder or 'this model'} was trained with the operator "
-            f"{run.operator}, which hides none, so the mask cannot be used; train with cond='cells' for masks of any "
-            "kind",
+            f"{run.operator}, which hides none, so the mask cannot be used; to use masks of any kind, train with "
+            "cond='cells'",
             parameter="mask",
         )
     if image is None or tuple(image.shape[1:]) != run.info.shape:
@@ -533,8 +542,8 @@ class Asked:
     Attributes:
         questions: The questions.
         each: Number of answers for each question. Sample i answers question ``i // each``.
-        seen: The measurements that the run is conditioned on, with one row for each sample or a single row for all, or
-            ``None`` if there are none.
+        seen: The measurements that the run is conditioned on, with one row for each sample or a single row for all
+            samples, or ``None`` if there are no measurements.
         info: The description of the data of the run.
     """
 
@@ -545,7 +554,7 @@ class Asked:
 
     @property
     def _first(self) -> Seen | None:
-        """The measurements, with one row for each question or a single row for all."""
+        """The measurements, with one row for each question or a single row for all questions."""
         count = len(self.questions)
         if self.seen is None or len(self.seen) == count:
             return self.seen
@@ -567,7 +576,7 @@ class Asked:
 
     @property
     def given(self) -> Tensor | None:
-        """The measurement or image of each question, for figures, ``(Q, *shape)`` in data units.
+        """The measurement or image in each question, ``(Q, *shape)`` in data units, to be shown in figures.
 
         Missing values are NaN. If the questions contain neither measurements nor images, the result is ``None``.
         """
@@ -594,19 +603,20 @@ def write_filled(
     path: Path, questions: Questions, lines: Iterable[Sequence[str]], index: Array, each: int, known: Tensor | None,
     names: Sequence[str],
 ) -> Path:  # fmt: skip
-    """Write the table of the questions with its unknown cells filled, with one row for each answer.
+    """Write the table of the questions with its unknown cells filled in.
 
-    Known cells, and columns that the model does not use, are written exactly as they were typed. If there is not
-    exactly one answer for each line of the table, two columns number the questions and their answers.
+    The new table has one row for each answer. Known cells, and columns that the model does not use, are written exactly
+    as they were typed. Unless there is exactly one answer for each line of the table of questions, two columns are
+    added, which contain the index of the question and the index of the answer to that question.
 
     Args:
-        path: The file.
+        path: The file to write.
         questions: The questions, which were read from a table.
         lines: The values of each answer as text.
         index: The position of each answer among all samples, including those that failed, int64 ``(m,)``.
         each: Number of answers for each question.
         known: Whether each value is known from its question, bool ``(Q, D)``, or ``None`` if no values are known.
-        names: Names of the values, which become the names of the columns that the table lacks.
+        names: The name of each value. If the table has no column for a value, one with this name is added.
     """
     sheet, n = questions.table, len(questions)
     assert sheet is not None

@@ -81,7 +81,7 @@ class Samples:
         x: The samples, shape ``(n, *event)``. If the data have levels, all values are levels, except known values that
             were bound by :meth:`Run.given`, which are returned exactly as given.
         solution: The result of the solver: its statistics, and the samples in model units.
-        residual: For each sample, the largest difference between its measurements and those bound to the run, shape
+        residual: The largest difference between the measurements of each sample and those bound to the run, shape
             ``(n,)``, in data units. It is ``None`` if no measurements are bound or the operator is not linear.
     """
 
@@ -109,8 +109,8 @@ class Run:
         changed_data: Whether to accept the run's data even if they have changed. If false, missing rows or different
             data raise an error.
         told: Whether to suppress the warning about a prior that does not match the path.
-        operator: The operator in ``cond``, set up for samples of these data, or ``None``. Its measurement of a sample
-            is the condition of the model.
+        operator: The operator in ``cond``, set up for samples of these data, or ``None``. The condition of the
+            model includes measurements by this operator.
         seen: The measurements that the samples must agree with, bound by :meth:`given`.
     """
 
@@ -183,14 +183,15 @@ class Run:
         each: int = 1,
         seed: int = 0,
     ) -> Run:
-        """Return the run with a condition on its samples; without arguments, remove the condition.
+        """Return the run with a condition on its samples, or, without arguments, the run without a condition.
 
         Args:
-            known: One class for all samples, as an index or a name; or one class per sample, shape ``(n,)``, where the
-                index after the last class means no label; or a :class:`~scoresde.Condition` in data units. For a model
-                that was trained with an operator, the ``image`` of the condition contains measurements, or samples to
-                be measured here (:func:`scoresde.run.seen.understood`); NaN marks missing values.
-            text: A text about each sample, or one text for all samples.
+            known: The condition. It is one class for all samples, as an index or a name; one class per sample, shape
+                ``(n,)``, where an index equal to the number of classes means no label; or a
+                :class:`~scoresde.Condition` in data units. For a model that was trained with an operator, the ``image``
+                of a :class:`~scoresde.Condition` contains measurements, or samples that are measured here
+                (:func:`scoresde.run.seen.understood`). NaN marks missing values.
+            text: One text for all samples, or a sequence with one text per sample.
             operator: The operator by which to measure the samples in ``image``, instead of the run's operator.
             each: Number of samples for each row of the condition. Sample i belongs to row ``i // each``.
             seed: Seed for operators that draw random numbers.
@@ -239,7 +240,7 @@ class Run:
         """Return the run conditioned on rows of a data set, with every kind of condition that its model uses.
 
         Args:
-            data: The data set. Its classes and the words of its texts are recognised by their names.
+            data: The data set. Its classes, and the words of its texts, are matched to those of the run by name.
             index: The indices of the rows, int64 ``(n,)``.
             split: The part of the data that ``index`` refers to: ``test``, ``train``, or ``all`` for the training rows
                 followed by the test rows.
@@ -286,7 +287,7 @@ class Run:
         return self._given(condition, seen, each)
 
     def _other(self, operator: str | Operator) -> Operator:
-        """Build the operator that is used instead of the run's operator, for samples of these data."""
+        """Build an operator to use instead of the run's operator, and set it up for samples of the run's data."""
         if self.operator is None:
             raise UsageError(
                 f"{self.folder or 'this model'} was trained without an operator, so it cannot use a measurement by "
@@ -297,7 +298,7 @@ class Run:
         return own.on(self.info.shape, self.info.low, self.info.high)
 
     def _as_ours(self, classes: tuple[str, ...]) -> Tensor:
-        """Return the index in this run of each class of other data, matched by name, as an int64 tensor."""
+        """Return the index of each of ``classes`` among the classes of this run, as an int64 tensor."""
         ours = {name: i for i, name in enumerate(self.info.classes)}
         strange = [name for name in classes if name not in ours]
         if strange:
@@ -328,7 +329,7 @@ class Run:
         return self.given_rows(data, torch.arange(n) % len(data.test), seed=seed)
 
     def _given(self, condition: Condition, seen: Seen | None, each: int) -> Run:
-        """Bind a condition in data units. If there are measurements, they replace its image."""
+        """Return the run with a condition in data units. Measurements in ``seen`` replace the condition's image."""
         if not isinstance(self.base, ScoreModel):
             raise UsageError(f"{type(self.base).__name__} is not a ScoreModel, so it does not accept a condition")
         if each < 1:
@@ -407,7 +408,7 @@ class Run:
         return told.tokens(texts)
 
     def _understood(self, image: Tensor, operator: str | Operator | None, seed: int) -> Seen:
-        """Return the measurements in the images of a condition, measuring the images if they are samples."""
+        """Return the measurements in the images of a condition. If the images are samples, they are measured here."""
         made = self.operator if operator is None else self._other(operator)
         assert made is not None
         seen = understood(image, made, Noise.of(len(image), seed), named=operator is not None)
@@ -416,7 +417,7 @@ class Run:
             warnings.warn(
                 f"{self.folder or 'this model'} was trained to undo {self.operator}, not "
                 f"{'this mask' if masked else made}, so its samples may be poor"
-                + "; train with cond='cells' for masks of any kind"
+                + "; to use masks of any kind, train with cond='cells'"
                 * masked,
                 stacklevel=3,
             )
@@ -497,7 +498,7 @@ class Run:
                 )
 
     def _never_without(self, what: str) -> UsageError:
-        """Return the error for a model that was trained only with conditions, and so does not support ``what``."""
+        """Return the error for a model that was trained only with conditions and does not support ``what``."""
         if not (isinstance(self.base, ScoreModel) and self.base.classes and self.info.classes):
             return UsageError(
                 f"{self.folder or 'this model'} was trained with cond_drop=0, so every training sample had its "
@@ -533,7 +534,7 @@ class Run:
         return torch.searchsorted(shares, u * shares[-1], right=True)
 
     def class_index(self, name: str) -> int:
-        """Return the index of a class, given by its name or index.
+        """Return the index of the class called ``name``. An index written as text is also accepted.
 
         Raises:
             UsageError: If there is no such class.
@@ -551,7 +552,7 @@ class Run:
         return replace(self, scale=float(scale))
 
     def on(self, path: str | SDE | None) -> Run:
-        """Return the run on another path, restricted to the model's noise levels (:func:`scoresde.convert`).
+        """Return the run on another path, which covers only the model's noise levels (:func:`scoresde.convert`).
 
         Args:
             path: The SDE of the path, as a name in :data:`scoresde.core.tables.SDES`, as ``module:Class``, or as an
@@ -560,7 +561,7 @@ class Run:
         return replace(self, path=None if path is None else build(path, SDES, "SDE", typed=True, kind=SDE))
 
     def rows(self, index: Tensor) -> Run:
-        """Return the run with its condition and codec restricted to the rows ``index``, int64 ``(B,)``."""
+        """Return the run with its condition and codec restricted to the rows selected by ``index``, int64 ``(B,)``."""
         known = None if self.condition is None else self.condition.rows(index)
         seen = None if self.seen is None else self.seen.rows(index)
         return replace(self, codec=self.codec.rows(index), condition=known, seen=seen)
@@ -603,9 +604,9 @@ class Run:
     # ------------------------------------------------------------------------------------------------------- keeping
 
     def request(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """Describe everything that results depend on, except conditions that differ between rows, as plain JSON values.
+        """Return everything that results depend on, except conditions that differ between rows, as plain JSON values.
 
-        The description covers the model, the settings bound to it, and the further settings ``asked``.
+        This includes the model, the settings bound to it, and the further settings ``asked``.
         """
         known = self.condition
         one = None if known is None or len(known) > 1 else digest(*_tensors(known))
@@ -634,15 +635,15 @@ class Run:
 
     @property
     def told_digest(self) -> str | None:
-        """A digest of the bound condition of all rows, or ``None`` without a condition."""
+        """A digest of the bound condition, including all of its rows, or ``None`` if no condition is bound."""
         return None if self.condition is None else digest(*_tensors(self.condition))
 
     def _known_of(self, index: Tensor) -> list[Tensor]:
-        """Return the conditions of the rows ``index``, int64 ``(b,)``, as tensors, or ``[]`` if they do not differ."""
+        """Return the conditions of the rows ``index``, int64 ``(b,)``, or ``[]`` if all rows share one condition."""
         return [] if self.condition is None or len(self.condition) == 1 else _tensors(self.condition.rows(index))
 
     def _parts_of(self, x: Tensor, keep: str | Path | None, asked: dict[str, Any], start: int) -> Parts | None:
-        """Return the store for results on data ``x``, shape ``(n, *event)``, or ``None`` if they are not kept."""
+        """Return the store for results computed from ``x: (n, *event)``, or ``None`` if ``keep`` is ``None``."""
         if keep is None:
             return None
 
@@ -691,10 +692,10 @@ class Run:
         return found.to(device=self.device, dtype=self.dtype)
 
     def to_data(self, m: Tensor) -> Tensor:
-        """Convert values in model units, shape ``(n, *event)``, to data units, on the CPU.
+        """Convert ``m: (n, *event)`` from model units to data units, on the CPU.
 
-        If the data have levels, all results are levels. The result has the dtype of ``m``, or float64 for data
-        that need it.
+        If the data have levels, all results are levels. The result has the dtype of ``m``, or float64 if the data
+        need this precision.
         """
         return self.codec.to_data(m.cpu().double() if self.info.wide else m.cpu(), self.condition)
 
@@ -735,7 +736,7 @@ class Run:
         Raises:
             UsageError: If an option is invalid, or ``keep`` contains samples drawn with other settings.
         """
-        # for the states, the model's final output, and the samples in data units
+        # Memory for the states, for the model's final output, and for the samples in data units.
         size = 3 * math.prod(self.info.shape) * torch.finfo(self.dtype).bits // 8
         enough_memory(n * size, f"{n:,} samples of {self.info.dims:,} numbers", "n")
         built: Solver = build(solver, SOLVERS, "solver", typed=True, kind=Solver)
@@ -840,7 +841,7 @@ class Run:
         batch: int = 256,
         keep: str | Path | None = None,
     ) -> Elbo:
-        """Compute the variational bound on the log-likelihood of data, in data units.
+        """Compute the variational bound on the log-likelihood of data in data units.
 
         The bound applies to the density of samples generated by the model's reverse SDE. For a guided model, this is
         neither the density of its flow nor the density proportional to ``p(x) p(condition | x)^scale``. The result
@@ -896,7 +897,7 @@ class Run:
         return replace(terms, reconstruction=terms.reconstruction - log_det)
 
     def checked(self, x: Tensor | npt.ArrayLike, name: str = "", *, dequantise: bool = True) -> Tensor:
-        """Return data as a tensor, after checking that the model assigns them a probability or a density.
+        """Return data as a tensor, after checking that the model assigns a probability or a density to them.
 
         Args:
             x: Data in data units, shape ``(n, *event)``.
@@ -964,13 +965,15 @@ def load(
 
     Args:
         run: A run folder, a name under ``runs/``, or ``None`` for the newest run.
-        sde: The SDE, its class, or ``"module:Name"``, if it is not built in.
-        network: The network, its class, or ``"module:Name"``, if it is not built in.
-        parametrization: The parametrisation, its class, or ``"module:Name"``, if it is not built in.
-        operator: The operator in the run's ``cond``, its class, or ``"module:Name"``, if it is not built in.
+        sde: The SDE of the run, its class, or ``"module:Name"``. Required if the SDE is not built in.
+        network: The network of the run, its class, or ``"module:Name"``. Required if the network is not built in.
+        parametrization: The parametrisation of the run, its class, or ``"module:Name"``. Required if the
+            parametrisation is not built in.
+        operator: The operator in the run's ``cond``, its class, or ``"module:Name"``. Required if the operator
+            is not built in.
         device, dtype: Device and precision of the computation.
         changed_data: See :class:`Run`.
-        edited: Whether to accept files of the run that were changed after they were written.
+        edited: Whether to accept, with a warning, files of the run that were changed after they were written.
 
     Raises:
         CheckpointError: If the folder is not a run folder, is damaged, or requires a class that was not passed.
@@ -1002,7 +1005,7 @@ def load(
 def _operator(
     folder: Path, config: TrainConfig, info: DataInfo, own: Operator | type[Operator] | str | None
 ) -> Operator | None:
-    """Return the operator of a run, with ``own`` as the part that is not built in.
+    """Return the operator of a run. If part of it is not built in, ``own`` is that part.
 
     Raises:
         UsageError: If ``own`` is not a part of the run's operator, or is built in.
@@ -1017,7 +1020,7 @@ def _operator(
         trained = f"with the operator {asked}" if asked else "without an operator"
         raise UsageError(
             f"{folder} was trained {trained}, so it cannot be loaded with the operator {name}"
-            + ("; leave it out" if all(part.partition(":")[0] in OPERATORS for part in parts) else ""),
+            + ("; leave out the operator" if all(part.partition(":")[0] in OPERATORS for part in parts) else ""),
             parameter="operator",
         )
     if isinstance(own, str):

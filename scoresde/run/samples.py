@@ -1,4 +1,4 @@
-"""Write samples to files, together with a picture and the settings that produced them, and read samples from files."""
+"""Write samples to files, with a picture and the settings used to draw the samples, and read samples from files."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 
 
 def kinds_of(info: DataInfo, kinds: Sequence[str] | None = None) -> Sequence[str]:
-    """Return the kinds of files to write for samples, after checking them, or the default kinds for ``None``.
+    """Check and return the kinds of files to write for samples, or return the default kinds if ``kinds`` is ``None``.
 
     Raises:
-        UsageError: If a kind is unknown, or does not suit the data: ``csv`` is for tables, ``files`` for images.
+        UsageError: If a kind is unknown, or does not suit the data: ``csv`` is for tables, and ``files`` is for
+            images.
     """
     if kinds is None:
         return ("png", "npz", "csv") if info.kind == "vector" and info.names else ("png", "npz")
@@ -65,9 +66,9 @@ def write_samples(
     codec: Codec | None = None,
     asked: Asked | None = None,
 ) -> list[Path]:
-    """Write samples to files, in data units, leaving out those that failed.
+    """Write samples in data units to files. Samples that failed are left out.
 
-    Arrays and tables are written first. If a picture cannot be drawn afterwards, a warning is issued instead of an
+    Arrays and tables are written first. If a picture cannot be drawn afterwards, there is a warning instead of an
     error.
 
     For samples that answer questions (:mod:`scoresde.run.questions`), the array ``given`` contains the index of each
@@ -76,7 +77,7 @@ def write_samples(
 
     Args:
         folder: The folder to write to.
-        samples: The samples, ``x`` of shape ``(n, *event)``.
+        samples: The samples. Their field ``x`` has shape ``(n, *event)``.
         info: The description of the data.
         made: The settings that produced the samples, as plain JSON values, for ``samples.json``.
         kinds: A selection of ``png`` (a grid of images, or a figure), ``files`` (a folder with one PNG per image, named
@@ -175,7 +176,7 @@ def _answers(samples: Samples, info: DataInfo, asked: Asked) -> Figure:
 
 
 def _lines(x: Tensor, codec: Codec | None) -> Iterable[tuple[str, ...]]:
-    """Format the cells of a table ``(n, D)``, as integers in integer columns and by :func:`_shortest` in the others."""
+    """Format a table ``(n, D)`` as text: integers in columns of integers, and :func:`_shortest` in other columns."""
     values = x.numpy()
     whole = ((values == np.rint(values)) & np.isfinite(values)).all(0)
     if codec is not None and values.dtype.kind == "f":
@@ -203,9 +204,9 @@ def read_samples(path: Path, data: Dataset, units: Units = "auto") -> Tensor:
     """Read samples from a file written by this or another program, and convert them to data units.
 
     Args:
-        path: An ``.npz`` file with an array called ``x``, as written by ``scoresde sample``, or ``arr_0``, ``samples``
-            and so on, as written by other programs; an ``.npy`` file; a table; or a folder of images. Channels may be
-            first or last.
+        path: An ``.npz`` or ``.npy`` file, a table, or a folder of images. In an ``.npz`` file, the array of samples is
+            called ``x``, as written by ``scoresde sample``, or has a name that other programs use, such as ``arr_0``
+            or ``samples``. Channels may be first or last.
         data: The data that the samples are compared with.
         units: The units of the samples (see :func:`scoresde.run.plausible.in_data_units`).
 
@@ -220,7 +221,7 @@ def read_samples(path: Path, data: Dataset, units: Units = "auto") -> Tensor:
 
 
 def _array(path: Path, info: DataInfo) -> Tensor:
-    """Read a file of samples as finite real numbers in the shape of the data, ``(N, *event)``."""
+    """Read samples, check that they are finite real numbers, and return them in the shape of the data."""
     try:
         if path.suffix.lower() in PICKLES:
             raise DataError(
@@ -256,7 +257,7 @@ def _array(path: Path, info: DataInfo) -> Tensor:
 
 
 def _arranged(path: Path, x: np.ndarray, info: DataInfo) -> np.ndarray:
-    """Return an array in the shape of the data, with channels moved to the front or a channel axis added if needed."""
+    """Return an array in the shape of the data, after moving channels to the front or adding their axis if needed."""
     event = info.shape
     if x.shape[1:] == event and x.ndim:
         return x
@@ -269,7 +270,7 @@ def _arranged(path: Path, x: np.ndarray, info: DataInfo) -> np.ndarray:
 
 
 def _columns(path: Path, info: DataInfo) -> np.ndarray:
-    """Read the columns of a table in the order of the data, ``(N, D)``."""
+    """Read a table as an array ``(N, D)``, with its columns in the order of the columns of the data."""
     if info.kind != "vector":
         raise DataError(
             f"{path} is a table, but {info.name} has {info.kind}s of shape {info.shape}; save the samples as npz"

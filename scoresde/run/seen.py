@@ -1,22 +1,23 @@
-"""Measurements that samples must agree with: how they are recognised, and how the samples are made to agree.
+"""Measurements that samples must agree with: how to recognise them, and how to make samples agree with them.
 
 A conditional model receives the measurement as input, but its samples agree with it only approximately.
-:meth:`Seen.agreeing` removes the difference. With a mask or a crop, known values are copied, after the samples are
-rounded to levels. With another linear operator A, each sample is moved by the smallest change that makes it agree,
+:meth:`Seen.agreeing` removes the difference. For a mask or a crop, the samples are rounded to levels, and the known
+values are then copied into them. For any other linear operator A, each sample is moved by the smallest change that
+makes it agree with its measurement,
 
     x <- x + A^T (A A^T + b I)^-1 (y - A x),                                                                 (1)
 
-with b = 0 where the operator has a closed form. Without one, small singular values of A would magnify the rounding of
-y, so each row uses the largest b in a sequence for which it agrees. The codec spreads a level of width w over a cell
-that begins at the level, so w/2 is subtracted from the values before equation 1 is applied, and the results are rounded
-to the nearest level. Rounding then changes A x by at most w/2 for an operator that averages, and clamping to the range
-of the data may change it by more. If the operator has a closed form, a row that no longer agrees is moved again from
-its clamped values x',
+where b = 0 if the inverse has a closed form and A is not a blur. For a blur, and for operators without a closed form,
+small singular values of A would magnify the rounding errors of y. For each row, values of b are therefore tried in
+decreasing order until the row agrees. The codec spreads a level of width w over a cell that begins at the level, so w/2
+is subtracted from the values before equation 1 is applied, and the results are rounded to the nearest level. If A
+averages values, rounding changes A x by at most w/2, but clamping to the range of the data may change it by more. For
+operators with b = 0, a row that no longer agrees is moved repeatedly from its clamped values x',
 
     x <- x' + D A^T (A D A^T)^-1 (y - A x'),                                                                 (2)
 
-where D is diagonal, 1 for values inside the range and small for values at its ends, which would only be clamped again.
-The remaining difference of each row is returned with the samples.
+where D is diagonal, with 1 for values inside the range, and a small number for values at the ends of the range, which
+would only be clamped again. The remaining difference of each row is returned with the samples.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ __all__ = ["Seen", "covers", "keep_mask", "kept_mask", "measured", "tolerance", 
 
 MASKS = "masks.npz"
 TRIES = 8  # number of values of b to try in equation 1
-STRICTER = 100.0  # ratio of each value of b to the next
+STRICTER = 100.0  # ratio of each value of b to the next value that is tried
 TURNS = 20  # number of times that equation 2 is applied
-FIXED = 1e-3  # D in equation 2 for values at the ends of the range
+FIXED = 1e-3  # the entry of D in equation 2 for values at the ends of the range
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +66,7 @@ class Seen:
         return len(self.y)
 
     def rows(self, index: Tensor) -> Self:
-        """Return the measurements of the rows ``index``, int64 ``(B,)``."""
+        """Return the measurements of the rows selected by ``index``, int64 ``(B,)``."""
         index = index.to(self.y.device)
         operator = None if self.operator is None else self.operator.rows(index)
         return type(self)(operator, select(self.y, index), None if self.truth is None else select(self.truth, index))
@@ -77,10 +78,11 @@ class Seen:
 
     @property
     def hidden(self) -> Tensor | None:
-        """Whether each value is unknown, bool ``(n or 1, *event)``, for a mask or a crop; ``None`` for other operators.
+        """Whether each value is unknown, bool ``(n or 1, *event)``, or ``None`` if values are not measured one by one.
 
-        If the operator itself is unknown, the unknown values are those that are NaN in ``y``, and all values of a row
-        without NaN count as unknown. If no row contains NaN, the result is ``None``.
+        For a mask or a crop, the hidden values are unknown. For any other operator, the result is ``None``. If the
+        operator itself is not known, values that are NaN in ``y`` are unknown, and so are all values of each row
+        without NaN. In this case, the result is ``None`` if no row contains NaN.
         """
         if self.operator is None:
             missing = self.y.isnan()
@@ -137,16 +139,16 @@ class Seen:
 
 
 def tolerance(info: DataInfo) -> float:
-    """Return the largest difference that counts as agreement: half a level, or 1e-6 of the range of continuous data."""
+    """Return the largest difference that counts as agreement: half a level width, or 1e-6 of a continuous range."""
     span = info.high - info.low
     return span / (info.levels - 1) / 2 if info.levels else 1e-6 * (span or 1.0)
 
 
 def _within(operator: Linear, x: Tensor, y: Tensor, levels: Levels) -> Tensor:
-    """Move ``x`` to values in the range of the levels whose measurements are as close to ``y`` as possible.
+    """Move ``x`` into the range of the levels so that its measurements are as close to ``y`` as possible.
 
     Args:
-        operator: The operator, for these rows.
+        operator: The operator for these rows.
         x: The values, ``(n, *event)``.
         y: The measurements, ``(n, *measured)``.
         levels: The levels. Continuous columns are not restricted to a range.
@@ -163,7 +165,7 @@ def _within(operator: Linear, x: Tensor, y: Tensor, levels: Levels) -> Tensor:
 
 
 def _half(codec: Codec, x: Tensor) -> Tensor:
-    """Return half the width of the levels, in a shape that broadcasts to ``x``; 0 for continuous values."""
+    """Return half the width of the levels, in a shape that broadcasts to ``x``, or 0 for continuous values."""
     width = codec.levels.width if isinstance(codec.levels, Levels) else 0.0
     return torch.as_tensor(width, dtype=x.dtype, device=x.device) / 2
 
@@ -176,27 +178,29 @@ def _rounded(x: Tensor, codec: Codec) -> Tensor:
 def understood(image: Tensor, operator: Operator, noise: Noise, *, named: bool = False) -> Seen:
     """Interpret an array as measurements, or as samples to be measured here, and return the measurements.
 
-    An array with the shape of a measurement contains measurements. Otherwise, an array with the shape of a sample
-    contains samples. Some arrays have both shapes:
+    An array with the shape of a measurement contains measurements, and an array with the shape of a sample contains
+    samples. If measurements have the same shape as samples, these rules apply:
 
-    - With NaN, the array is the measurement by a mask, and NaN marks the missing values.
-    - Rows of a table without NaN are complete, so a model that fills empty cells (``cells``) returns them unchanged.
-    - If an operator such as ``blur`` keeps the shape, the array contains measurements.
-    - If the model was trained with a choice of operators, one of which keeps the shape, the array contains the images
-      that the network receives.
+    - If the array contains NaN, it is a measurement by a mask, and NaN marks the missing values.
+    - If the operator is a mask and the array contains no NaN, the array contains samples. However, rows of a table for
+      a model that fills empty cells (``cells``) are already complete, and are returned unchanged.
+    - If the operator is not a mask, but for example ``blur``, the array contains measurements.
+    - If the model was trained with a choice of operators, and one of them is not a mask and keeps the shape, the array
+      contains the images that the network receives.
 
-    If the operator is named by the caller, the last three rules do not apply, and samples are measured by it. Cells
-    that it hides are added to those that are NaN.
+    If the caller named the operator, an array that has the shape of a sample and no NaN contains samples, which are
+    measured by that operator. If the array contains NaN and the operator is a mask, values that this mask hides are
+    missing too.
 
     Args:
         image: The array, ``(n, *shape)`` in data units.
-        operator: The operator of the model, or the one named by the caller, set up for samples of a known shape.
-        noise: The random numbers for an operator that needs them, one row for each row of ``image``.
+        operator: The operator of the model, or the operator named by the caller, set up for samples of a known shape.
+        noise: The source of random numbers for operators that need them, with one row for each row of ``image``.
         named: Whether the caller named the operator.
 
     Raises:
-        UsageError: If the array has neither shape, if it could be measured by several operators, or if it contains
-            infinite values, or NaN although the operator leaves no values out.
+        UsageError: If the array has neither shape, if several operators are possible, if the array contains infinite
+            values, or if it contains NaN although the operator hides no values.
     """
     event, shape = operator.event or (), tuple(image.shape[1:])
     image = image.double()  # float64 represents any level exactly
@@ -209,8 +213,8 @@ def understood(image: Tensor, operator: Operator, noise: Noise, *, named: bool =
         masks = any(isinstance(choice, Masking) for choice in choices(operator))
         if not masks or shape != event:
             raise UsageError(
-                f"{int(image.isnan().sum()):,} of the {image.numel():,} given values are NaN, but "
-                + (f"only samples of shape {event} may have missing values, and these have shape {shape}" if masks else
+                f"NaN occurs in {int(image.isnan().sum()):,} of the {image.numel():,} given values, but "
+                + (f"only samples of shape {event} may have missing values, and the shape here is {shape}" if masks else
                    f"this model was trained with the operator {operator}, which leaves no values out")
                 + ", so replace NaN with numbers",
                 parameter="given",
@@ -263,10 +267,10 @@ def measured(image: Tensor, operator: Operator, noise: Noise, complete: Tensor |
     Args:
         image: The samples, ``(n, *event)`` in data units.
         operator: The operator of the model, set up for samples of this shape.
-        noise: The random numbers of the rows.
+        noise: The source of random numbers for each row.
         complete: Whether each value of the samples is known, bool ``(n, *event)``, or ``None`` if all values are known.
-            A mask also hides the unknown values. If the operator is a choice of several, the unknown values are NaN in
-            the degraded samples.
+            An operator that is a mask also hides the unknown values. If the operator is a choice of several, the
+            unknown values are NaN in the degraded samples.
     """
     drawn, image = operator.drawn(noise), image.double()
     if isinstance(drawn, OneOf):
@@ -279,7 +283,7 @@ def measured(image: Tensor, operator: Operator, noise: Noise, complete: Tensor |
 
 
 def keep_mask(folder: Path, operator: Operator) -> None:
-    """Copy the masks that an operator read from files to a run folder, so that the run does not need these files."""
+    """Store in a run folder the masks that an operator read from files, so that the files are no longer needed."""
     masks = {choice.file: choice.mask.numpy() for choice in choices(operator) if isinstance(choice, Mask)}
     if masks:
         write_arrays(folder / MASKS, {str(i): mask for i, mask in enumerate(masks.values())})
@@ -308,7 +312,7 @@ def kept_mask(folder: Path, operators: str, file: str) -> Tensor:
 def covers(trained: Operator, other: Operator) -> bool:
     """Return whether a model trained with the operator ``trained`` has seen measurements by ``other``.
 
-    A model that was trained with random cells has seen any mask.
+    A model that was trained with random cells counts as having seen every mask.
     """
     return all(any(_same(mine, c) for mine in choices(trained)) for c in choices(other))
 

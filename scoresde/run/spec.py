@@ -3,8 +3,8 @@
 A configuration (:mod:`scoresde.run.config`) states how a run was trained, and leaves many values to a preset or to the
 data. A specification states the values that were used. It describes the SDE, the parametrisation, the network and the
 codec, each by its registered name and with *all* of its options. Presets are read only when training starts, so a later
-change to a preset does not affect existing runs. Runs from before this file existed are described by their
-configurations.
+change to a preset does not affect existing runs. For runs made before specifications were
+introduced, the specification is derived from the configuration.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ __all__ = ["ModelSpec", "Part", "make_path"]
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a model.
+    """A part of a model, described by its name and its options.
 
     Attributes:
-        name: The name in its table, or ``module:Name``.
+        name: The registered name of the part, or ``module:Name``.
         options: All options of the part, as plain values.
     """
 
@@ -43,7 +43,7 @@ class Part:
 
     @classmethod
     def of(cls, thing: Any, table: Mapping[str, str], options: Mapping[str, Any] | None = None) -> Part:
-        """Describe an object by its name, its fields, and those of the ``options`` that are not fields."""
+        """Describe an object by its name and its fields, and add any ``options`` that are not fields."""
         return cls(name_of(thing, table), {**(options or {}), **options_of(thing)})
 
     @classmethod
@@ -88,7 +88,7 @@ class ModelSpec:
 
         Args:
             sde, network, parametrization: Parts that are not built in, as objects, or as classes to call with the
-                options of the part.
+                options in the specification.
             typed: Which names were typed by a person (:mod:`scoresde.core.registry`).
 
         Raises:
@@ -104,7 +104,7 @@ class ModelSpec:
         return ScoreModel(net, path, meaning, self.classes, self.coupled, self.learn_variance, self.codec)
 
     def resolved(self, model: ScoreModel, typed: Typed) -> ModelSpec:
-        """Return the specification with all options filled in from ``model``, which was built from it."""
+        """Return a copy of the specification with all options filled in from ``model``, which it describes."""
         sde = model.sde.path if isinstance(model.sde, Shifted) else model.sde
         network = self.network
         if network is not None:
@@ -143,7 +143,7 @@ class ModelSpec:
             codec = from_dict(stored["codec"])
             if digest(codec) != stored["codec_digest"]:
                 raise CheckpointError(
-                    f"{file}: the codec does not match digest {stored['codec_digest']!r}; is the file damaged?"
+                    f"{file}: the codec does not match its digest {stored['codec_digest']!r}; is the file damaged?"
                 )
             return cls(
                 path=path,
@@ -230,7 +230,10 @@ def _made(part: Part | None, given: Any, table: Mapping[str, str], what: str, ki
 
 
 def _tuples(options: Mapping[str, Any], factory: Any) -> dict[str, Any]:
-    """Return the options of a part, with tuples in place of lists and of single values for tuple-valued options."""
+    """Return the options of a part, in which all lists are converted to tuples.
+
+    If the default of an option is a tuple, a single value is converted to a tuple as well.
+    """
     fields = fields_of(factory)
     found = {}
     for key, value in options.items():

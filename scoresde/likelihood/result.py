@@ -61,7 +61,7 @@ class LogLikelihood:
 
 
 def settled(status: Tensor, log_prob: Tensor) -> Tensor:
-    """Return ``status: (B,)``, with successful rows whose ``log_prob: (B,)`` is not finite marked as failed.
+    """Return ``status: (B,)``, in which successful rows with a non-finite ``log_prob: (B,)`` are marked as failed.
 
     The divergence of a row can be NaN or infinite even if its trajectory is finite.
     """
@@ -69,11 +69,12 @@ def settled(status: Tensor, log_prob: Tensor) -> Tensor:
 
 
 def bits_per_dim(log_prob: Tensor, dims: int | Tensor, log_cell: float = 0.0) -> Tensor:
-    """Convert nats in model units to bits per dimension (equation 2 of :mod:`scoresde.likelihood`).
+    """Convert log-likelihoods in nats to bits per dimension (equation 2 of :mod:`scoresde.likelihood`).
 
     Args:
-        log_prob: Log density or, if ``log_cell`` is 0, log probability, in nats, shape ``(B,)``.
-        dims: Number of dimensions D, either as one number for all rows or as one for each row, shape ``(B,)``.
+        log_prob: Log densities in model units or, if ``log_cell`` is 0, log probabilities, in nats, shape ``(B,)``.
+        dims: Number of dimensions D, either one number for all rows or a tensor with one number per row, shape
+            ``(B,)``.
         log_cell: The log volume of a cell in model units, ``sum_d log(b / scale_d)``.
 
     >>> round(float(bits_per_dim(torch.tensor([-2 * math.log(2.0)]), 2, 2 * math.log(2 / 256))), 6)

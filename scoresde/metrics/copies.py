@@ -60,7 +60,7 @@ __all__ = ["HELD_OUT", "Copies", "find_copies", "nearest_line"]
 
 HELD_OUT = 20  # smallest number of held-out rows that can calibrate the test
 LOOKED_AT = 100  # largest number of samples, and of held-out rows, checked at the end of training
-READ = 2**28  # largest number of values of the training data to read for this check
+READ = 2**28  # largest number of values of the training data to read for the check at the end of training
 COARSE = 512  # number of values per row used in the coarse search for neighbours
 CANDIDATES = 8  # number of candidates from the coarse search whose exact distances are computed
 
@@ -209,7 +209,7 @@ def nearest_line(
     Args:
         samples: Samples, shape ``(N, *event)``. Samples with non-finite values are left out.
         train: Training rows, ``(T, *event)``.
-        held_out: Rows that were not used for training, ``(m, *event)``; may be empty.
+        held_out: Rows that were not used for training, ``(m, *event)``. There may be none.
         units: Function that converts rows to the units in which distances are computed, such as
             ``codec.continuous.to_model``. Without such a conversion, one column of a table can outweigh the others.
         level: Probability that any sample is flagged if all samples are new.
@@ -255,7 +255,7 @@ def _nearest_in_slabs(
     """Find the training row nearest to each row of ``x: (N, d)``, and return its distance and index, each ``(N,)``.
 
     Training rows are converted to floating-point numbers one slab at a time. Exact copies have a distance of exactly 0.
-    With ``other``, exact copies are ignored.
+    If ``other`` is true, exact copies are ignored.
     """
     some, slab = slice(None, None, -(-x.shape[1] // COARSE)), max(1, 2**19 // x.shape[1])
     centre = flat(train[:slab])[:, some].mean(0)  # to limit cancellation in |a|^2 + |b|^2 - 2 a.b

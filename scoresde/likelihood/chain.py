@@ -21,10 +21,10 @@ summed over the elements of x_0, is
 
 which for f = 0 is the diffusion loss of Kingma et al. (2021), arXiv:2107.00630, eq. 14.
 
-The decoder N(x0_hat, w I) is the step down to zero noise, whose posterior variance would be 0. Following
-Ho et al., the posterior variance of the next higher step is used instead. The fraction f interpolates log w between
-log v(t_1, t_0) for f = 0 and log sigma_{t_0}^2 for f = 1. For continuous or dequantised data, L_0 is the negative log
-density under the decoder. For data stored as discrete levels that are ``bin_width`` apart, L_0 can instead be the negative log
+The decoder N(x0_hat, w I) is the step down to zero noise, whose posterior variance would be 0. Following Ho et al., the
+posterior variance of the next higher step is used instead. The fraction f interpolates log w between log v(t_1, t_0)
+for f = 0 and log sigma_{t_0}^2 for f = 1. For continuous or dequantised data, L_0 is the negative log density under the
+decoder. For data stored as discrete levels that are ``bin_width`` apart, L_0 can instead be the negative log
 probability of the bin around the level (Ho et al. 2020, eq. 13). The outermost bins then extend to infinity.
 
 Training. A model that learns f (Nichol and Dhariwal 2021, arXiv:2102.09672, sec. 3.1) is trained at uniformly drawn

@@ -66,8 +66,8 @@ def truncated_normal(u: Tensor, tau: Tensor | float) -> tuple[Tensor, Tensor]:
 
     Args:
         u: Uniform random numbers on [0, 1), float64 ``(B, *event)``.
-        tau: The bound. Its shape is ``()`` if all elements have the same bound, or ``event`` if each element of an event
-            has its own bound.
+        tau: The bound. Its shape is ``()`` if all elements have the same bound, or ``event`` if each element of an
+            event has its own bound.
 
     Returns:
         The truncated normal numbers, with the same shape as ``u``, and their joint log density for each row, ``(B,)``.

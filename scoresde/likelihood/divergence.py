@@ -19,8 +19,8 @@ still for small networks, because its derivative rules are composed of small ope
 
 The backward passes run one after the other. Batching them over the vectors (``is_grads_batched``) makes little
 difference on a CPU (for a batch of 16 digits, 75 ms instead of 78 ms for 4 vectors, and 1.00 s instead of 1.15 s for 64
-vectors). Batching K vectors also needs K times the memory, and does not work for networks with custom backward rules that
-``vmap`` does not support.
+vectors). Batching K vectors also needs K times the memory, and does not work for networks with custom backward rules
+that ``vmap`` does not support.
 
 Finite differences need no backward pass. Each probe then takes two evaluations of the slope f, which run as one batch:
 
@@ -30,9 +30,9 @@ Finite differences need no backward pass. Each probe then takes two evaluations 
 
 where r = sigma/(alpha + sigma), and eps is the machine epsilon. The truncation error is of order h^2, and the rounding
 error of f is divided by h. The choice of w balances the two. The term r appears because the density varies over lengths
-of order r, and q accounts for the spread of the data themselves. For the digits network, using equation 3
-changes a log density by 2e-5 bits/dim in single precision and by 1e-10 bits/dim in double precision. Finite differences
-store nothing for a backward pass, and also work for networks that do not support one.
+of order r, and q accounts for the spread of the data themselves. For the digits network, using equation 3 changes a log
+density by 2e-5 bits/dim in single precision and by 1e-10 bits/dim in double precision. Finite differences store nothing
+for a backward pass, and also work for networks that do not support one.
 
 References:
     Hutchinson (1989), Commun. Stat. Simul. Comput. 18(3):1059-1076.

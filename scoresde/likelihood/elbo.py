@@ -7,9 +7,9 @@ satisfies the bound (Kingma et al. 2021, eq. 11 and 17; Song et al. 2021, thm. 3
 
     R = E[ -log N( x; x_t/alpha, (sigma/alpha)^2 ) ] at t_min = D/2 ( log(2 pi e) - l(t_min) ).
 
-The term R decodes the state at t_min with a Gaussian whose standard deviation is the noise level sigma/alpha at t_min.
-Equation 1 therefore bounds a density at t = 0, namely the model's density at t_min in the units of the data, blurred
-once more by sigma/alpha. The prior term has the closed form  D/2 (sigma^2/s^2 - 1 - log(sigma^2/s^2)) +
+In the term R, the state at t_min is decoded by a Gaussian whose standard deviation is the noise level sigma/alpha at
+t_min. Equation 1 therefore bounds a density at t = 0, namely the model's density at t_min in the units of the data,
+blurred once more by sigma/alpha. The prior term has the closed form  D/2 (sigma^2/s^2 - 1 - log(sigma^2/s^2)) +
 alpha^2 |x|^2/(2 s^2),  where s is the standard deviation of the prior.
 
 Equation 1 is *not* a bound on the likelihood under the probability flow (equation 1 of :mod:`scoresde.likelihood`). The

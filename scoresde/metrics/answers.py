@@ -100,7 +100,10 @@ def spread(truth: Tensor, answers: Tensor, hidden: Tensor | None = None) -> Meas
     """
     several = answers.shape[1]
     if several < 2:
-        raise UsageError(f"the spread needs at least two answers to each question, got {several}", parameter="each")
+        raise UsageError(
+            f"the spread needs at least two answers to each question, got {several}; generate more",
+            parameter="each",
+        )
     mean, _ = _squares(truth, answers.double().mean(1), hidden)
     mask = _mask(truth, hidden)
     inside = (answers.double().var(1) * mask).flatten(1).sum(1)
@@ -228,7 +231,7 @@ def coverage(truth: Tensor, answers: Tensor, level: float, hidden: Tensor | None
     Args:
         truth, hidden: See :func:`psnr`.
         answers: The answers, ``(N, K, *event)``.
-        level: Probability that the interval contains the truth if the answers are exact, between 0 and 1.
+        level: The probability, between 0 and 1, that the interval contains the truth if the answers are exact.
     """
     if not 0 < level < 1:
         raise UsageError(f"the level of an interval must be between 0 and 1, got {level:g}")
@@ -341,7 +344,7 @@ def _relative(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
 
 
 def _squares(truth: Tensor, estimate: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the squared error of each question and the number of values compared, both float64 ``(N,)``.
+    """Return the squared error and the number of compared values for each question, both float64 ``(N,)``.
 
     The error is summed over the compared values and averaged over the answers.
     """

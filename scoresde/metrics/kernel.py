@@ -135,9 +135,9 @@ def _mmd2(x: Tensor, y: Tensor, kernel: Kernel, blocks: int) -> Measurement:
 
 
 def _sums(a: Tensor, b: Tensor, in_a: Tensor, in_b: Tensor, kernel: Kernel) -> Tensor:
-    """Return the sum of the kernel over the row pairs in each pair of blocks, ``(B, B)``.
+    """Return the sum of the kernel over the row pairs in each pair of blocks.
 
-    Pairs of a row with itself are excluded.
+    The result has shape ``(B, B)``. Pairs of a row with itself are excluded.
     """
     total = torch.zeros(in_a.shape[1], in_b.shape[1], dtype=a.dtype, device=a.device)
     for part in slabs(len(a), len(b)):

@@ -119,8 +119,8 @@ def neighbourhoods(x: Tensor, y: Tensor, *, k: int = NEIGHBOURS, blocks: int = B
 def _balls(rows: Tensor, k: int, block: Tensor, count: int) -> Tensor:
     """Compute the squared radii of the balls around the rows, first with all rows and then without each block in turn.
 
-    The result has shape ``(N, 1 + count)``. The entries of deleted rows are -1. All radii are slightly enlarged, so that
-    rounding cannot exclude a point that lies exactly on the boundary of a ball.
+    The result has shape ``(N, 1 + count)``. The entries of deleted rows are -1. All radii are slightly enlarged, so
+    that rounding cannot exclude a point that lies exactly on the boundary of a ball.
     """
     # One of 20 blocks contains few of the 4 k + 20 neighbours, so at least k of them remain when it is deleted.
     distances, found = nearest(rows, rows, min(len(rows) - 1, 4 * k + 20), same=True)

@@ -72,7 +72,10 @@ def slabs(n: int, m: int) -> Iterator[slice]:
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """Compute the squared distances ``(N, M)`` between rows ``(N, d)`` and ``(M, d)`` with equation 1."""
+    """Compute the squared distances between the rows of ``a: (N, d)`` and the rows of ``b: (M, d)`` with equation 1.
+
+    The result has shape ``(N, M)``.
+    """
     squares = a.square().sum(dim=1)[:, None] + b.square().sum(dim=1)
     return torch.addmm(squares, a, b.T, alpha=-2).clamp_min_(0)
 

@@ -147,7 +147,7 @@ class Probes:
         if not 0 <= self.first <= 2**32 // PLACES - self.count:
             raise UsageError(
                 f"the product of draw and probes is {self.first}; it must be at least 0 and at most "
-                f"{2**32 // PLACES - self.count}; use fewer draws or fewer probes"
+                f"{2**32 // PLACES - self.count}; choose another draw or fewer probes"
             )
 
 

@@ -12,8 +12,8 @@ is expressed in the units of the original path (``data_scale``), so its value do
 
 Bits per dimension. Data stored as discrete levels with spacing b in data units (b = 1 for the levels 0, 1, ..., 255)
 are dequantised to x + b u, with u uniform on [0, 1), and mapped to model units by dividing by ``scale``. The
-probability of a level is the integral of the density over its cell. By Jensen's inequality (Theis et al. 2016,
-arXiv:1511.01844, sec. 3.1), the expectation over u of
+probability of a level x is the integral of the density over the cell of all values x + b u. By Jensen's inequality
+(Theis et al. 2016, arXiv:1511.01844, sec. 3.1), the expectation over u of
 
     bits/dim = -( log p(x) / D + log(b / scale) ) / log 2                                                       (2)
 

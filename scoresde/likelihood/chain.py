@@ -21,20 +21,19 @@ summed over the elements of x_0, is
 
 which for f = 0 is the diffusion loss of Kingma et al. (2021), arXiv:2107.00630, eq. 14.
 
-The decoder N(x0_hat, w I) is the step down to zero noise, whose posterior variance would be 0. As in the published
-method, the posterior variance of the next higher step is used instead. The fraction f interpolates log w between
-log v(t_1, t_0) for f = 0 and log sigma_{t_0}^2 for f = 1. For continuous or dequantised data, L_0 is the negative log
-density under the decoder. For data stored as discrete levels that are ``bin_width`` apart, L_0 can instead be the
-negative log probability of the bin around the level (Ho et al. 2020, eq. 13), where the outermost bins extend to
-infinity.
+The decoder N(x0_hat, w I) is the step down to zero noise, whose posterior variance would be 0. Following Ho et al., the
+posterior variance of the next higher step is used instead. The fraction f interpolates log w between log v(t_1, t_0)
+for f = 0 and log sigma_{t_0}^2 for f = 1. For continuous or dequantised data, L_0 is the negative log density under the
+decoder. For data stored as discrete levels that are ``bin_width`` apart, L_0 can instead be the negative log
+probability of the bin around the level (Ho et al. 2020, eq. 13). The outermost bins then extend to infinity.
 
 Training. A model that learns f (Nichol and Dhariwal 2021, arXiv:2102.09672, sec. 3.1) is trained at uniformly drawn
 nodes to minimise
 
     L_hybrid = L_simple + 0.001 L_vlb,      L_vlb = N L_i in bits per dimension,                                  (3)
 
-where x0_hat is held fixed in the second term, which therefore trains only the variance. The full loss is computed in
-:mod:`scoresde.objective.loss`.
+No gradient flows through x0_hat in the second term, which therefore trains only the variance. The full loss is
+computed in :mod:`scoresde.objective.loss`.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ HYBRID_WEIGHT = 0.001
 
 
 def prior_kl(sde: SDE, x0: Tensor) -> Tensor:
-    """Compute ``L_T``, the divergence of ``q(x_T | x_0)`` from the prior, for each row of ``x0: (B, *event)``.
+    """Compute ``L_T``, the KL divergence of ``q(x_T | x_0)`` from the prior, for each row of ``x0: (B, *event)``.
 
     The result has shape ``(B,)``.
     """
@@ -74,17 +73,17 @@ def prior_kl(sde: SDE, x0: Tensor) -> Tensor:
 
 
 def step_kl(estimate: Estimate, x0: Tensor, s: Tensor, variance: str = "auto", each: Tensor | None = None) -> Tensor:
-    """Compute the divergence of equation 2 for the step from ``estimate.t`` down to ``s``.
+    """Compute the KL divergence of equation 2 for the step from ``estimate.t`` down to ``s``.
 
     The result has shape ``(B,)``.
 
     Args:
         estimate: The model's estimate at ``x_t``.
         x0: The data, shape ``(B, *event)``.
-        s: The time at which the step ends, which must be below ``estimate.t``, shape ``()`` or ``(B,)``.
-        variance: The variance of the step, as a name in :data:`scoresde.model.estimate.VARIANCES`.
-        each: Factor by which the divergence of each element is multiplied, with the same shape as ``x0``, or ``None``
-            for a factor of 1.
+        s: The time at which the step ends, shape ``()`` or ``(B,)``. It must be less than ``estimate.t``.
+        variance: The choice of the step's variance, one of :data:`scoresde.model.estimate.VARIANCES`.
+        each: Factors by which the contributions of the elements are multiplied, a tensor of the same shape as ``x0``.
+            ``None`` means that all factors are 1.
     """
     sde, frac = estimate.sde, estimate.share(variance)
     (alpha_t, sigma_t), (alpha_s, sigma_s) = sde.coefficients(estimate.t), sde.coefficients(s)
@@ -111,7 +110,7 @@ def _decoder_log_variance(estimate: Estimate, nodes: Tensor, variance: str) -> T
 def decoder_nll(
     estimate: Estimate, x0: Tensor, nodes: Tensor, variance: str = "auto", each: Tensor | None = None
 ) -> Tensor:
-    """Compute ``L_0`` for continuous data, which is the negative log density ``-log N(x_0; x0_hat, w I)``.
+    """Compute ``L_0`` for continuous data: the negative log density ``-log N(x_0; x0_hat, w I)``.
 
     The result has shape ``(B,)``.
 
@@ -119,9 +118,9 @@ def decoder_nll(
         estimate: The model's estimate at the lowest node.
         x0: The data, shape ``(B, *event)``.
         nodes: The nodes of the chain, shape ``(N,)``.
-        variance: The variance of the decoder, as a name in :data:`scoresde.model.estimate.VARIANCES`.
-        each: Factor by which the term of each element is multiplied, with the same shape as ``x0``, or ``None`` for a
-            factor of 1.
+        variance: The choice of the decoder's variance, one of :data:`scoresde.model.estimate.VARIANCES`.
+        each: Factors by which the contributions of the elements are multiplied, a tensor of the same shape as ``x0``.
+            ``None`` means that all factors are 1.
     """
     log_w = _decoder_log_variance(estimate, nodes, variance)
     nll = (x0 - estimate.x0).square() * torch.exp(-log_w) + log_w + math.log(2 * math.pi)
@@ -137,7 +136,7 @@ def discretised_nll(
     high: float = 1.0,
     variance: str = "auto",
 ) -> Tensor:
-    """Compute ``L_0`` for discrete data, which is the negative log probability of their bins under the decoder.
+    """Compute ``L_0`` for discrete data: the negative log probability of their bins under the decoder.
 
     The result has shape ``(B,)``.
 
@@ -146,8 +145,8 @@ def discretised_nll(
         x0: The data at the centres of their bins, shape ``(B, *event)``.
         nodes: The nodes of the chain, shape ``(N,)``.
         bin_width: Width of a bin in model units, for example 2/255 for 256 levels from -1 to 1.
-        low, high: The lowest and the highest level, whose bins extend to infinity.
-        variance: The variance of the decoder, as a name in :data:`scoresde.model.estimate.VARIANCES`.
+        low, high: The lowest and the highest level in model units. Their bins extend to infinity.
+        variance: The choice of the decoder's variance, one of :data:`scoresde.model.estimate.VARIANCES`.
     """
     std = torch.exp(_decoder_log_variance(estimate, nodes, variance) / 2)
     left, right = (x0 - bin_width / 2 - estimate.x0) / std, (x0 + bin_width / 2 - estimate.x0) / std
@@ -166,8 +165,9 @@ class Bound:
 
     Attributes:
         prior: ``L_T``, shape ``(B,)``.
-        steps: ``L_i``, each estimated from one draw of the noise, starting with the lowest step, shape ``(B, N - 1)``.
-        data: ``L_0``, estimated from one draw of the noise, shape ``(B,)``.
+        steps: ``L_i``, shape ``(B, N - 1)``, starting with the lowest step. Each term is estimated from one draw of the
+            noise.
+        data: ``L_0``, shape ``(B,)``, estimated from one draw of the noise.
         nfe: Number of network evaluations per row, int64 ``(B,)``.
     """
 
@@ -195,12 +195,12 @@ def bound(
     """Compute the terms of equation 1, using one draw of the noise for each of the N terms that need noise.
 
     Args:
-        model: A model with nodes.
+        model: A discrete model, that is, a model whose domain has nodes.
         x0: Data in model units, shape ``(B, *event)``.
         noise: Noise addresses of the rows (default: samples 0 to B-1 of seed 0).
-        variance: The variance of the steps and of the decoder, as a name in
+        variance: The choice of the variance for the steps and the decoder, one of
             :data:`scoresde.model.estimate.VARIANCES`.
-        bin_width, low, high: Arguments of :func:`discretised_nll`. If ``bin_width`` is ``None``, ``L_0`` is computed by
+        bin_width, low, high: See :func:`discretised_nll`. If ``bin_width`` is ``None``, ``L_0`` is computed by
             :func:`decoder_nll` instead.
 
     Raises:
@@ -241,7 +241,7 @@ def bound(
 
 
 def variance_loss(estimate: Estimate, x0: Tensor, nodes: Tensor, each: Tensor | None = None) -> Tensor:
-    """Compute ``L_vlb`` of equation 3 at one node per row, in bits per dimension, with x0_hat held fixed.
+    """Compute ``L_vlb`` of equation 3 at one node per row, in bits per dimension, without gradients through x0_hat.
 
     The result has shape ``(B,)``. Its mean over uniformly drawn nodes is the bound of equation 1 without ``L_T``, which
     does not depend on the model.
@@ -250,8 +250,8 @@ def variance_loss(estimate: Estimate, x0: Tensor, nodes: Tensor, each: Tensor | 
         estimate: The model's estimate at ``x_t``. The times ``estimate.t``, shape ``(B,)``, must be nodes.
         x0: The data, shape ``(B, *event)``.
         nodes: The nodes of the chain, shape ``(N,)``.
-        each: Factor by which the term of each element is multiplied, with the same shape as ``x0``, or ``None`` for a
-            factor of 1.
+        each: Factors by which the contributions of the elements are multiplied, a tensor of the same shape as ``x0``.
+            ``None`` means that all factors are 1.
     """
     estimate = replace(estimate, x0=estimate.x0.detach())
     index, nodes = nearest_node(estimate.t, nodes), nodes.to(estimate.t)

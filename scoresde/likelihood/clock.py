@@ -6,7 +6,7 @@ at t = 0 and, on the straight path, at t = 1. The variable u is a compromise bet
 
     u = log( (r + c)/c ) - log( (1 - r + c)/(1 + c) ),      c = 0.2,                                         (1)
 
-with u = 0 at r = 0. It is proportional to r for large c, and minus half the log-SNR plus a constant for small c. The
+with u = 0 at r = 0. For large c, u is proportional to r. For small c, u is minus half the log-SNR plus a constant. The
 inverse, with a = c/(1 + c), is
 
     r = c (e^u - 1) / (1 + a e^u),         dr/du = (r + c) (1 - r + c) / (1 + 2 c).                          (2)
@@ -33,6 +33,6 @@ def clock(r: float) -> float:
 
 
 def r_of_clock(u: Tensor) -> tuple[Tensor, Tensor]:
-    """Return r and dr/du at ``u`` (equation 2), each with the same shape as ``u``."""
+    """Return the values of r and dr/du at ``u`` (equation 2). Both have the same shape as ``u``."""
     r = SOFTNESS * torch.expm1(u) / (1 + SOFTNESS / (1 + SOFTNESS) * torch.exp(u))
     return r, (r + SOFTNESS) * (1 - r + SOFTNESS) / (1 + 2 * SOFTNESS)

@@ -1,6 +1,6 @@
 """Integration of the trajectory and the log-determinant as one system.
 
-The state of the system consists of y, the log-determinant divided by D for each probe, and the integral of the power
+The state of the system consists of y, one log-determinant for each probe (divided by D), and the integral of the power
 (equation 2 of :mod:`scoresde.likelihood.problem`).
 
 Adaptive steps. The tolerance applies to y and, if the divergence is exact, to the log-determinant, so that ``rtol`` is
@@ -10,17 +10,17 @@ not depend on the probes (apart from the error of finite differences), so the es
 Since the slope does not depend on the log-determinant, no trace is needed at a stage that has no weight in the solution
 (the second stage of the Dormand-Prince method).
 
-Probes are redrawn for each step and stay the same within the step, except at its first stage, which is the last stage
-of the previous step. The errors of the probes then average out along the trajectory. For the digits network, this
-reduces the standard deviation of an estimate from one probe from 0.13 to 0.05 bits/dim at no extra cost. With
-``redraw=False``, a probe stays the same for the whole solve, as in FFJORD.
+Probes are redrawn for each step and stay the same within the step. The first stage is an exception, because it reuses
+the last stage of the previous step. The errors of the probes then average out along the trajectory. For the digits
+network, this reduces the standard deviation of an estimate from one probe from 0.13 to 0.05 bits/dim at no extra cost.
+With ``redraw=False``, a probe stays the same for the whole solve, as in FFJORD.
 
 Solving one system is more accurate than solving two. With the same steps, the result is several times closer to the
 converged value than when the trajectory is solved first (:mod:`scoresde.likelihood.quadrature`), because the errors
 of y and of the log-determinant come from the same stages and partly cancel.
 
-Fixed steps. The methods are Euler, midpoint, Heun and classical Runge-Kutta, with steps of equal size in u. Every
-result is then a differentiable function of the data and of the network parameters. The gradient is exactly that of the
+Fixed steps. The methods are Euler, midpoint, Heun and classical Runge-Kutta, with steps of equal size in u. The
+results are then differentiable functions of the data and of the network parameters. The gradient is exactly that of the
 returned value, because backpropagation goes through the same steps. (An adjoint equation solved backward in time would
 have its own error.) A step keeps no graph and is recomputed in the backward pass (:mod:`scoresde.likelihood.repeat`),
 so only one step's graph is in memory at a time.
@@ -50,14 +50,20 @@ __all__ = ["by_fixed_steps", "coupled"]
 
 
 def _start(problem: Problem, probes: Probes) -> Tensor:
-    """Return the initial state ``(B, D + K + 1)``: y, the log-determinants divided by D, and the integrated power."""
+    """Return the initial state of the system, shape ``(B, D + K + 1)``.
+
+    The columns contain y, the K log-determinants divided by D, and the integral of the power.
+    """
     return torch.cat([problem.start, problem.start.new_zeros(len(problem.x), probes.columns + 1)], dim=1)
 
 
 def _derivative(
     problem: Problem, probes: Probes, state: Tensor, u: Tensor, rows: Tensor, place: Tensor | None = None
 ) -> Tensor:
-    """Return the derivative of ``state: (P, D + K + 1)`` with respect to u, at ``u: (P,)`` for ``rows: (P,)``."""
+    """Return the derivative of ``state: (P, D + K + 1)`` with respect to u, in a tensor of the same shape.
+
+    The arguments ``u: (P,)`` and ``rows: (P,)`` contain the value of u and the index of the row for each state.
+    """
     slope, traces, power = problem.with_traces(state[:, : problem.dims], u, rows, probes, place)
     return torch.cat([slope, traces / problem.dims, power], dim=1)
 
@@ -82,7 +88,7 @@ def coupled(problem: Problem, probes: Probes, rtol: float, atol: float, scheme: 
         probes: The probes of the rows.
         rtol, atol: Tolerances for y, in units of the straight frame, and for the integrals, in nats per dimension.
         scheme: A Runge-Kutta method of :mod:`scoresde.ode.integrate`.
-        max_nfe: Largest number of points at which the model is evaluated for each row.
+        max_nfe: Largest number of points per row at which the model may be evaluated.
     """
     dims, exact = problem.dims, probes.kind == "exact"
     step = torch.zeros(len(problem.x), dtype=torch.int64, device=problem.x.device)
@@ -145,4 +151,4 @@ def by_fixed_steps(problem: Problem, probes: Probes, scheme: str, steps: int) ->
             state = repeated(one, state, parameters) if problem.graph else one(state, False)
         finite = torch.isfinite(sum_flat(state.detach() * 0))
         nfe, status = torch.full_like(rows, steps * len(RULES[scheme].c)), torch.where(finite, OK, FAILED_NONFINITE)
-        return _finish(plain, probes, state, nfe, nfe, status)  # the calls of the forward pass were counted by plain
+        return _finish(plain, probes, state, nfe, nfe, status)  # plain has counted the forward pass

@@ -3,16 +3,17 @@
 A likelihood in bits/dim can be interpreted only together with its error and its settings, namely the dequantisation
 (:mod:`scoresde.likelihood.dequantise`), the number of draws, the time at which the density is evaluated, the tolerance,
 the probes and the scale of the data. Every result therefore contains the scale and the :class:`~scoresde.Likelihood`
-that holds the options. There are two standard errors:
+with the options. There are two standard errors:
 
-    stderr_probes   The standard error of each sample due to its random probes, with everything else fixed.
+    stderr_probes   The standard error of each sample's log-likelihood due to its random probes, with everything else
+                    fixed.
     stderr_mean     The standard error of the mean, which is the standard deviation over the samples divided by sqrt(n).
                     It includes the variation of data, dequantisation and probes, because each sample has its own draws.
 
 An importance-weighted bound is the logarithm of a mean. If each term of the mean had independent noise from its own
-probes, the bound would increase by about half the variance of this noise. The K terms of a sample therefore share their
-probes, which stay the same along the trajectory, so that most of the noise is common to all terms and causes no bias.
-An exact divergence has no such noise.
+probes, the bound would be biased upwards by about half the variance of this noise. The K terms of a sample therefore
+share their probes, which stay the same along the trajectory, so that most of the noise is common to all terms and
+causes no bias. An exact divergence has no such noise.
 """
 
 from __future__ import annotations
@@ -45,16 +46,17 @@ class Scores:
     """Likelihoods of data, one per sample, with their standard errors and settings.
 
     Attributes:
-        log_prob: Log-likelihood of each sample in nats, shape ``(n,)``. For data stored as discrete levels, this is a
-            lower bound on the log probability. For other data, or without dequantisation, it is the log density in data
-            units.
-        bits_per_dim: The likelihoods in bits per dimension, shape ``(n,)``, or ``None`` if ``log_prob`` is a density.
+        log_prob: Log-likelihood of each sample in nats, shape ``(n,)``. For dequantised data, this is a lower bound on
+            the log probability or, if only some columns are stored as discrete levels, on a log density. Without
+            dequantisation, it is the log density in data units.
+        bits_per_dim: Negative log-likelihood of each sample in bits per dimension, shape ``(n,)``, or ``None`` if
+            ``log_prob`` is a log density or a bound on one.
         stderr_probes: Standard error of each ``log_prob`` due to the probes, in nats, shape ``(n,)``. It is 0 for an
             exact divergence, and NaN for a single probe.
-        model: The result for the first draw, in model units, except that its ``nfe``, ``divergences`` and ``status``
-            cover all draws.
+        model: The result in model units for the first draw of each sample. Only its ``nfe``, ``divergences`` and
+            ``status`` cover all draws.
         how: The options used, with each ``auto`` replaced by the actual choice.
-        scale: Number of data units per model unit, as the geometric mean over the elements of an event.
+        scale: Number of data units per model unit, averaged geometrically over the elements of an event.
         dims: Number of dimensions D of each sample (:meth:`scoresde.codec.Codec.dims`), int64 ``(n,)``.
     """
 
@@ -75,7 +77,7 @@ class Scores:
 
     @property
     def values(self) -> Tensor:
-        """The likelihoods, in bits per dimension or, for a density, in nats, shape ``(n,)``."""
+        """``bits_per_dim``, or ``log_prob`` if ``bits_per_dim`` is ``None``, shape ``(n,)``."""
         return self.log_prob if self.bits_per_dim is None else self.bits_per_dim
 
     @property
@@ -85,7 +87,7 @@ class Scores:
 
     @property
     def nats_per_unit(self) -> Tensor:
-        """Nats per unit of ``values`` for each sample, float64 ``(n,)``."""
+        """Number of nats in one unit of ``values`` for each sample, float64 ``(n,)``."""
         nats = self.dims.double() * math.log(2)
         return torch.ones_like(nats) if self.bits_per_dim is None else nats
 
@@ -106,17 +108,20 @@ class Scores:
 
     @property
     def converged(self) -> bool | None:
-        """Whether all changes are at most 0.01 bits per dimension, or ``None`` if convergence was not checked."""
+        """Whether every checked sample changed by at most 0.01 bits per dimension, or ``None`` if none was checked."""
         bits = self.model.change / (self.dims.double() * math.log(2))
         checked = bits[~bits.isnan()]
         return bool((checked <= ALLOWED).all()) if len(checked) else None
 
     def mean(self) -> float:
-        """Mean over the successfully solved samples."""
+        """Mean of ``values`` over the successfully solved samples."""
         return float(self.values[self.model.ok].double().mean())
 
     def stderr_mean(self) -> float:
-        """Standard error of the mean, from the standard deviation over the successfully solved samples."""
+        """Standard error of :meth:`mean`, from the standard deviation over the successfully solved samples.
+
+        It is NaN for fewer than two such samples.
+        """
         values = self.values[self.model.ok].double()
         return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
@@ -189,8 +194,8 @@ def score(
         model: The denoiser. Its conditioning has one row per sample, or one row for all samples.
         codec: The map from data units to model units.
         x: Data in data units, shape ``(n, *event)``.
-        noise: Noise addresses of the samples, on the model's device, for dequantisation and probes (default: samples
-            0 to n-1 of seed 0).
+        noise: Noise addresses of the samples for dequantisation and probes (default: samples 0 to n-1 of seed 0). They
+            must be on the model's device.
         dtype: Floating-point dtype used by the solver.
         batch: Largest number of samples solved at once.
         memory: Memory budget in bytes. The batches are made smaller if necessary.
@@ -232,7 +237,7 @@ def score(
 
 
 def _piece(how: Likelihood, states: _States, rows: Tensor, batch: int) -> Scores:
-    """Score the samples with indices ``rows``, int64 ``(b,)``, using R draws with K importance weights each."""
+    """Score the samples with indices ``rows: (b,)``, using R draws per sample and K importance samples per draw."""
     codec, model, noise = states.codec.rows(rows), states.model.rows(rows), states.noise.rows(rows)
     solved: list[LogLikelihood] = []
     log_w = []
@@ -271,10 +276,11 @@ class _States:
     dtype: torch.dtype
 
     def __call__(self, rows: Tensor, draw: int) -> tuple[Tensor, Tensor]:
-        """Return the states ``(b, *event)`` of ``rows: (b,)`` at ``t_min``, and the corrections ``(b,)``.
+        """Draw a state at ``t_min`` for each sample in ``rows: (b,)``, and return the states and their corrections.
 
-        The correction is ``log p - log w``, where p is the model's density at the state in model units, and w is the
-        importance weight (equation 1 of :mod:`scoresde.likelihood.dequantise`).
+        The states have shape ``(b, *event)``, and the corrections have shape ``(b,)``. A correction is
+        ``log p - log w``, where p is the model's density at the state in model units, and w is the importance weight
+        (equation 1 of :mod:`scoresde.likelihood.dequantise`).
         """
         x, codec = self.x[rows.cpu()].double(), self.codec.rows(rows)
         u = self.noise.rows(rows).uniform(tuple(x.shape[1:]), draw, "dequantise", torch.float64).cpu()
@@ -298,7 +304,7 @@ class _States:
         return -torch.as_tensor(log_det, dtype=x.dtype).expand(len(x))
 
     def _truncated(self, codec: Codec, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the states at ``x + b/2 + s e``, and their corrections.
+        """Return the states for the dequantised data ``x + b/2 + s e``, and their corrections.
 
         See equation 3 of :mod:`scoresde.likelihood.dequantise`.
         """
@@ -318,9 +324,10 @@ class _States:
 
 
 def _stderr(solved: list[LogLikelihood], log_w: Tensor) -> Tensor:
-    """Return the standard errors ``(n,)`` due to the probes, for log weights ``log_w: (R, K, n)``.
+    """Return the standard error of each sample's log-likelihood due to the probes, shape ``(n,)``.
 
-    The R draws are independent, and the K weights of a draw share their probes.
+    The errors are computed from the R K solutions ``solved`` and their log weights ``log_w: (R, K, n)``. The R draws
+    are independent, and the K weights of a draw share their probes.
     """
     each = torch.stack([s.stderr_probes.double() for s in solved]).reshape(log_w.shape)
     grouped = (torch.softmax(log_w, dim=1) * each).sum(1)

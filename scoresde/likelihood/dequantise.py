@@ -18,10 +18,10 @@ dequantisation noise,
     v = x + b/2 + s e,      s = scale sigma(t0)/alpha(t0),      e normal, truncated to |e| <= tau = b/(2 s),     (3)
     -log q = sum_d [ e_d^2/2 + log( sqrt(2 pi) s Z ) ],         Z = erf(tau / sqrt(2)),
 
-where scale is the number of data units per model unit. The state at t0 is alpha(t0) v in model units. Following the
-paper, the trajectory begins where tau = 3, or at the model's t_min if that is later. This choice suits networks that
-were trained on the levels themselves, because the density of such a network is highest in the middle of each cell. For
-networks trained on dequantised data, the bound is looser than with ``uniform``.
+where scale is the number of data units per model unit. The state at t0 is alpha(t0) times v, expressed in model units.
+Following the paper, the trajectory begins where tau = 3, or at the model's t_min if that is later. Truncated normal
+noise suits networks that were trained on the levels themselves, because the density of such a network is highest in the
+middle of each cell. For networks trained on dequantised data, the bound is looser than with ``uniform``.
 
 ``none``: no dequantisation. The result is the density at the middle of the cell, not a probability.
 
@@ -50,7 +50,7 @@ TAU = 3.0
 
 
 def start_time(sde: SDE, t_min: float, width: float) -> float:
-    """Return the time at which half a cell spans :data:`TAU` standard deviations of the noise, but at least ``t_min``.
+    """Return the time at which half a cell spans :data:`TAU` standard deviations of noise, or ``t_min`` if it is later.
 
     Args:
         sde: The SDE of the model.
@@ -66,11 +66,11 @@ def truncated_normal(u: Tensor, tau: Tensor | float) -> tuple[Tensor, Tensor]:
 
     Args:
         u: Uniform random numbers on [0, 1), float64 ``(B, *event)``.
-        tau: The bound, either the same for all elements, shape ``()``, or one for each element of an event, shape
-            ``event``.
+        tau: The bound. Its shape is ``()`` if all elements have the same bound, or ``event`` if each element of an
+            event has its own bound.
 
     Returns:
-        The numbers e, with the same shape as ``u``, and their joint log density for each row, ``(B,)``.
+        The truncated normal numbers, with the same shape as ``u``, and their joint log density for each row, ``(B,)``.
     """
     # The values of u are multiples of 2^-24. Add half that spacing, because u = 0 would map to infinity for large tau.
     tau = torch.as_tensor(tau, dtype=u.dtype, device=u.device)
@@ -81,7 +81,7 @@ def truncated_normal(u: Tensor, tau: Tensor | float) -> tuple[Tensor, Tensor]:
 
 
 def log_mean_exp(log_w: Tensor) -> Tensor:
-    """Return the log of the mean of ``exp(log_w)`` over the first axis (equation 2).
+    """Return the logarithm of the mean of ``exp(log_w)`` over the first axis (equation 2).
 
     For ``log_w: (K, ...)``, the result has shape ``(...)``.
     """

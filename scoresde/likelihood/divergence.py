@@ -17,10 +17,10 @@ In theory, forward-mode differentiation (``torch.func.jvp`` and ``vmap``) takes 
 passes. In measurements with PyTorch on a CPU, however, it took two to three times as long for the U-Net, and longer
 still for small networks, because its derivative rules are composed of small operations.
 
-The passes run one after the other. Batching them over the vectors (``is_grads_batched``) makes little difference on a
-CPU (for a batch of 16 digits, 75 ms instead of 78 ms for 4 vectors, and 1.00 s instead of 1.15 s for 64 vectors).
-Batching K vectors also needs K times the memory, and does not work for networks with custom backward rules that
-``vmap`` does not support.
+The backward passes run one after the other. Batching them over the vectors (``is_grads_batched``) makes little
+difference on a CPU (for a batch of 16 digits, 75 ms instead of 78 ms for 4 vectors, and 1.00 s instead of 1.15 s for 64
+vectors). Batching K vectors also needs K times the memory, and does not work for networks with custom backward rules
+that ``vmap`` does not support.
 
 Finite differences need no backward pass. Each probe then takes two evaluations of the slope f, which run as one batch:
 
@@ -29,10 +29,10 @@ Finite differences need no backward pass. Each probe then takes two evaluations 
     h = w (r + q),        w = eps^(1/3),        q = 0.03,
 
 where r = sigma/(alpha + sigma), and eps is the machine epsilon. The truncation error is of order h^2, and the rounding
-error of f is divided by h. The choice of w balances the two. The factor r appears because the density varies over
-lengths of order r, and q accounts for the spread of the data themselves. For the digits network, using equation 3
-changes a log density by 2e-5 bits/dim in single precision and by 1e-10 bits/dim in double precision. Finite differences
-store nothing for a backward pass, and also work for networks that do not support one.
+error of f is divided by h. The choice of w balances the two. The term r appears because the density varies over lengths
+of order r, and q accounts for the spread of the data themselves. For the digits network, using equation 3 changes a log
+density by 2e-5 bits/dim in single precision and by 1e-10 bits/dim in double precision. Finite differences store nothing
+for a backward pass, and also work for networks that do not support one.
 
 References:
     Hutchinson (1989), Commun. Stat. Simul. Comput. 18(3):1059-1076.
@@ -85,16 +85,19 @@ class Probes:
 
     @property
     def columns(self) -> int:
-        """Number of traces per row, which is K, or 1 if the trace is exact."""
+        """Number of traces per row: 1 if the trace is exact, and K otherwise."""
         return 1 if self.kind == "exact" else self.count
 
     @property
     def more(self) -> int:
-        """Number of extra evaluations per point for the traces: 2K - 1 with finite differences, and 0 otherwise."""
+        """Number of extra evaluations that the traces need at each point.
+
+        It is 2K - 1 with finite differences, and 0 otherwise.
+        """
         return 2 * self.count - 1 if self.width and self.kind != "exact" else 0
 
     def rows(self, index: Tensor) -> Probes:
-        """Return the probes of the rows with indices ``index``, shape ``(B',)``."""
+        """Return the probes of the rows with indices ``index: (B',)``."""
         return replace(self, noise=self.noise.rows(index))
 
     def vectors(self, y: Tensor, rows: Tensor, place: Tensor | None = None) -> Iterator[Tensor] | None:
@@ -144,7 +147,7 @@ class Probes:
         if not 0 <= self.first <= 2**32 // PLACES - self.count:
             raise UsageError(
                 f"the product of draw and probes is {self.first}; it must be at least 0 and at most "
-                f"{2**32 // PLACES - self.count}"
+                f"{2**32 // PLACES - self.count}; choose another draw or fewer probes"
             )
 
 
@@ -193,7 +196,8 @@ def slope_and_differences(
         h: The distance h of equation 3 for each state, shape ``(P, 1)``.
 
     Returns:
-        The output of ``slope``, averaged over all evaluations of a state, ``(P, N)``, and the traces ``(P, K)``.
+        The output of ``slope`` averaged over all evaluations of a state, shape ``(P, N)``, and the traces, shape
+        ``(P, K)``.
     """
     values, traces = [], []
     for e in vectors:

@@ -7,9 +7,9 @@ satisfies the bound (Kingma et al. 2021, eq. 11 and 17; Song et al. 2021, thm. 3
 
     R = E[ -log N( x; x_t/alpha, (sigma/alpha)^2 ) ] at t_min = D/2 ( log(2 pi e) - l(t_min) ).
 
-The term R decodes the state at t_min with a Gaussian whose standard deviation is the noise level sigma/alpha at t_min.
-Equation 1 therefore bounds a density at t = 0, namely the model's density at t_min in the units of the data, blurred
-once more by sigma/alpha. The prior term has the closed form  D/2 (sigma^2/s^2 - 1 - log(sigma^2/s^2)) +
+In the term R, the state at t_min is decoded by a Gaussian whose standard deviation is the noise level sigma/alpha at
+t_min. Equation 1 therefore bounds a density at t = 0, namely the model's density at t_min in the units of the data,
+blurred once more by sigma/alpha. The prior term has the closed form  D/2 (sigma^2/s^2 - 1 - log(sigma^2/s^2)) +
 alpha^2 |x|^2/(2 s^2),  where s is the standard deviation of the prior.
 
 Equation 1 is *not* a bound on the likelihood under the probability flow (equation 1 of :mod:`scoresde.likelihood`). The
@@ -60,13 +60,13 @@ class Elbo:
 
     Attributes:
         prior, reconstruction: The first and the last term, each of shape ``(B,)``.
-        steps: Contributions to the second term, one for each stratum or, for a chain, one for each step, ordered from
-            data to noise, shape ``(B, S)``.
-        stderr: Standard error of the sum, ``(B,)``, estimated from the draws with ``draws - 1`` degrees of freedom, or
-            NaN for a single draw.
-        nfe: Number of network evaluations per row, ``(B,)``.
-        whose: The model to which the bound applies. The default is the reverse SDE, whose distribution differs from
-            that of the flow.
+        steps: Contributions to the second term, shape ``(B, S)``, ordered from data to noise. Each stratum contributes
+            one entry. For a chain, each step contributes one entry instead.
+        stderr: Standard error of the sum of all terms, shape ``(B,)``, estimated from the draws with ``draws - 1``
+            degrees of freedom. It is NaN for a single draw.
+        nfe: Number of network evaluations per row, shape ``(B,)``.
+        whose: Description of the model to which the bound applies. The default is the reverse SDE, whose distribution
+            differs from that of the flow.
     """
 
     prior: Tensor
@@ -83,11 +83,11 @@ class Elbo:
 
     @property
     def log_prob(self) -> Tensor:
-        """The lower bound on ``log p``, which is minus the sum of the terms, shape ``(B,)``."""
+        """The lower bound on ``log p`` (minus the sum of the terms), shape ``(B,)``."""
         return -(self.prior + self.diffusion + self.reconstruction)
 
     def pack(self) -> Packed:
-        """Pack the bound into named tensors and a dictionary with ``whose`` (see :meth:`unpack`)."""
+        """Pack the bound into named tensors and a dictionary that contains ``whose`` (see :meth:`unpack`)."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "whose"}, {"whose": self.whose}
 
     @classmethod
@@ -105,7 +105,7 @@ class Elbo:
 
 
 def whose(model: Denoiser, process: str = "reverse SDE") -> str:
-    """Return what a bound applies to: ``process``, with "of the guided model" added if ``model`` is guided."""
+    """Describe what a bound applies to: ``process``, followed by "of the guided model" if ``model`` is guided."""
     return process if model.domain.consistent else f"{process} of the guided model"
 
 
@@ -124,7 +124,7 @@ def elbo(
     """Compute the bound of equation 1 on the log density of each row under the reverse SDE.
 
     Args:
-        model: A denoiser with a score.
+        model: A denoiser that has a score.
         x: Data in model units at t = 0, shape ``(B, *event)``.
         strata: Number of strata per draw. One time is drawn in each stratum.
         draws: Number of independent estimates to average.
@@ -186,8 +186,8 @@ def elbo(
 def _integrand(model: Denoiser, x: Tensor, rows: Tensor, eps: Tensor, u: Tensor, ends: Tensor) -> Tensor:
     """Return the integrand ``1/2 |eps - eps_hat|^2 |dl/du|`` for each row in ``rows: (P,)``.
 
-    The part ``c |eps|^2`` is replaced by its mean. The result has shape ``(P,)``. The variable ``u: (P,)`` runs from 0
-    to 1 over the range of v (equation 2).
+    The part ``c |eps|^2`` of the squared error is replaced by its mean. The result has shape ``(P,)``. The variable
+    ``u: (P,)`` runs from 0 to 1 as v runs over its range (equation 2).
     """
     sde = model.domain.sde
     r0, r1 = sde.ratio(ends)

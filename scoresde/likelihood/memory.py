@@ -15,8 +15,8 @@ stores another 2 S numbers. For a step of four stages with K passes each, the es
 
     4 (1 + 3 K) S + 1024 D,                                                                                 (2)
 
-where the third S of each pass is for workspace. Finite differences need no backward pass, but they evaluate two states
-of each row at once:
+where the 3 S numbers for each pass are the 2 S stored numbers and S numbers of workspace. Finite differences need no
+backward pass, but they evaluate two states of each row at once:
 
     2 F + 1024 D,                                                                                           (3)
 
@@ -48,14 +48,14 @@ def default_budget(device: torch.device) -> int:
 
 
 def rows_within(budget: int, model: Denoiser, x: Tensor, passes: int = 0, backward: bool = True) -> int:
-    """Estimate how many rows of ``x``, shape ``(B, *event)``, can be solved at once.
+    """Estimate how many rows of ``x`` can be solved at once within a memory budget.
 
     The estimate is based on two evaluations of the model.
 
     Args:
-        budget: Budget in bytes.
+        budget: Memory budget in bytes.
         model: The denoiser.
-        x: Data in model units.
+        x: Data in model units, shape ``(B, *event)``.
         passes: Number of backward passes per evaluation if the result is to be differentiated (K, or D for an exact
             divergence), and 0 otherwise. The estimate of equation 2 is also sufficient for finite differences.
         backward: Whether there are any backward passes.
@@ -86,7 +86,7 @@ def _evaluate(model: Denoiser, x: Tensor, count: int, grad: bool) -> object:
 
 
 def _stored(model: Denoiser, x: Tensor, count: int) -> int:
-    """Return how many bytes an evaluation of ``count`` rows stores for the backward pass."""
+    """Return how many bytes are stored for the backward pass when the model is evaluated on ``count`` rows."""
     sizes: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ def _stored(model: Denoiser, x: Tensor, count: int) -> int:
 
 
 def _alive(model: Denoiser, x: Tensor, count: int) -> int:
-    """Return how many bytes the intermediate results occupy at the peak of an evaluation of ``count`` rows."""
+    """Return the peak size of the intermediate results, in bytes, when the model is evaluated on ``count`` rows."""
     alive = _Alive()
     with alive:
         _evaluate(model, x, count, False)
@@ -110,7 +110,7 @@ def _alive(model: Denoiser, x: Tensor, count: int) -> int:
 
 
 class _Alive(TorchFunctionMode):
-    """A counter of the bytes that are occupied by the results of torch functions, now and at the peak."""
+    """A counter of the bytes that the results of torch functions occupy, both currently and at the peak."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ class _Alive(TorchFunctionMode):
         weakref.finalize(tensor, self.release, place, size)
 
     def release(self, place: int, size: int) -> None:
-        """Count a tensor as freed. The bytes of a storage are subtracted when the last of its tensors is freed."""
+        """Count a tensor as freed. The bytes of a storage are subtracted when the last tensor that uses it is freed."""
         self.holders[place] -= 1
         if not self.holders[place]:
             self.now -= size

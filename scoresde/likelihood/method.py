@@ -51,28 +51,28 @@ CHECKED = 16  # number of rows on which convergence is checked
 
 @dataclass(frozen=True)
 class Likelihood(Checked):
-    """A likelihood computation under the probability flow (:mod:`scoresde.likelihood`, equations 1 and 2).
+    """A method of computing likelihoods under the probability flow (:mod:`scoresde.likelihood`, equations 1 and 2).
 
     Args:
-        method: ``coupled`` (the trajectory and the log-determinant as one system) or ``quadrature`` (first the
-            trajectory, then the divergence at nodes along it, which halves the cost of an exact divergence or of many
-            probes).
+        method: ``coupled`` solves for the trajectory and the log-determinant as one system. ``quadrature`` first solves
+            for the trajectory, and then evaluates the divergence at nodes along it. This halves the cost of an exact
+            divergence or of many probes.
         divergence: ``exact``, ``hutchinson`` (probes and backward passes), ``difference`` (probes and finite
-            differences, equation 3 of :mod:`scoresde.likelihood.divergence`) or ``auto`` (``exact`` up to 16
-            dimensions, ``hutchinson`` above). ``difference`` is not suitable for models that use autocast.
+            differences, equation 3 of :mod:`scoresde.likelihood.divergence`) or ``auto``, which means ``exact`` for up
+            to 16 dimensions and ``hutchinson`` for more. ``difference`` is not suitable for models that use autocast.
         probes: Number of probes K. The exact divergence uses none.
         probe: ``rademacher`` (random signs) or ``gaussian``.
         redraw: Whether to draw new probes along the trajectory, so that their errors average out. Probes are not
             redrawn if ``importance`` is greater than 1, because importance samples share their probes.
-        rtol: Relative tolerance, for the state in units of the straight frame and for integrals in nats per dimension.
-        atol: Absolute tolerance in the same units, or ``None`` for the value of ``rtol``.
+        rtol: Relative tolerance for the state (in the straight frame) and for the integrals (in nats per dimension).
+        atol: Absolute tolerance for the same quantities, or ``None`` for the value of ``rtol``.
         scheme: A Runge-Kutta method of :mod:`scoresde.ode.integrate` (``auto`` means ``dopri5``) or, if ``steps`` is
             given, one of ``euler``, ``midpoint``, ``heun`` and ``rk4`` (``auto`` means ``rk4``).
         steps: Number of fixed steps, or ``None`` for adaptive steps controlled by the tolerances.
         t_min: The time at which the density is evaluated and the trajectory begins. ``None`` means the beginning of the
             model's domain or, with ``truncated-normal``, the time at which three standard deviations of the noise span
             half a cell, if that is later.
-        max_nfe: Largest number of points at which the model is evaluated for each row.
+        max_nfe: With adaptive steps, the largest number of points per row at which the model may be evaluated.
         dequantisation: Dequantisation of data stored as discrete levels (:mod:`scoresde.likelihood.dequantise`):
             ``uniform``, ``truncated-normal``, ``none`` or ``auto``, which means ``uniform`` for such data and ``none``
             for continuous data.
@@ -217,15 +217,17 @@ class Likelihood(Checked):
 
         Args:
             model: Any denoiser.
-            x: The states at ``t_min`` in model units or, with ``codec``, the data, shape ``(B, *event)``.
+            x: The states at ``t_min`` in model units, shape ``(B, *event)``. With ``codec``, pass the data in data
+                units instead.
             noise: Noise addresses of the rows (default: samples 0 to B-1 of seed 0).
             codec: The map from data units to model units.
-            batch: Largest number of rows solved at once. With ``difference``, the model evaluates two states per row.
+            batch: Largest number of rows solved at once. If ``divergence`` is ``difference``, each call of the model
+                evaluates two states per row.
             memory: Memory budget in bytes (:mod:`scoresde.likelihood.memory`). Batches are made smaller if necessary.
             check: Whether to check convergence by solving up to 16 of the rows again, with tolerances ten times tighter
                 (ten times looser if the dtype does not resolve tighter ones) or with twice as many steps. A warning is
-                issued if a result changes by more than 0.01 bits per dimension. These evaluations are not included in
-                ``nfe``.
+                issued if a result changes by more than 0.01 bits per dimension. The evaluations of the check are not
+                included in ``nfe``.
             watch: Function to call with the result of each batch.
             dtype: Floating-point dtype used by the solver if ``codec`` is given. Otherwise, the solver uses the dtype
                 of ``x``.
@@ -257,14 +259,14 @@ class Likelihood(Checked):
     ) -> LogLikelihood:
         """Compute the log densities of the rows of ``x``, ``batch`` rows at a time, without a convergence check.
 
-        The options must be resolved (:meth:`resolved`).
+        The options must already be resolved (see :meth:`resolved`).
 
         Args:
             model, x, noise, batch, watch: See :meth:`__call__`.
             draw: Index of the draw. Different draws of a row have different probes.
             graph: Whether to keep the graph of the whole computation.
-            finer: Whether to double the smallest and the largest number of quadrature nodes.
-            narrow: Factor on the width of the finite differences.
+            finer: Whether to double both the smallest and the largest number of quadrature nodes.
+            narrow: Factor by which the width of the finite differences is multiplied.
         """
         kind = "exact" if self.divergence == "exact" else self.probe
         wide = narrow * width(x.dtype) if self.divergence == "difference" else 0.0
@@ -289,9 +291,9 @@ class Likelihood(Checked):
         return by_quadrature(problem, probes, self.rtol, self.atol, self.scheme, self.max_nfe, batch, finer)
 
     def batch_within(self, memory: int | None, model: Denoiser, x: Tensor, batch: int, graph: bool = False) -> int:
-        """Return how many rows of ``x``, shape ``(B, *event)``, to solve at once.
+        """Return the number of rows of ``x: (B, *event)`` to solve at once.
 
-        This is ``batch``, or fewer if ``batch`` rows would need more than ``memory`` bytes.
+        This is ``batch``, or a smaller number if ``batch`` rows would need more than ``memory`` bytes.
         """
         if memory is None:
             return batch
@@ -308,8 +310,8 @@ class Likelihood(Checked):
 
         Args:
             result: The result for all rows.
-            part: Function that takes the indices of some rows, int64 ``(b,)``, and returns their model, states and
-                noise.
+            part: Function that takes row indices, int64 ``(b,)``, and returns the model, the states and the noise for
+                these rows.
             batch: Largest number of rows solved at once.
 
         Returns:
@@ -393,7 +395,8 @@ def log_likelihood(
     Args:
         model: Any denoiser.
         x: The states at ``t_min`` in model units, shape ``(B, *event)``.
-        likelihood: The options (default: ``Likelihood()``). The states are not dequantised.
+        likelihood: The options (default: ``Likelihood()``). The option ``dequantisation`` has no effect, because ``x``
+            contains states instead of data.
         noise, batch, memory, watch: See :meth:`Likelihood.__call__`.
         draw: Index of the draw. Different draws of a row have different probes.
         check: See :meth:`Likelihood.__call__`. By default, convergence is checked unless ``differentiable`` is true.
@@ -443,10 +446,10 @@ def log_likelihood(
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    """Compute convolutions on a GPU in full float32 precision within a context.
+    """Use full float32 precision for convolutions on a GPU while the context is active.
 
-    By default, PyTorch rounds the inputs of convolutions to 10 bits (TF32). Every evaluation would then have an error
-    of 1e-3, and finite differences would have an error of a hundred times the tolerance.
+    By default, PyTorch rounds the inputs of these convolutions to 10 bits (TF32). Every evaluation would then have an
+    error of 1e-3, and the error of finite differences would be a hundred times the tolerance.
     """
     is_set = torch.backends.cudnn
     with is_set.flags(is_set.enabled, is_set.benchmark, is_set.benchmark_limit, is_set.deterministic, allow_tf32=False):

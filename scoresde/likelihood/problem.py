@@ -93,7 +93,7 @@ class Problem:
 
     @property
     def unit(self) -> float:
-        """The factor by which ``x`` is multiplied to give states of the path at ``t0``.
+        """The factor that converts ``x`` to states on the path at ``t0``.
 
         This is ``data_scale`` if the trajectory starts at the beginning of the model's domain, and 1 otherwise.
         """
@@ -123,8 +123,8 @@ class Problem:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the slope ``(P, D)``, the traces ``(P, K)`` of its Jacobian, and the power ``(P, 1)``.
 
-        The first three arguments are those of :meth:`field`. The probes are those of all rows, and ``place`` contains
-        the positions along the trajectory for which they are drawn (see
+        For the first three arguments, see :meth:`field`. The argument ``probes`` contains the probes of all rows of the
+        batch. The argument ``place`` contains the positions along the trajectory for which the probes are drawn (see
         :meth:`Probes.vectors <scoresde.likelihood.divergence.Probes.vectors>`).
         """
         vectors = probes.vectors(y, rows, place)

@@ -68,9 +68,9 @@ HELD = 2**27  # largest number of slope values at nodes that are kept at once
 
 
 def clenshaw_curtis(n: int, u0: float, u1: float) -> tuple[Tensor, Tensor]:
-    """Return the nodes and the weights for an integral from ``u0`` to ``u1``, each float64 ``(n + 1,)``.
+    """Return the nodes and the weights of the Clenshaw-Curtis rule for ``n`` on the interval from ``u0`` to ``u1``.
 
-    The number ``n`` must be even.
+    Both are float64 tensors of shape ``(n + 1,)``. The number ``n`` must be even.
     """
     k, j = torch.arange(n + 1, dtype=torch.float64), torch.arange(1, n // 2 + 1, dtype=torch.float64)
     # w_k = c_k/n (1 - sum_j b_j cos(2 j k pi/n) / (4 j^2 - 1)),  c_0 = c_n = b_(n/2) = 1 and 2 elsewhere
@@ -101,7 +101,7 @@ def by_quadrature(
         scheme: A Runge-Kutta method of :mod:`scoresde.ode.integrate`.
         max_nfe: Largest number of evaluations per row while solving for the trajectory.
         rows_at_once: Largest number of states evaluated at once.
-        finer: Whether to double the smallest and the largest number of nodes, for the convergence check.
+        finer: Whether to double both the smallest and the largest number of nodes, as the convergence check does.
     """
     (u0, u1), y0 = problem.interval, problem.start
     everyone = torch.arange(len(y0), device=y0.device)
@@ -157,9 +157,9 @@ def by_quadrature(
 
 
 def _size(error: Tensor) -> Tensor:
-    """Return the rms error of the slopes or the absolute error of the power, whichever is larger, shape ``(b,)``.
+    """Return the rms error of the slopes or the absolute error of the power, whichever is larger, for each row.
 
-    The last column of ``error: (b, D + 1)`` is the error of the power.
+    The last column of ``error: (b, D + 1)`` is the error of the power. The result has shape ``(b,)``.
     """
     return torch.maximum(error[:, :-1].square().mean(1).sqrt(), error[:, -1].abs())
 
@@ -190,9 +190,9 @@ class _Nodes:
         """Integrate the traces, the slopes and the power of ``rows: (b,)`` with the rule for ``n``.
 
         Returns:
-            The integrals of the traces, ``(b, K)``; the integrals of the slopes and the power, ``(b, D + 1)``; the
-            change of the latter from the rule for ``n/2``, ``(b, D + 1)``; and the estimated errors of the integrals of
-            the traces (equation 3, not divided by D), ``(b, K)``.
+            Four tensors: the integrals of the traces, ``(b, K)``; the integrals of the slopes and the power,
+            ``(b, D + 1)``; the differences between these integrals and those from the rule for ``n/2``, ``(b, D + 1)``;
+            and the estimated errors of the integrals of the traces (equation 3, not divided by D), ``(b, K)``.
         """
         interval = self.problem.interval
         u = clenshaw_curtis(n, *interval)[0].to(rows.device)
@@ -231,7 +231,7 @@ class _Nodes:
 
 
 def _interleave(even: Tensor, odd: Tensor) -> Tensor:
-    """Merge the values at nodes 0, 2, 4, ... and at nodes 1, 3, 5, ... in order."""
+    """Merge the values at even nodes (0, 2, 4, ...) with the values at odd nodes (1, 3, 5, ...), in order."""
     out = even.new_empty(len(even) + len(odd), *even.shape[1:])
     out[::2], out[1::2] = even, odd
     return out

@@ -33,7 +33,10 @@ Step = Callable[[Tensor, bool], Tensor]  # (state: (B, N), whether to keep the g
 
 
 def leaves(value: Tensor) -> list[Tensor]:
-    """Return the leaf tensors that require gradients and on which ``value``, of any shape, depends."""
+    """Return the leaf tensors that ``value`` depends on and that require gradients.
+
+    The tensor ``value`` may have any shape.
+    """
     found: list[Tensor] = []
     todo, seen = [value.grad_fn], set()
     while todo:
@@ -48,7 +51,7 @@ def leaves(value: Tensor) -> list[Tensor]:
 
 
 def repeated(step: Step, state: Tensor, parameters: list[Tensor]) -> Tensor:
-    """Apply ``step`` to ``state``, shape ``(B, N)``, and recompute it in the backward pass.
+    """Apply ``step`` to ``state: (B, N)`` without a graph, and recompute the step in the backward pass.
 
     Gradients reach ``state`` and ``parameters``, the leaves on which the step depends (see :func:`leaves`).
     """

@@ -51,7 +51,7 @@ class LogLikelihood:
         return self.status == OK
 
     def failures(self) -> list[str]:
-        """Return one line for each kind of failure."""
+        """Describe the failures in a list of lines, one for each kind of failure that occurred."""
         return failures(self.status)
 
     @classmethod
@@ -61,19 +61,22 @@ class LogLikelihood:
 
 
 def settled(status: Tensor, log_prob: Tensor) -> Tensor:
-    """Return ``status: (B,)``, with successful rows whose ``log_prob: (B,)`` is not finite marked as failed.
+    """Return ``status: (B,)`` after marking rows whose ``log_prob: (B,)`` is not finite as failed.
 
-    The divergence of a row can be NaN or infinite even if its trajectory is finite.
+    Rows that had already failed keep their status. The divergence of a row can be NaN or infinite even if its
+    trajectory is finite.
     """
     return torch.where((status == OK) & ~log_prob.detach().isfinite(), FAILED_NONFINITE, status)
 
 
 def bits_per_dim(log_prob: Tensor, dims: int | Tensor, log_cell: float = 0.0) -> Tensor:
-    """Convert nats in model units to bits per dimension (equation 2 of :mod:`scoresde.likelihood`).
+    """Convert log-likelihoods in nats to bits per dimension (equation 2 of :mod:`scoresde.likelihood`).
 
     Args:
-        log_prob: Log density or, if ``log_cell`` is 0, log probability, in nats, shape ``(B,)``.
-        dims: Number of dimensions D, either as one number for all rows or as one for each row, shape ``(B,)``.
+        log_prob: Log-likelihoods in nats, shape ``(B,)``: log densities in model units or, if ``log_cell`` is 0, log
+            probabilities.
+        dims: Number of dimensions D, either one number for all rows or a tensor with one number per row, shape
+            ``(B,)``.
         log_cell: The log volume of a cell in model units, ``sum_d log(b / scale_d)``.
 
     >>> round(float(bits_per_dim(torch.tensor([-2 * math.log(2.0)]), 2, 2 * math.log(2 / 256))), 6)

@@ -15,9 +15,8 @@ function                 compares                                        bias at
 :func:`find_copies`      samples and their nearest training rows         none
 =======================  ==============================================  ==================
 
-The functions in :mod:`scoresde.metrics.answers` take the truth first, and compare it with the answers of a
-conditional model, which are several samples for each condition. :func:`kuiper` tests whether angles are uniform on the
-circle.
+Most functions in :mod:`scoresde.metrics.answers` take the truth first, and compare it with the answers of a conditional
+model, that is, with several samples for each condition. :func:`kuiper` tests whether angles are uniform on the circle.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ rank of the truth among the answers is uniform on 0, ..., K. If a model is overc
 and the ranks pile up at both ends. An underconfident model shows the opposite. Draws from the prior pass both checks as
 well, so the PSNR itself must also be reported.
 
-Values such as the black pixels of a picture, where the truth and all answers are equal, have no rank. They are left
+A value for which the truth and all answers are equal, such as a pixel that is always black, has no rank and is left
 out. This rule treats the truth and the answers alike, so the ranks of the other values are still exactly uniform.
 Leaving out every value for which the *answers* are equal would break this symmetry: a rare bright pixel would be left
 out if it is in the truth but kept if it is in an answer, so the highest rank would occur too rarely.
@@ -55,7 +55,7 @@ def psnr(truth: Tensor, estimate: Tensor, span: float, hidden: Tensor | None = N
         estimate: One estimate of each sample, ``(N, *event)``, or several, ``(N, K, *event)``, whose squared errors are
             averaged.
         span: The largest possible difference between two values.
-        hidden: The values to compare, as a boolean mask broadcastable to ``(N, *event)``, or ``None`` for all values.
+        hidden: Boolean mask of the values to compare, broadcastable to ``(N, *event)``. ``None`` means all values.
     """
     square, count = _squares(truth, estimate, hidden)
     return jackknife(lambda s, n: _decibels(float(s.sum() / n.sum()), span), square, count)
@@ -67,7 +67,7 @@ def gap(truth: Tensor, answers: Tensor, span: float, hidden: Tensor | None = Non
     For exact answers, the expected gap is ``exact_gap(K)``.
 
     Args:
-        truth, span, hidden: As for :func:`psnr`.
+        truth, span, hidden: See :func:`psnr`.
         answers: The answers, ``(N, K, *event)``.
     """
     one, count = _squares(truth, answers, hidden)
@@ -79,7 +79,7 @@ def gap(truth: Tensor, answers: Tensor, span: float, hidden: Tensor | None = Non
 
 
 def exact_gap(answers: int) -> float:
-    """Return the expected :func:`gap` if all K answers are exact, ``10 log10(2 / (1 + 1/K))`` decibels.
+    """Return the expected :func:`gap` for K = ``answers`` exact answers: ``10 log10(2 / (1 + 1/K))`` decibels.
 
     >>> round(exact_gap(16), 2)
     2.75
@@ -88,18 +88,22 @@ def exact_gap(answers: int) -> float:
 
 
 def spread(truth: Tensor, answers: Tensor, hidden: Tensor | None = None) -> Measurement:
-    """Compute the ratio of the spread of the answers to the error of their mean. For exact answers, it is 1.
+    """Compute the ratio of the spread of the answers to the error of their mean.
 
-    The ratio is ``sqrt((1 + 1/K) S / E)``, where S is the unbiased variance of the answers and E the squared error of
-    their mean, both averaged over all values. A value below 1 means that the model is overconfident.
+    The ratio is ``sqrt((1 + 1/K) S / E)``, where S is the unbiased variance of the answers and E is the squared error
+    of their mean, both averaged over all values. Apart from sampling errors, it is 1 for exact answers. A ratio below 1
+    means that the model is overconfident.
 
     Args:
-        truth, hidden: As for :func:`psnr`.
+        truth, hidden: See :func:`psnr`.
         answers: The answers, ``(N, K, *event)``, with K at least 2.
     """
     several = answers.shape[1]
     if several < 2:
-        raise UsageError(f"the spread needs at least two answers to each question, got {several}", parameter="each")
+        raise UsageError(
+            f"the spread needs at least two answers to each question, got {several}; generate more",
+            parameter="each",
+        )
     mean, _ = _squares(truth, answers.double().mean(1), hidden)
     mask = _mask(truth, hidden)
     inside = (answers.double().var(1) * mask).flatten(1).sum(1)
@@ -112,11 +116,11 @@ class Ranks:
     """The ranks of the true values among the answers.
 
     Attributes:
-        counts: Number of values in each bin of ranks, int64 ``(bins,)``. For exact answers, all bins are equally
+        counts: Number of values whose rank lies in each bin, int64 ``(bins,)``. For exact answers, all bins are equally
             likely.
-        answers: Number of answers to each question, K; ranks are from 0 to K.
+        answers: Number K of answers to each question. The ranks run from 0 to K.
         left_out: Number of values that were left out because the truth and all answers are equal.
-        stderr: Standard error of :attr:`relative`, ``(bins,)``, from a jackknife over the questions.
+        stderr: Standard errors of :attr:`relative` from a jackknife over the questions, ``(bins,)``.
         most: Largest number of ranked values in any one question.
     """
 
@@ -146,7 +150,7 @@ class Ranks:
 
     @property
     def band(self) -> float:
-        """The :attr:`deviation` that 95% of exact models do not exceed, assuming normally distributed errors."""
+        """The 95% quantile of :attr:`deviation` for exact answers, assuming normally distributed errors."""
         sure = 0.95 ** (1 / len(self.counts))  # probability that a single bin stays within the band
         return float(NormalDist().inv_cdf((1 + sure) / 2) * self.stderr.mean())
 
@@ -169,12 +173,12 @@ class Ranks:
 
 
 def ranks(truth: Tensor, answers: Tensor, hidden: Tensor | None = None, bins: int = 0, seed: int = 0) -> Ranks:
-    """Compute the rank of each true value among the answers, with ties broken at random.
+    """Count the ranks of the true values among the answers, with ties broken at random.
 
     Values for which the truth and all answers are equal carry no information and are left out.
 
     Args:
-        truth, hidden: As for :func:`psnr`.
+        truth, hidden: See :func:`psnr`.
         answers: The answers, ``(N, K, *event)``.
         bins: Number of bins of equal size into which the K + 1 ranks are divided, or 0 to use :func:`bins_of`.
         seed: Seed for breaking ties.
@@ -202,11 +206,11 @@ def ranks(truth: Tensor, answers: Tensor, hidden: Tensor | None = None, bins: in
 
 
 def bins_of(answers: int, values: float = math.inf) -> int:
-    """Return the number of bins of equal size into which the ranks among K answers are divided.
+    """Return the number of bins of equal size into which the ranks among K = ``answers`` answers are divided.
 
     The candidates are the divisors of K + 1 from 2 to 20 and, if none of these is at least 5, the smallest divisor
-    above 20. The result is the largest candidate for which at least five of the ``values`` ranked values are expected
-    in each bin, or the largest candidate if there are too few values for all of them.
+    above 20. The result is the largest candidate for which each bin is expected to contain at least five of the ranked
+    values, whose total number is ``values``. If there is no such candidate, the result is the largest candidate.
 
     >>> bins_of(19), bins_of(16), bins_of(22), bins_of(39, 60)
     (20, 17, 23, 10)
@@ -222,12 +226,12 @@ def coverage(truth: Tensor, answers: Tensor, level: float, hidden: Tensor | None
 
     The K answers divide the line into K + 1 cells, which are equally probable for exact answers. A truth in a cell that
     is only partly inside the interval counts with the corresponding fraction, so the expected value for exact answers
-    is ``level`` for any K. As for :func:`ranks`, values for which the truth and all answers are equal are left out.
+    is ``level`` for any K. As in :func:`ranks`, values for which the truth and all answers are equal are left out.
 
     Args:
-        truth, hidden: As for :func:`psnr`.
+        truth, hidden: See :func:`psnr`.
         answers: The answers, ``(N, K, *event)``.
-        level: Probability of the interval, between 0 and 1.
+        level: The probability, between 0 and 1, that the interval contains the truth if the answers are exact.
     """
     if not 0 < level < 1:
         raise UsageError(f"the level of an interval must be between 0 and 1, got {level:g}")
@@ -244,7 +248,7 @@ def seen(residual: Tensor, tolerance: float) -> Measurement:
     """Compute the fraction of answers that agree with the given measurements.
 
     Args:
-        residual: The largest difference between the measurements of each answer and the given measurements, ``(N, K)``.
+        residual: For each answer, the largest difference between its measurements and the given ones, ``(N, K)``.
         tolerance: The largest difference that counts as agreement.
     """
     # Rounding errors may raise a difference of exactly half a quantisation level above the tolerance.
@@ -264,8 +268,8 @@ def ssim(truth: Tensor, estimate: Tensor, span: float, hidden: Tensor | None = N
         estimate: One estimate of each picture, ``(N, C, H, W)``, or several, ``(N, K, C, H, W)``, whose similarities to
             the true picture are averaged.
         span: The largest possible difference between two values.
-        hidden: The pixels at which a window may be centred, as a boolean mask broadcastable to ``(N, C, H, W)``, or
-            ``None`` for all pixels.
+        hidden: Boolean mask of the pixels at which a window may be centred, broadcastable to ``(N, C, H, W)``. ``None``
+            means all pixels.
     """
     dims = truth.ndim - 2
     if dims < 1:
@@ -306,7 +310,7 @@ def ssim(truth: Tensor, estimate: Tensor, span: float, hidden: Tensor | None = N
 
 
 def _several(truth: Tensor, estimate: Tensor) -> Tensor:
-    """Return estimates ``(N, *event)`` or ``(N, K, *event)`` as ``(N, K, *event)``, after checking their shape."""
+    """Check the shape of estimates ``(N, *event)`` or ``(N, K, *event)``, and return them as ``(N, K, *event)``."""
     several = estimate if estimate.ndim > truth.ndim else estimate.unsqueeze(1)
     if several.shape[2:] != truth.shape[1:] or len(several) != len(truth):
         raise UsageError(
@@ -340,7 +344,7 @@ def _relative(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
 
 
 def _squares(truth: Tensor, estimate: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the squared error of each question and the number of values compared, both float64 ``(N,)``.
+    """Return the squared error and the number of compared values for each question, both float64 ``(N,)``.
 
     The error is summed over the compared values and averaged over the answers.
     """

@@ -49,7 +49,7 @@ def kuiper(angles: Tensor) -> tuple[float, float]:
     """
     if angles.ndim != 1 or not len(angles) or not bool(angles.isfinite().all()):
         raise UsageError(
-            f"Kuiper's test needs a non-empty tensor of finite angles, of shape (N,), got shape {tuple(angles.shape)}"
+            f"Kuiper's test needs a non-empty tensor of finite angles of shape (N,), got shape {tuple(angles.shape)}"
             + ("" if bool(angles.isfinite().all()) else " with values that are not finite")
         )
     turns = (angles.double() / (2 * math.pi)).remainder(1).sort().values

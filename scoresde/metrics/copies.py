@@ -60,7 +60,7 @@ __all__ = ["HELD_OUT", "Copies", "find_copies", "nearest_line"]
 
 HELD_OUT = 20  # smallest number of held-out rows that can calibrate the test
 LOOKED_AT = 100  # largest number of samples, and of held-out rows, checked at the end of training
-READ = 2**28  # largest number of values of the training data to read for this check
+READ = 2**28  # largest number of values of the training data to read for the check at the end of training
 COARSE = 512  # number of values per row used in the coarse search for neighbours
 CANDIDATES = 8  # number of candidates from the coarse search whose exact distances are computed
 
@@ -152,10 +152,10 @@ def find_copies(x: Tensor, train: Tensor, held_out: Tensor, *, k: int = 5, level
 
 
 def _ratios(x: Tensor, train: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Find the training row nearest to each row of ``x``.
+    """Find the nearest training row for each row of ``x``, and compute the ratio of equation 1.
 
-    The function returns four tensors of shape ``(N,)``: the distance to this training row, its index, the ratio of
-    equation 1, and the distance from the training row to its own nearest neighbour.
+    The function returns four tensors of shape ``(N,)``: the distance to the nearest training row, the index of this
+    training row, the ratio, and the distance from this training row to its own nearest neighbour.
     """
     distance, index = (found[:, 0] for found in nearest(x, train, 1))
     needed, back = torch.unique(index, return_inverse=True)
@@ -166,7 +166,10 @@ def _ratios(x: Tensor, train: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, T
 
 
 def _p_values(ratio: Tensor, held_out: Tensor) -> Tensor:
-    """Compute the p-value (equation 3) of each ratio ``(N,)``, given the ratios of held-out rows ``(m,)``."""
+    """Compute the p-values (equation 3) of samples from their ratios, shape ``(N,)``.
+
+    The argument ``held_out: (m,)`` contains the ratios of held-out rows.
+    """
     ordered, m = held_out.sort().values, len(held_out)
     tail = min(m // 2, max(10, m // 4))
     u, below = ordered[tail], ordered[:tail]
@@ -209,7 +212,7 @@ def nearest_line(
     Args:
         samples: Samples, shape ``(N, *event)``. Samples with non-finite values are left out.
         train: Training rows, ``(T, *event)``.
-        held_out: Rows that were not used for training, ``(m, *event)``; may be empty.
+        held_out: Rows that were not used for training, ``(m, *event)``. There may be none.
         units: Function that converts rows to the units in which distances are computed, such as
             ``codec.continuous.to_model``. Without such a conversion, one column of a table can outweigh the others.
         level: Probability that any sample is flagged if all samples are new.
@@ -252,10 +255,10 @@ def nearest_line(
 def _nearest_in_slabs(
     x: Tensor, train: Tensor, flat: Callable[[Tensor], Tensor], other: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Find the training row nearest to each row of ``x: (N, d)``, and return its distance and index, each ``(N,)``.
+    """Find the nearest training row for each row of ``x: (N, d)``, and return the distances and the indices.
 
-    Training rows are converted to floating-point numbers one slab at a time. Exact copies have a distance of exactly 0.
-    With ``other``, exact copies are ignored.
+    Both results have shape ``(N,)``. Training rows are converted to floating-point numbers one slab at a time. Exact
+    copies have a distance of exactly 0. If ``other`` is true, they are ignored.
     """
     some, slab = slice(None, None, -(-x.shape[1] // COARSE)), max(1, 2**19 // x.shape[1])
     centre = flat(train[:slab])[:, some].mean(0)  # to limit cancellation in |a|^2 + |b|^2 - 2 a.b

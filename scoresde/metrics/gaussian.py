@@ -121,7 +121,7 @@ def _of_few(x: Tensor, y: Tensor) -> float:
 
 @checked(blocks=SEVERAL)
 def frechet(x: Tensor, y: Tensor | Moments, *, blocks: int = BLOCKS) -> Measurement:
-    """Compute :func:`frechet_distance` with its jackknife error and bias.
+    """Compute :func:`frechet_distance` with the jackknife estimates of its standard error and bias.
 
     Args:
         x: Features, shape ``(N, d)``.

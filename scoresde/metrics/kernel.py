@@ -12,8 +12,8 @@ estimate is sometimes negative. There are two kernels:
     k(a, b) = mean_h exp(-|a - b|^2 / (2 h^2))        Gaussian, with one or more bandwidths h          (3)
 
 Here d is the number of features. The polynomial kernel compares moments up to the third and depends on the scale of the
-features. The Gaussian kernel compares distributions at the length scale h, which is by default the median distance
-between the rows of both sets combined.
+features. The Gaussian kernel compares distributions at the length scale h. By default, h is the median distance between
+two rows of the combined sets.
 
 KID is often reported as the mean over subsets of 1,000 rows. The functions here use all pairs at once, which gives the
 same expectation and a smaller variance. The standard error comes from a jackknife over B blocks of rows. The kernel is
@@ -78,7 +78,7 @@ def mmd(x: Tensor, y: Tensor, *, bandwidths: Sequence[float] | None = None, bloc
         x: Features, shape ``(N, d)``.
         y: Features, shape ``(M, d)``.
         bandwidths: Bandwidths in units of the features, or ``None`` for the :func:`median_distance` of the two sets.
-        blocks: Number of jackknife blocks. The error treats the bandwidths as fixed.
+        blocks: Number of jackknife blocks. The standard error is computed as if the bandwidths were fixed.
 
     Raises:
         UsageError: If the shapes differ, a value is not finite, a set has fewer than 2 rows, or a bandwidth is not
@@ -100,7 +100,7 @@ def mmd(x: Tensor, y: Tensor, *, bandwidths: Sequence[float] | None = None, bloc
 
 @checked(limit=SEVERAL)
 def median_distance(x: Tensor, y: Tensor, *, limit: int = 1000) -> float:
-    """Compute the median distance between distinct rows of two sets combined.
+    """Compute the median of the distances between all pairs of rows of the combined sets.
 
     At most ``limit`` evenly spaced rows of each set are used.
 
@@ -135,9 +135,9 @@ def _mmd2(x: Tensor, y: Tensor, kernel: Kernel, blocks: int) -> Measurement:
 
 
 def _sums(a: Tensor, b: Tensor, in_a: Tensor, in_b: Tensor, kernel: Kernel) -> Tensor:
-    """Return the sum of the kernel over the row pairs in each pair of blocks, ``(B, B)``.
+    """Return the sum of the kernel over the row pairs in each pair of blocks.
 
-    Pairs of a row with itself are excluded.
+    The result has shape ``(B, B)``. Pairs of a row with itself are excluded.
     """
     total = torch.zeros(in_a.shape[1], in_b.shape[1], dtype=a.dtype, device=a.device)
     for part in slabs(len(a), len(b)):

@@ -40,7 +40,7 @@ class Measurement:
     """The value of a statistic, with its standard error and bias.
 
     Attributes:
-        value: The statistic of all rows.
+        value: The statistic, computed from all rows.
         stderr: The standard error of the statistic, or NaN if it is unknown.
         bias: The estimated bias of the value relative to infinite data, to order 1/N, or NaN if it is unknown.
     """
@@ -81,7 +81,7 @@ def deal(sizes: Sequence[int], blocks: int = BLOCKS, seed: int = 0) -> list[Tens
 
 
 def from_blocks(value: float, without: Sequence[float]) -> Measurement:
-    """Return the measurement (equations 1 and 2), given the statistic of all rows and its values without each block."""
+    """Build a measurement from the statistic of all rows and the statistics without each block (equations 1 and 2)."""
     count = len(without)
     if count < 2:
         return Measurement(value)

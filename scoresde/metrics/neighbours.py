@@ -13,10 +13,10 @@ With samples x_1 .. x_N and reference points y_1 .. y_M,
 
 Precision is the fraction of samples that lie near the reference, and recall is the fraction of reference points that
 lie near the samples. Density counts how many reference balls contain each sample, whereas precision only records
-whether any of them does. Coverage is the fraction of reference balls that contain at least one sample.
+whether any ball contains it. Coverage is the fraction of reference balls that contain at least one sample.
 
 Precision and recall are sensitive to outliers, because outliers have large balls. Density and coverage were designed to
-avoid this weakness. If both distributions are equal, density has expectation 1 and can exceed 1, and coverage has
+avoid this weakness. If the two distributions are equal, density has expectation 1 and can exceed 1, and coverage has
 expectation 1 - (M-1)!/(M-1-k)! (N+M-1-k)!/(N+M-1)!, which is 0.97 for k = 5 and large N = M. Precision and recall
 have no such reference value. Compare values only at equal N, M and k.
 
@@ -117,10 +117,10 @@ def neighbourhoods(x: Tensor, y: Tensor, *, k: int = NEIGHBOURS, blocks: int = B
 
 
 def _balls(rows: Tensor, k: int, block: Tensor, count: int) -> Tensor:
-    """Compute the squared radii ``(N, 1 + count)`` of the balls, with all rows and then without each block in turn.
+    """Compute the squared radii of the balls around the rows, first with all rows and then without each block in turn.
 
-    The entries of deleted rows are -1. All radii are slightly enlarged, so that rounding cannot exclude a point that
-    lies exactly on the boundary of a ball.
+    The result has shape ``(N, 1 + count)``. The entries of deleted rows are -1. All radii are slightly enlarged, so
+    that rounding cannot exclude a point that lies exactly on the boundary of a ball.
     """
     # One of 20 blocks contains few of the 4 k + 20 neighbours, so at least k of them remain when it is deleted.
     distances, found = nearest(rows, rows, min(len(rows) - 1, 4 * k + 20), same=True)

@@ -27,7 +27,7 @@ BUDGET = 2**24  # largest number of table entries in memory at once: 128 MB in f
 
 
 def as_rows(x: Tensor, name: str, device: torch.device | None = None) -> Tensor:
-    """Flatten ``x``, of shape ``(N, *event)``, to float64 rows ``(N, d)``.
+    """Flatten ``x: (N, *event)`` to float64 rows ``(N, d)``.
 
     Raises:
         UsageError: If ``x`` has no event axis, there are fewer than 2 rows, events are empty, or a value is not finite.
@@ -72,19 +72,22 @@ def slabs(n: int, m: int) -> Iterator[slice]:
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """Compute the squared distances ``(N, M)`` between rows ``(N, d)`` and ``(M, d)`` with equation 1."""
+    """Compute the squared distances between the rows of ``a: (N, d)`` and the rows of ``b: (M, d)`` with equation 1.
+
+    The result has shape ``(N, M)``.
+    """
     squares = a.square().sum(dim=1)[:, None] + b.square().sum(dim=1)
     return torch.addmm(squares, a, b.T, alpha=-2).clamp_min_(0)
 
 
 def nearest(a: Tensor, b: Tensor, k: int, *, same: bool = False) -> tuple[Tensor, Tensor]:
-    """Find the ``k`` nearest rows of ``b`` to each row of ``a``.
+    """For each row of ``a``, find the ``k`` nearest rows of ``b``.
 
     Args:
         a: Rows ``(N, d)``.
         b: Rows ``(M, d)``.
         k: Number of neighbours.
-        same: Whether ``a`` and ``b`` are the same rows. If so, a row does not count as its own neighbour.
+        same: Whether ``a`` and ``b`` are the same set of rows. If so, a row does not count as its own neighbour.
 
     Returns:
         The distances in ascending order, and the indices into ``b``, each of shape ``(N, k)``. Identical rows have a

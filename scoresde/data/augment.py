@@ -95,10 +95,10 @@ class Augmentation(Checked):
     def drawn(self, count: int, shape: tuple[int, ...], *, seed: int, step: int) -> Tensor:
         """Draw the augmentation parameters of ``count`` images of shape ``(C, H, W)`` for one training step.
 
-        The result has shape ``(count, numbers)`` and dtype float64. The parameters of a
-        transformation are 0 if it is not applied to an image. Otherwise, the parameter is 1 for mirroring and a
-        standard normal number for scaling. The two parameters of a shift are the number of pixels to the right, divided
-        by an eighth of the width, and the number of pixels down, divided by an eighth of the height.
+        The result has shape ``(count, numbers)`` and dtype float64. If a transformation is not applied to an image, its
+        parameters are 0. Otherwise, the parameter is 1 for mirroring and a standard normal number for scaling. The two
+        parameters of a shift are the number of pixels to the right, divided by an eighth of the width, and the number
+        of pixels down, divided by an eighth of the height.
         """
         noise = Noise.of(count, seed % 2**64)
         # Use two addresses, because normal numbers are computed from the uniform ones. Draw all kinds, so that no kind

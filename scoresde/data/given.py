@@ -9,7 +9,7 @@ The option ``cond`` lists the sources of a model's condition, joined by ``+``:
     `vector`           numbers: the array ``c`` of an ``.npz`` file, or named columns, ``vector:age,dose``
     `image`            another picture or signal: the array ``given``, or the pictures in a folder ``given/``
     `text`             a text: the array ``text``, or a ``.txt`` file next to each picture
-    an operator        the measurement of the sample by the operator, such as ``pool:2`` or ``grey/hole``
+    an operator        the measurement of the sample by this operator; examples: ``pool:2``, ``grey/hole``
     =================  ====================================================================================
 
 Numbers are standardised, and pictures are mapped to [-1, 1]. Each word is replaced by its index in the vocabulary of
@@ -39,7 +39,7 @@ from .raw import Array, Known
 
 __all__ = ["CondInfo", "Sources"]
 
-WORDS = 50_000  # size of the largest vocabulary
+WORDS = 50_000  # maximum number of words in a vocabulary
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
@@ -49,10 +49,10 @@ class Sources:
 
     Attributes:
         label: Whether the condition contains the class.
-        vector: Whether it contains numbers.
-        columns: The columns of a table that hold these numbers. Empty if the numbers do not come from a table.
-        image: Whether it contains another picture.
-        text: Whether it contains a text.
+        vector: Whether the condition contains numbers.
+        columns: The table columns that contain these numbers. Empty if the numbers do not come from a table.
+        image: Whether the condition contains another picture.
+        text: Whether the condition contains a text.
         operator: The operator whose measurement of the sample is part of the condition, or "".
     """
 
@@ -234,7 +234,7 @@ class CondInfo:
         """Convert a condition to model units, in float32: standardise numbers, and map pictures to [-1, 1].
 
         Raises:
-            UsageError: If a shape does not match that of the conditions in training, or if tokens are invalid.
+            UsageError: If the shape of a condition differs from that in training, or if tokens are invalid.
         """
         vector, image = known.vector, known.image
         if vector is not None and self.vector:
@@ -283,7 +283,7 @@ class CondInfo:
     def tokens(self, texts: Sequence[str]) -> Tensor:
         """Return the word indices of texts, int64 ``(n, L)``, with -1 after the end of each text.
 
-        L is the length of the longest text; no text is cut. A word that is not in the vocabulary has the index 0.
+        L is the number of words in the longest text. A word that is not in the vocabulary has the index 0.
         """
         index = {word: i + 1 for i, word in enumerate(self.words)}
         rows = [[index.get(word, 0) for word in _words(text)] for text in texts]
@@ -291,7 +291,7 @@ class CondInfo:
         return torch.tensor([row + [-1] * (length - len(row)) for row in rows], dtype=torch.int64).reshape(-1, length)
 
     def unknown(self, text: str) -> dict[str, str]:
-        """Return the words of a text that are not in the vocabulary, each with a suggestion of similar words."""
+        """Map each word of a text that is not in the vocabulary to a suggestion of similar words."""
         known = set(self.words)
         return {word: closest(word, known).partition("?")[0] for word in _words(text) if word not in known}
 

@@ -44,7 +44,7 @@ INSTEAD = {
 
 
 def read_path(path: Path, reading: Reading = AS_IS) -> Raw:
-    """Read the file or folder ``path`` in any supported format, with the options ``reading``."""
+    """Read the file or folder ``path`` in any supported format. ``reading`` contains the options for reading."""
     raw = _read_path(path, reading)
     pictures, unused = bool(raw.hashes), []
     if reading.size and not pictures:

@@ -72,7 +72,7 @@ class MetricRow:
     Attributes:
         metric: Name of the metric.
         samples: Value for the samples against the reference.
-        real: Value for real rows against the same reference (the floor), or ``None`` if there are no real rows.
+        real: Value for real rows against the same reference (the floor), or ``None`` if it was not computed.
     """
 
     metric: str
@@ -357,14 +357,14 @@ def _named(origin: int | Path) -> str:
 
 
 def _nearest(origin: int | Path) -> dict[str, Any]:
-    """Return the origin of a training row, its position in the source or its file, as JSON-serialisable values."""
+    """Return the origin of a training row (its position in the source, or its file) as a JSON-serialisable dict."""
     return {"training_row": origin} if isinstance(origin, int) else {"training_file": str(origin)}
 
 
 def write_evaluation(
     folder: Path, found: Evaluation, made: Mapping[str, Any], pictures: tuple[DataInfo, Tensor, Tensor] | None = None
 ) -> list[Path]:
-    """Write ``evaluation.json`` and, if ``pictures`` is given and copies were checked for, ``neighbours.png``.
+    """Write ``evaluation.json``. If ``pictures`` is given and there was a check for copies, draw ``neighbours.png``.
 
     The picture shows the most suspicious samples with their nearest training rows. If the picture cannot be drawn, a
     warning is issued.

@@ -284,8 +284,8 @@ def test_an_array_that_is_no_condition_hinders_only_those_who_ask_for_it(
 def test_both_parts_say_the_same_kind_of_thing(tmp_path: Path) -> None:
     x = {"x_train": vectors(), "x_test": vectors(20, seed=1)}
     cases = [
-        ({"c_train": np.zeros((60, 2))}, "c_train' describes only the training samples; add one for the test"),
-        ({"c_test": np.zeros((20, 2))}, "c_test' describes only the test samples; add one for the training"),
+        ({"c_train": np.zeros((60, 2))}, "c_train' describes only the training samples; add an array for the test"),
+        ({"c_test": np.zeros((20, 2))}, "c_test' describes only the test samples; add an array for the training"),
         ({"c_train": np.zeros((60, 2)), "c_test": np.zeros((20, 3))}, "the shapes may differ only in the number"),
     ]
     for more, message in cases:

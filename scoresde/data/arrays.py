@@ -117,12 +117,12 @@ def roles(path: Path | str, arrays: Mapping[str, Array]) -> dict[str, str]:
 
 
 def _is_data(second: Array, first: Array) -> bool:
-    """Whether the second of two unnamed arrays holds data rather than labels."""
+    """Whether the second of two unnamed arrays contains data rather than labels."""
     return second.ndim > 1 and second.shape[1:] != (1,) and second.ndim == first.ndim
 
 
 def _without_targets(path: Path, arrays: dict[str, Array]) -> tuple[dict[str, Array], list[str]]:
-    """Leave out label arrays that hold numbers rather than classes. Return the other arrays, and notes for the user."""
+    """Leave out label arrays with numbers rather than classes. Return the other arrays, and notes for the user."""
     found = roles(path, arrays)
     keys = [found[role] for role in ("y", "y_test") if role in found]
     if not any(arrays[key].dtype.kind == "f" and not _are_classes(arrays[key]) for key in keys):
@@ -133,7 +133,7 @@ def _without_targets(path: Path, arrays: dict[str, Array]) -> tuple[dict[str, Ar
 
 
 def _are_classes(y: Array) -> bool:
-    """Whether an array of floats holds one integer value per sample, with few distinct values."""
+    """Whether an array of floats contains one integer per sample, and few distinct integers in total."""
     if y.ndim == 0 or y.shape not in ((len(y),), (len(y), 1)) or not np.array_equal(y, np.rint(y)):
         return False
     return len(np.unique(y)) <= min(CLASSES, max(2, len(y) / 2))
@@ -204,8 +204,8 @@ def _known(
         try:
             if len(keys) < len(parts):
                 have, lack = ("training", "test") if name in found else ("test", "training")
-                raise DataError(f"{path}: array {keys[0]!r} describes only the {have} samples; add one for the {lack}"
-                                " samples")  # fmt: skip
+                raise DataError(f"{path}: array {keys[0]!r} describes only the {have} samples; add an array for the "
+                                f"{lack} samples")  # fmt: skip
             made = []
             for key, x in zip(keys, parts.values(), strict=True):
                 value = arrays[key]
@@ -246,7 +246,7 @@ def _numbers(where: str, c: Array, *_: object) -> tuple[str, Array]:
 
 
 def _picture(where: str, x: Array, event: tuple[int, ...], channels_last: bool, reading: Reading) -> tuple[str, Array]:
-    """Return ``"image"`` and, channels first, the pictures that are the conditions of samples of shape ``event``."""
+    """Return ``"image"`` and the pictures (channels first) that are the conditions of samples of shape ``event``."""
     ndim = len(event) + 1
     if x.dtype.kind not in "biuf":
         raise DataError(f"{where} has dtype {x.dtype}, but must hold numbers")
@@ -277,7 +277,7 @@ def _proportional(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
 
 
 def _texts(where: str, text: Array, *_: object) -> tuple[str, Array]:
-    """Return ``"text"`` and the texts, ``(N,)``, or ``"features"`` and the features of their words, ``(N, L, E)``."""
+    """Return ``"text"`` and the texts ``(N,)``, or ``"features"`` and the features ``(N, L, E)`` of their words."""
     if text.dtype.kind == "f" and text.ndim == 3 and text.size:
         if np.isinf(text).any():
             raise DataError(f"{where} has infinite values; write NaN where there is no word")

@@ -40,7 +40,7 @@ class Batch:
         augment: The augmentation parameters of each row, ``(B, A)``, which are an input to the network, or ``None`` if
             rows are not augmented. Unlike a condition, the parameters are never dropped at random.
         clean: The same data in data units, before dequantisation, with the same shape as ``x0``. ``None`` if no
-            operator is to be applied to them.
+            operator is applied.
     """
 
     x0: Tensor
@@ -74,7 +74,10 @@ class Source(Protocol):
         ...
 
     def __call__(self, index: Tensor, generator: torch.Generator, dtype: torch.dtype) -> Batch:
-        """Return the rows at the positions ``index``, int64 ``(B,)``, with any random draws from ``generator``."""
+        """Return a batch of the rows at the positions ``index``, int64 ``(B,)``.
+
+        Any random numbers are drawn from ``generator``.
+        """
         ...
 
 
@@ -143,7 +146,7 @@ class Batches:
     Args:
         source: The data source.
         size: Number of rows per batch.
-        seed: Seed of the row order, of the augmentation and of the random draws of an operator.
+        seed: Seed for the row order, for the augmentation and for operators that draw random numbers.
         augmentation: Augmentation of the rows, or ``None``. Only images without paired noise or weights can be
             augmented.
     """

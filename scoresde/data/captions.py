@@ -1,6 +1,6 @@
 """Pictures with captions. Each picture ``(3, 8, 16)`` shows two of the bundled digits side by side, in colour.
 
-A caption is a sentence such as "a red three left of a green seven", or, for the same picture, "a green seven right of a
+A caption is a text such as "a red three left of a green seven", or, for the same picture, "a green seven right of a
 red three". Without their order, the words do not say which digit has which colour or which digit is on the left, so a
 model has to use the order of the words.
 

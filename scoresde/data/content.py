@@ -192,7 +192,7 @@ class Identity:
         return "same" if self.order == now.order else "re-sorted", 0, 0
 
     def retold(self, now: Identity) -> int:
-        """Count the rows of the current data, with the identity ``now``, whose condition has changed."""
+        """Count the rows with a changed condition in the current data, which have the identity ``now``."""
         if self.told is None or now.told is None:
             return 0
         return max(0, _more(now.told, self.told) - _more(now.hashes, self.hashes))
@@ -214,7 +214,7 @@ class Identity:
 
 
 def _both(these: Hashes, those: Hashes) -> Hashes:
-    """Merge two arrays of hashes. In the sorted result, each hash occurs as often as in the array with more of it."""
+    """Return the sorted union of two arrays of hashes, in which each hash keeps the larger of its two counts."""
     return np.array(sorted((Counter(these.tolist()) | Counter(those.tolist())).elements()), np.uint64)
 
 

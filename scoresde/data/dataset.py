@@ -263,7 +263,7 @@ class Dataset:
 
     @property
     def filled(self) -> Tensor:
-        """The complete training rows ``(n, *event)``, which have no unknown values, or all rows if none is complete."""
+        """The training rows without unknown values, ``(n, *event)``, or all training rows if no row is complete."""
         found = self.train[self.whole]
         return found if len(found) else self.train
 
@@ -274,7 +274,7 @@ class Dataset:
 
     @property
     def trains(self) -> Tensor:
-        """Mask of the training rows that are not validation rows, bool ``(n_train,)``."""
+        """A boolean mask ``(n_train,)`` of the training rows that are not validation rows."""
         mask = torch.ones(len(self.train), dtype=torch.bool)
         if self.validates is not None:
             mask[self.validates] = False
@@ -282,7 +282,7 @@ class Dataset:
 
     @property
     def whole(self) -> Tensor:
-        """Mask of the training rows in which every value is known, bool ``(n_train,)``."""
+        """A boolean mask ``(n_train,)`` of the training rows in which every value is known."""
         if self.complete is None:
             return torch.ones(len(self.train), dtype=torch.bool)
         return self.complete.flatten(1).all(1)
@@ -290,7 +290,8 @@ class Dataset:
     def every(self) -> tuple[Tensor, Tensor | None, Condition]:
         """Return all samples, training samples first, with their labels and their other conditions.
 
-        Labels, or a kind of condition, that only the training samples or only the test samples have are left out.
+        Labels are left out if only the training samples or only the test samples have them. The same applies to each
+        kind of condition.
         """
         theirs, ours = (
             (x, y, *(getattr(given, name) for name in SLOTS))
@@ -407,7 +408,7 @@ class Dataset:
 
 
 def _joined(a: Tensor, b: Tensor) -> Tensor:
-    """Join the rows of two tensors. Texts of different lengths are padded with -1, or with NaN if they are features."""
+    """Join the rows of two tensors. Shorter texts are padded: word indices with -1, and features of words with NaN."""
     if a.ndim < 2 or a.shape[1:] == b.shape[1:] or a.shape[2:] != b.shape[2:]:
         return torch.cat([a, b])
     length, nothing = max(a.shape[1], b.shape[1]), torch.nan if a.is_floating_point() else -1
@@ -522,7 +523,7 @@ def _captions() -> Raw:
 
 
 def _build(raw: Raw, name: str, source: str, how: How) -> Dataset:
-    """Build a data set: split the rows if the source has no test part, determine the units, and convert to tensors."""
+    """Build a data set: split the rows unless there is a test part, find the units, and convert arrays to tensors."""
     units = units_of(raw, source)
     if raw.test is not None and raw.test.shape[1:] != raw.train.shape[1:]:
         raise DataError(
@@ -654,7 +655,7 @@ def _names(y: Array | None, classes: tuple[str, ...]) -> list[str] | None:
 
 
 def _tensor(x: Array, wide: bool) -> Tensor:
-    """Convert a uint8 or bool array to a uint8 tensor, and any other to a 32-bit tensor (64-bit if ``wide``)."""
+    """Convert a uint8 or bool array to a uint8 tensor, and other arrays to 32-bit tensors (64-bit if ``wide``)."""
     small = x.dtype in (np.uint8, np.bool_)
     dtype: type[np.generic]
     if x.dtype.kind == "f":

@@ -95,7 +95,7 @@ def pictures_in(folder: Path) -> list[Path]:
 
 
 def _held_out(search: _Search, parts: dict[str, list[Path]]) -> Path | None:
-    """Choose the test folder, or the validation folder if there are no test images, or ``None`` if neither exists."""
+    """Return the test folder, the validation folder if there are no test images, or ``None`` if neither exists."""
     folders = [parts[part][0] for part in ("test", "validation") if part in parts]
     if not folders:
         return None

@@ -13,8 +13,8 @@ The option ``cond`` lists the sources of a model's condition, joined by ``+``:
     =================  ====================================================================================
 
 Numbers are standardised, and pictures are mapped to [-1, 1]. Each word is replaced by its index in the vocabulary of
-the training texts. :class:`CondInfo` contains the statistics and the vocabulary that this requires, and is stored with
-a run. A missing number or pixel is stored as NaN, and a missing word as -1.
+the training texts. :class:`CondInfo` contains the statistics for these conversions and the vocabulary. It is stored
+with a run. A missing number or pixel is stored as NaN, and a missing word as -1.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class CondInfo:
     """Description of the conditions of the samples in a data set.
 
     Attributes:
-        vector: Names of the numbers.
+        vector: Names of the numbers in the condition.
         shift, scale: Mean and standard deviation of each number over the training rows, which are used to standardise
             the numbers.
         image: Shape of a picture, ``(C, *space)``, or empty if there are no pictures.
@@ -158,7 +158,7 @@ class CondInfo:
 
     @classmethod
     def of(cls, known: Known) -> CondInfo:
-        """Describe the conditions of the training rows, and compute their statistics and their vocabulary."""
+        """Describe the conditions of the training rows, and compute the statistics and the vocabulary."""
         found = cls()
         if known.vector is not None:
             v = known.vector.astype(np.float64)
@@ -234,7 +234,7 @@ class CondInfo:
         """Convert a condition to model units, in float32: standardise numbers, and map pictures to [-1, 1].
 
         Raises:
-            UsageError: If the shape of a condition differs from that in training, or if tokens are invalid.
+            UsageError: If a condition does not have the shape that the model requires, or if tokens are invalid.
         """
         vector, image = known.vector, known.image
         if vector is not None and self.vector:
@@ -281,7 +281,7 @@ class CondInfo:
             )
 
     def tokens(self, texts: Sequence[str]) -> Tensor:
-        """Return the word indices of texts, int64 ``(n, L)``, with -1 after the end of each text.
+        """Return the word indices of texts as an int64 tensor ``(n, L)``, with -1 after the end of each text.
 
         L is the number of words in the longest text. A word that is not in the vocabulary has the index 0.
         """

@@ -60,8 +60,8 @@ def _read_idx(path: Path, ndim: int) -> Array:
             shape = struct.unpack(f">{ndim}I", header[4:])
             if most > size:
                 may_unpack(size, math.prod(shape))
-            # Read at most what the header declares, even if a .gz unpacks to more, and at most what the file can hold,
-            # even if the header declares more.
+            # Read at most what the header declares, even if a .gz unpacks to more, and at most what the file can
+            # contain, even if the header declares more.
             payload = file.read(min(math.prod(shape), most) + 1)
     except DataError:
         raise

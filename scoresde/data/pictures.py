@@ -186,7 +186,7 @@ def read_pictures(folder: Path, paths: Sequence[Path], reading: Reading = AS_IS)
     Args:
         folder: The folder. File names in messages are relative to it.
         paths: The files.
-        reading: The options for files.
+        reading: Options for reading the files.
 
     Returns:
         The pixels ``(N, C, H, W)``, uint8 or uint16, and the smallest width and height of the images before resizing.
@@ -386,7 +386,7 @@ def _squared(image: Image.Image, part: tuple[float, float], side: int, fit: str)
 
 
 def _bits(image: Image.Image, data: bytes) -> int:
-    """Return the number of bits per channel in the file. Pillow does not report it and reduces colours to 8 bits."""
+    """Return the number of bits per channel in the file. Pillow does not report this, and reduces colours to 8 bits."""
     if image.format == "PNG":
         return data[24]  # in the header, after width and height
     stored = getattr(image, "tag_v2", {}).get(BITS, 8)
@@ -473,7 +473,7 @@ class _Stack:
 
 
 def _common(a: int, b: int) -> int:
-    """Return the number of channels of an array that can store images with ``a`` channels and with ``b`` channels."""
+    """Return the number of channels that an array needs to store images with ``a`` and images with ``b`` channels."""
     return (3 if max(a, b) > 2 else 1) + (a % 2 == 0 or b % 2 == 0)
 
 

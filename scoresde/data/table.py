@@ -109,7 +109,8 @@ def read_table(path: Path, reading: Reading = AS_IS, keep: Collection[str] = ())
     Args:
         path: The file, in UTF-8, with cells separated by commas, semicolons or tabs. The first line may name the
             columns.
-        reading: The columns that hold the condition of each sample, and whether to keep empty cells.
+        reading: Options, which include the columns that contain the condition of each sample, and whether to keep empty
+            cells.
         keep: Names of columns to keep as data, even if they look like an index or the class.
 
     Returns:
@@ -207,7 +208,7 @@ class Sheet:
         return [cell.lower() in MISSING for cell in self.column(place)]
 
     def numbers(self, places: Iterable[int]) -> Array:
-        """Return the numbers in the columns ``places``, float64 ``(N, K)``, with NaN for empty cells.
+        """Return the numbers in the K columns ``places`` as a float64 array ``(N, K)``, with NaN for empty cells.
 
         Raises:
             DataError: If a cell is neither empty nor a number. The message names the line and column of the cell.
@@ -258,7 +259,7 @@ def _text(path: Path) -> str:
     try:
         data = gunzipped(read_bytes(path))
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path} is a damaged or truncated gzip file ({error})") from error
+        raise DataError(f"{path} is a damaged or truncated gzip file ({error}); compress the table again") from error
     except (OSError, MemoryError) as error:
         raise DataError(f"{path} cannot be read: {reason(error)}") from error
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -399,14 +400,14 @@ def _told(path: Path, names: Sequence[str], asked: Sequence[str]) -> tuple[str, 
 
 
 def _complete(columns: Sequence[_Column]) -> Array | None:
-    """Return a mask of the cells that are not empty, bool ``(N, D)``, or ``None`` if no cell is empty."""
+    """Return a boolean mask ``(N, D)`` of the cells that are not empty, or ``None`` if no cell is empty."""
     if all(c.known is None for c in columns):
         return None
     return np.stack([np.ones(len(c.cells), bool) if c.known is None else c.known for c in columns], 1)
 
 
 def _vector(columns: Sequence[_Column]) -> Array:
-    """Return the numbers in some columns, float64 ``(N, K)``, with NaN for empty cells."""
+    """Return the numbers in K columns as a float64 array ``(N, K)``, with NaN for empty cells."""
     x = np.stack([np.asarray(c.numbers, np.float64) for c in columns], 1)
     known = _complete(columns)
     return x if known is None else np.where(known, x, np.nan)

@@ -51,7 +51,7 @@ def tinted(grey: Tensor, hues: Tensor) -> Tensor:
 
 
 def hue(x: Tensor) -> Tensor:
-    """Compute the hue of each picture as an angle between -pi and pi, float64 ``(N,)``.
+    """Compute the hues ``(N,)`` of pictures as angles between -pi and pi, in float64.
 
     The hue is the angle of the sum of ``(e_1 . (x - g), e_2 . (x - g))`` over all pixels, where g is the grey value, so
     pixels count in proportion to their brightness. The result is exact for :func:`tinted` pictures.

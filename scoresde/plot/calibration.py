@@ -1,4 +1,4 @@
-"""Plots of the calibration of a conditional model: the ranks of the truth among its answers, and the coverage.
+"""Plots of the calibration of a conditional model: the ranks of the truth among the answers, and the coverage.
 
 The left panel shows how many values have each rank, relative to uniform ranks. The right panel shows how often a
 central interval of the answers contains the truth, against the level of the interval. The error bars show two standard

@@ -179,7 +179,7 @@ def _panels(
 
 
 def _marks(low: float, high: float) -> list[float]:
-    """Choose two or three round numbers from ``low`` to ``high``, or the two limits if this range has fewer."""
+    """Choose two or three round numbers from ``low`` to ``high``, or the limits if this range has fewer than two."""
     from matplotlib.ticker import MaxNLocator
 
     for most in (2, 3, 4):

@@ -11,8 +11,8 @@ channels with different units are divided by their standard deviations, so that 
 as the standard deviation.
 
 The PSNR of the answers is reported next to that of *training rows*, which are drawn at random for each question and so
-serve as answers that ignore the question. Since they are draws from the prior, they pass every test of calibration,
-although they are useless as answers.
+serve as answers that ignore the question. Since they are drawn from the distribution of all rows, they pass every test
+of calibration, although they are useless as answers.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Answers:
         info: Description of the data.
         codec: The map from data units to model units. Its scales are used to compare values with different units.
         seen: The measurements of the true samples, on which the answers are conditioned, or ``None`` if there are none.
-        rows: Index of the row of each question in the split, int64 ``(N,)``.
+        rows: For each question, the index of its row in the split, int64 ``(N,)``.
         split: The split that the rows belong to.
         failed: Number of questions that were left out because at least one of their answers failed.
         solution: The result of the solver for all answers, including those to the questions that were left out, or
@@ -137,7 +137,7 @@ class Column:
 
     Attributes:
         name: The name of the column.
-        ranks: The ranks of the truth among its answers.
+        ranks: The ranks of the true values among the answers.
         coverage: The fraction of true values inside the central interval of the answers, keyed by the interval's level.
     """
 
@@ -158,11 +158,11 @@ class Judgement:
         psnr_one, psnr_mean: The PSNR of a single answer, and that of the mean of all answers to a question. The mean
             is not rounded to levels.
         gap: ``psnr_mean - psnr_one``. The expected value for exact answers is :attr:`exact_gap`.
-        ssim_one, ssim_mean: The structural similarity to the truth of a single answer, and that of the mean of all
-            answers to a question.
+        ssim_one, ssim_mean: The structural similarity between the truth and a single answer, and between the truth and
+            the mean of all answers to a question.
         seen: The share of answers that agree with the given measurements.
         largest: The largest difference between the measurements of an answer and the given measurements.
-        ranks: The ranks of the truth among its answers, over all values.
+        ranks: The ranks of the true values among the answers, over all values that are compared.
         coverage: The fraction of true values inside the central interval of the answers, keyed by the interval's level.
         columns: The calibration of each column of a table.
         spread: The standard deviation of the answers relative to the error of their mean. It is 1 for exact answers.
@@ -218,12 +218,12 @@ def questions(data: Dataset, split: str = "test", limit: int = 0, seed: int = 0)
 
 
 def training_rows(data: Dataset) -> Tensor:
-    """Return the rows that are used for training and have no empty cells, ``(n, *event)``."""
+    """Return the rows ``(n, *event)`` that are used for training and have no empty cells."""
     return data.train[_usable(data)]
 
 
 def _usable(data: Dataset) -> Tensor:
-    """Return a mask of the rows that are used for training and have no empty cells, bool ``(n_train,)``."""
+    """Return a boolean mask ``(n_train,)`` of the rows that are used for training and have no empty cells."""
     return data.trains if data.complete is None else data.trains & data.complete.flatten(1).all(1)
 
 
@@ -393,7 +393,11 @@ def _ignorant(training: Tensor, count: int, each: int, seed: int) -> Tensor | No
 
 
 def _residual(answers: Answers) -> Tensor:
-    """For each answer, compute the largest difference between its measurements and the given ones, ``(N, K)``."""
+    """Compare the measurements of each answer with the given measurements.
+
+    Returns:
+        The largest absolute difference for each answer, ``(N, K)``.
+    """
     assert answers.seen is not None and isinstance(answers.seen.operator, Linear)
     operator, y = answers.seen.operator, answers.seen.y.cpu().double()
     found = [flat(operator(x) - y).abs().amax(1) for x in answers.x.double().unbind(1)]

@@ -12,8 +12,8 @@ so this distance is not computed for them.
 The second distance depends on both the solver and the model. It is the sliced 2-Wasserstein distance
 (:mod:`scoresde.metrics`) between the samples, after the noise-free step, and held-out data, which are dequantised if
 they are stored as levels. With few samples, this distance is biased upwards and does not fall to 0. The *floor* is the
-lowest value to expect. It is the distance between an equal number of training samples and the same held-out data. As
-the steps of a deterministic solver shrink, its distance tends to that of the converged solution.
+lowest value to expect. It is the distance between an equal number of training samples and the same held-out data. The
+distance for a deterministic solver tends to that for the converged solution as the solver's steps shrink.
 
 A solver with a fixed grid takes as many steps as the number of evaluations allows. An adaptive solver is run at several
 tolerances, and the number of evaluations that it used is reported. Any other solver is run once with its own settings.

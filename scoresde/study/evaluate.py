@@ -5,8 +5,8 @@ the training split. The metrics (:mod:`scoresde.metrics`) depend on the number o
 on its own means little. Each value is therefore shown next to the *floor*, which is the value of the same metric for an
 equal number of real rows from the other split against the same reference. If the value for the samples reaches the
 floor, the metric cannot distinguish the samples from real data. A value below the floor suggests that some samples are
-copies. If the other split has fewer rows than there are samples, its values of biased metrics are not a floor, and a
-note below the table points this out.
+copies. If the other split has fewer rows than there are samples, the values of biased metrics for these rows are not a
+floor, and a note below the table points this out.
 
 The check for copies examines individual samples instead. It flags a sample that is closer to a training row than
 held-out data would be. It uses pixels by default, because features are meant to ignore the details that distinguish two
@@ -434,10 +434,11 @@ def described(found: Evaluation) -> dict[str, Any]:
 
 
 def resolved_options(solver: Solver, model: Denoiser) -> dict[str, Any]:
-    """Return the options of a solver, with automatic settings (``auto`` or ``None``) replaced by the chosen values.
+    """Return the options of a solver with the values that the solver chooses for automatic settings.
 
-    This applies to the grid; to the order, correction and tapering of a multistep solver; and to the method and
-    absolute tolerance of the probability flow. Other options are unchanged.
+    Automatic settings are ``auto`` or ``None``. They are resolved for the grid; for the order, correction and tapering
+    of a multistep solver; and for the method and absolute tolerance of the probability flow. Other options are
+    unchanged.
     """
     found = options_of(solver)
     if found.get("grid") == "auto":

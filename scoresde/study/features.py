@@ -164,7 +164,7 @@ def inception(info: DataInfo, weights: Path | None = None, device: torch.device 
     if info.kind != "image" or info.shape[0] not in (1, 3):
         raise UsageError(
             f"features inception: the data must be images with 1 or 3 channels, but {info.name} contains {info.kind}s "
-            f"of shape {info.shape}"
+            f"of shape {info.shape}; use other features, such as pixels"
         )
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -186,7 +186,7 @@ def inception(info: DataInfo, weights: Path | None = None, device: torch.device 
     if not digest.startswith(expected):
         raise UsageError(
             f"features inception: {path} contains different weights; its SHA-256 digest must begin with {expected}, "
-            f"got {digest[:8]}"
+            f"got {digest[:8]}; download the file again"
         )
     network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
     network = network.to(device).eval()

@@ -254,7 +254,7 @@ def write_reverse(run: Run, found: Undone, file: Path, columns: int, gif: bool =
 
 
 def projection(run: Run, train: Tensor) -> tuple[Tensor, str]:
-    """Return the direction onto which trajectories are projected, float64 ``(D,)`` in model units, and its name.
+    """Return the direction ``(D,)``, float64 in model units, onto which trajectories are projected, and its name.
 
     If the data have at most three dimensions, this is the first coordinate axis. Otherwise, it is the direction in
     which the training data ``train``, ``(M, *event)`` in data units, vary most.

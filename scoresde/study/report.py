@@ -242,7 +242,7 @@ def choose(
 
 
 def _warn_of_trained(run: Run, name: str, x: Tensor) -> None:
-    """Warn if the run was trained on any of the samples ``x`` of a data set that the user named."""
+    """Warn if the run was trained on any of the samples ``x``, which come from the data set ``name``."""
     with silence:  # no warnings about changes in the run's own data
         found = trained_on(run, x)
     if found is not None and bool(found.any()):
@@ -406,7 +406,7 @@ class Scored:
 
     @property
     def bound(self) -> Tensor | None:
-        """The variational bound of each sample, ``(n,)``, in the unit of the scores, or ``None`` if not computed."""
+        """The variational bound for each sample, ``(n,)``, in the unit of the scores, or ``None`` if there are none."""
         if self.elbo is None:
             return None
         sign = 1 if self.scores.bits_per_dim is None else -1
@@ -480,7 +480,7 @@ class Scored:
         return facts
 
     def _elbo(self, elbo: Elbo) -> dict[str, Any]:
-        """Return the mean of the bound, its standard error and its terms, averaged over samples with a finite bound.
+        """Return the mean of the bound, its standard error and its terms, for the samples with a finite bound.
 
         The terms add up to the mean. The stored terms belong to a bound on ``-log p``. For a density in nats, the mean
         is a bound on ``log p``, so the signs of the terms are reversed. The entry ``steps`` splits the diffusion term
@@ -512,7 +512,7 @@ def how_told(summary: Mapping[str, Any]) -> str:
 
 
 def _solved(scored: Scored) -> Tensor:
-    """Return the likelihood of each sample in the unit of the scores, float64 ``(n,)``, with NaN for failed samples."""
+    """Return the likelihoods of the samples, float64 ``(n,)``, in the unit of the scores. Failed samples have NaN."""
     scores = scored.scores
     return torch.where(scores.model.ok, scores.values.double(), torch.nan)
 

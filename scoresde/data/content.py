@@ -192,7 +192,11 @@ class Identity:
         return "same" if self.order == now.order else "re-sorted", 0, 0
 
     def retold(self, now: Identity) -> int:
-        """Count the rows with a changed condition in the current data, which have the identity ``now``."""
+        """Count the rows of the current data whose condition has changed since this identity was built.
+
+        Args:
+            now: Identity of the current data.
+        """
         if self.told is None or now.told is None:
             return 0
         return max(0, _more(now.told, self.told) - _more(now.hashes, self.hashes))

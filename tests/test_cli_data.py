@@ -47,7 +47,7 @@ def test_all_problems_at_once_and_the_flags_that_answer_them(shell: Shell, mixed
             "cat/text.jpg (text)",
             "1 of 67 files has several frames: dog/stack.tif (2 frames)",
             "1 of 67 files has an unsupported pixel format: dog/float.tiff (floating-point numbers)",
-            "there are both 8-bit and 16-bit images (61 and 1, such as cat/deep.png)",
+            "there are both 8-bit and 16-bit images (61 and 1; of the rarer kind: cat/deep.png)",
             "the images have 5 different sizes, 8 to 40 pixels wide and 8 to 40 pixels high: 8x8 (16: ",
         ],
         ["--on-bad skip"] * 4 + ["--size 8 --fit crop"],

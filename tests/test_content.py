@@ -122,5 +122,5 @@ def test_rows_of_two_states_are_each_counted_once() -> None:
 
 
 def test_classes_are_not_taken_for_held_out_samples() -> None:
-    with pytest.raises(UsageError, match="pass labels as the argument classes"):
+    with pytest.raises(UsageError, match="pass the labels as the argument classes"):
         Dataset.of(table(30), np.arange(30) % 2)

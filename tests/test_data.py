@@ -248,7 +248,7 @@ def test_damaged_idx_is_refused(tmp_path: Path) -> None:
         "not an IDX file of images": b"<html>not found</html>",
         "instead of 00 00 08 03": idx_bytes(np.zeros(4, np.uint8)),
         "damaged or truncated gzip": gzip.compress(good)[:-12],
-        r"follow\. The file": good + b"more",
+        r"contains more\. The file": good + b"more",
     }
     for message, content in damages.items():
         path.write_bytes(content)

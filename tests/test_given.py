@@ -284,9 +284,9 @@ def test_an_array_that_is_no_condition_hinders_only_those_who_ask_for_it(
 def test_both_parts_say_the_same_kind_of_thing(tmp_path: Path) -> None:
     x = {"x_train": vectors(), "x_test": vectors(20, seed=1)}
     cases = [
-        ({"c_train": np.zeros((60, 2))}, "c_train' describes only the training samples; add one for the test"),
-        ({"c_test": np.zeros((20, 2))}, "c_test' describes only the test samples; add one for the training"),
-        ({"c_train": np.zeros((60, 2)), "c_test": np.zeros((20, 3))}, "the two must agree in everything but"),
+        ({"c_train": np.zeros((60, 2))}, "c_train' describes only the training samples; add an array for the test"),
+        ({"c_test": np.zeros((20, 2))}, "c_test' describes only the test samples; add an array for the training"),
+        ({"c_train": np.zeros((60, 2)), "c_test": np.zeros((20, 3))}, "the shapes may differ only in the number"),
     ]
     for more, message in cases:
         path = save(tmp_path, **x, **more)
@@ -327,7 +327,7 @@ def test_data_in_memory_are_as_data_in_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"given": Condition(label=torch.zeros(60).long())}, UsageError, "as classes instead"),
+        ({"given": Condition(label=torch.zeros(60).long())}, UsageError, "as the argument classes instead"),
         ({"given": Condition(tokens=torch.zeros(60, 2, 3)), "text": ["a"] * 60}, UsageError, "pass only one of them"),
         ({"given": Condition(tokens=torch.zeros(60, 2).long())}, DataError, "must hold strings and have shape"),
         ({"given": Condition(vector=torch.zeros(1, 2))}, DataError, "but there are 60 samples"),
@@ -418,7 +418,9 @@ def test_rows_with_empty_cells_are_trained_on_and_have_no_weight_there(tmp_path:
     assert data.complete is not None and data.complete.shape == data.train.shape
     cells = [[cell for cell in row.split(",")] for row in rows]
     assert int((~data.complete).sum()) == sum(row.count("") for row in cells)
-    assert f"{int((~data.complete).sum())} values of the training samples are empty" in data.describe()
+    assert f"empty values of the training samples, which have no weight in training: {int((~data.complete).sum())}" in (
+        data.describe()
+    )
     whole = {i for i, row in enumerate(cells) if "" not in row}
     for part, first in ((data.train, 0), (data.test, len(data.train))):
         for i, x in enumerate(part):
@@ -478,7 +480,7 @@ def test_data_that_are_never_complete(tmp_path: Path) -> None:
     x = vectors()
     x[:30, 0] = x[30:, 1] = np.nan
     with pytest.raises(
-        DataError, match=r"60 of the 60 samples have missing values.*leave out columns that are mostly empty"
+        DataError, match=r"values are missing in 60 of the 60 samples.*leave out columns that are mostly empty"
     ):
         Dataset.of(x)
     x = vectors()

@@ -214,7 +214,7 @@ def test_two_depths_are_refused_or_the_rarer_is_left_out(tmp_path: Path) -> None
     good(tmp_path, 3, (6, 6))
     deep = save(tmp_path / "deep.png", noise(0, 6, 6, high=60_000))
     (problem,) = problems(tmp_path).problems
-    assert "8-bit and 16-bit images (3 and 1, such as deep.png)" in problem.message
+    assert "8-bit and 16-bit images (3 and 1; of the rarer kind: deep.png)" in problem.message
     assert problem.answers == {"on_bad": "skip"}
     raw = read_image_folder(tmp_path, SKIP)
     assert raw.train.dtype == np.uint8 and len(raw.train) == 3 and raw.levels is None
@@ -476,7 +476,7 @@ def test_too_much_for_the_memory_is_a_problem_with_an_answer(tmp_path: Path, mon
 
     monkeypatch.setattr(module, "np", SimpleNamespace(**{**vars(np), "empty": full}))
     (problem,) = problems(tmp_path).problems
-    assert "3 images of this size would need 0.0 GB, more memory than is available" in problem.message
+    assert "reading 3 images would need 0.0 GB, more memory than is available" in problem.message
     assert problem.answers == {"size": 32}
 
 
@@ -517,7 +517,7 @@ def test_five_kinds_of_problems_are_one_error(tmp_path: Path) -> None:
         [
             ("at the top level (1: loose.png)", {}), ("not a readable image: a/bad.jpg (empty)", {"on_bad": "skip"}),
             ("several frames: a/moving.webp", {"on_bad": "skip"}), ("8 bits: a/colour.png", {"on_bad": "skip"}),
-            ("8-bit and 16-bit images (5 and 1, such as a/deep.png)", {"on_bad": "skip"}),
+            ("8-bit and 16-bit images (5 and 1; of the rarer kind: a/deep.png)", {"on_bad": "skip"}),
             ("2 different sizes", {"size": 8, "fit": "crop"}),
         ],
         strict=True,

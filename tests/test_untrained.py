@@ -131,7 +131,7 @@ def test_the_compass_of_a_class_compares_with_its_own_data(classes: Run) -> None
     assert measure(classes, data, n=30, levels=2).n == 30
     assert measure(classes.given(10), data, n=30, levels=2).n == 30
     none = replace(data, test_labels=torch.zeros_like(data.test_labels))
-    with pytest.raises(DataError, match=r"and held-out samples of the given class, but .* and 0 held-out samples"):
+    with pytest.raises(DataError, match=r"and held-out samples of the given class, but .* for training and 0 held out"):
         measure(classes.given(1), none, n=3, levels=2)
 
 

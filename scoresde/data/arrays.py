@@ -1,4 +1,4 @@
-"""Find the data array and its channel axis among named arrays from a NumPy file or from memory.
+"""Find the data among named arrays from a NumPy file or from memory, and determine which axis holds the channels.
 
 References:
     NumPy enhancement proposal 1, for ``.npy`` and ``.npz``.
@@ -69,11 +69,11 @@ def load_arrays(path: Path) -> dict[str, Array]:
 
 
 def roles(path: Path | str, arrays: Mapping[str, Array]) -> dict[str, str]:
-    """Determine which arrays hold the data, the labels and the conditions.
+    """Determine which arrays contain the data, the labels and the conditions.
 
     Returns:
         A mapping from roles to array names. The roles are ``x`` (the data, always present), ``y`` (the labels), and
-        ``c``, ``given`` and ``text`` (the conditions). Roles in the test part have the same names with ``_test`` added.
+        ``c``, ``given`` and ``text`` (the conditions). The roles of arrays with test samples have the suffix ``_test``.
 
     Raises:
         DataError: If two arrays could have the same role, or if it is unclear which array holds the data.
@@ -94,8 +94,8 @@ def roles(path: Path | str, arrays: Mapping[str, Array]) -> dict[str, str]:
         if len(found["x"]) != 1:
             all_of = ", ".join(map(one_line, arrays)) or "none"
             raise DataError(
-                f"{path}: it is unclear which array holds the data (arrays found: {all_of}); name it x, images or "
-                "data, or use the names x_train and x_test"
+                f"{path}: it is unclear which array holds the data (arrays found: {all_of}); name the array of samples "
+                "x, images or data, or use the names x_train and x_test"
             )
     if found["y"] == ["arr_1"] and _is_data(arrays["arr_1"], arrays[found["x"][0]]):
         found["x"] += found.pop("y")
@@ -117,12 +117,12 @@ def roles(path: Path | str, arrays: Mapping[str, Array]) -> dict[str, str]:
 
 
 def _is_data(second: Array, first: Array) -> bool:
-    """Whether the second of two unnamed arrays holds data rather than labels."""
+    """Whether the second of two unnamed arrays contains data rather than labels."""
     return second.ndim > 1 and second.shape[1:] != (1,) and second.ndim == first.ndim
 
 
 def _without_targets(path: Path, arrays: dict[str, Array]) -> tuple[dict[str, Array], list[str]]:
-    """Leave out label arrays that hold numbers rather than classes. Return the other arrays, and notes for the user."""
+    """Leave out label arrays with numbers rather than classes. Return the other arrays, and notes for the user."""
     found = roles(path, arrays)
     keys = [found[role] for role in ("y", "y_test") if role in found]
     if not any(arrays[key].dtype.kind == "f" and not _are_classes(arrays[key]) for key in keys):
@@ -133,14 +133,17 @@ def _without_targets(path: Path, arrays: dict[str, Array]) -> tuple[dict[str, Ar
 
 
 def _are_classes(y: Array) -> bool:
-    """Whether an array of floats holds one integer value per sample, with few distinct values."""
+    """Whether an array of floats contains one integer per sample, and few distinct integers in total."""
     if y.ndim == 0 or y.shape not in ((len(y),), (len(y), 1)) or not np.array_equal(y, np.rint(y)):
         return False
     return len(np.unique(y)) <= min(CLASSES, max(2, len(y) / 2))
 
 
 def raw_of(arrays: dict[str, Array], path: Path | str, reading: Reading = AS_IS) -> Raw:
-    """Build a :class:`Raw` from named arrays, including any labels and split. ``path`` is used only in messages."""
+    """Build a :class:`Raw` from named arrays, which may include labels, conditions and a test part.
+
+    ``path`` is used only in messages.
+    """
     found = roles(path, arrays)
     key = found["x"]
     kind, channels_last = _layout(path, key, arrays[key], reading)
@@ -201,8 +204,8 @@ def _known(
         try:
             if len(keys) < len(parts):
                 have, lack = ("training", "test") if name in found else ("test", "training")
-                raise DataError(f"{path}: array {keys[0]!r} describes only the {have} samples; add one for the {lack}"
-                                " samples")  # fmt: skip
+                raise DataError(f"{path}: array {keys[0]!r} describes only the {have} samples; add an array for the "
+                                f"{lack} samples")  # fmt: skip
             made = []
             for key, x in zip(keys, parts.values(), strict=True):
                 value = arrays[key]
@@ -216,7 +219,7 @@ def _known(
             if made[1:] and (made[0][0] != made[1][0] or made[0][1].shape[several:] != made[1][1].shape[several:]):
                 raise DataError(
                     f"{path}: array {keys[0]!r} has shape {arrays[keys[0]].shape}, but {keys[1]!r} has shape "
-                    f"{arrays[keys[1]].shape}; the two must agree in everything but the number of samples"
+                    f"{arrays[keys[1]].shape}; the shapes may differ only in the number of samples"
                 )
         except DataError as error:
             if role in reading.needs:
@@ -234,7 +237,7 @@ def _known(
 
 
 def _numbers(where: str, c: Array, *_: object) -> tuple[str, Array]:
-    """Return ``"vector"`` and the numbers in the condition of each sample, float64, shape ``(N, K)``."""
+    """Return ``"vector"`` and the K numbers in the condition of each sample as a float64 array ``(N, K)``."""
     if c.dtype.kind not in "biuf" or c.ndim > 2 or c.shape[1:] == (0,):
         raise DataError(f"{where} has dtype {c.dtype} and shape {c.shape}; it must hold numbers and have shape (N, K)")
     if np.isinf(c).any():
@@ -243,7 +246,7 @@ def _numbers(where: str, c: Array, *_: object) -> tuple[str, Array]:
 
 
 def _picture(where: str, x: Array, event: tuple[int, ...], channels_last: bool, reading: Reading) -> tuple[str, Array]:
-    """Return ``"image"`` and the pictures that are the conditions of samples of shape ``event``, channels first."""
+    """Return ``"image"`` and the pictures (channels first) that are the conditions of samples of shape ``event``."""
     ndim = len(event) + 1
     if x.dtype.kind not in "biuf":
         raise DataError(f"{where} has dtype {x.dtype}, but must hold numbers")
@@ -274,7 +277,7 @@ def _proportional(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
 
 
 def _texts(where: str, text: Array, *_: object) -> tuple[str, Array]:
-    """Return ``"text"`` and the texts, ``(N,)``, or ``"features"`` and the features of their words, ``(N, L, E)``."""
+    """Return ``"text"`` and the texts ``(N,)``, or ``"features"`` and the features ``(N, L, E)`` of their words."""
     if text.dtype.kind == "f" and text.ndim == 3 and text.size:
         if np.isinf(text).any():
             raise DataError(f"{where} has infinite values; write NaN where there is no word")
@@ -302,12 +305,12 @@ def _labels(path: Path | str, key: str, arrays: dict[str, Array], n: int) -> Arr
 
 
 def _layout(path: Path | str, key: str, x: Array, reading: Reading) -> tuple[str, bool]:
-    """Infer from its shape and dtype what kind of data an array holds, and whether its channels are last.
+    """Infer the kind of data in an array, and whether the channels are last, from the array's shape and dtype.
 
     Unless ``reading`` sets the layout, the shape of a sample determines which axis holds the channels. The channels of
     an image or volume are last if the last axis has length 1, 3 or 4 and all other axes are at least :data:`SPACE`
-    long. The channels of a signal are last if the last axis has length 4 or less and the other has length 16 or more.
-    Otherwise, the channels are first. A shape for which both readings are plausible is rejected.
+    long. The channels of a signal are last if its last axis has length 4 or less and its first has length 16 or more.
+    Otherwise, the channels are first. A shape for which both layouts are plausible is rejected.
     """
     where = f"{path}: array {key!r}"
     if x.dtype.kind not in "biuf":
@@ -340,7 +343,8 @@ def _layout(path: Path | str, key: str, x: Array, reading: Reading) -> tuple[str
         either = coloured and not last and event[0] <= 4 and min(event[1:-1]) >= SPACE
     if either:
         raise DataError(
-            f"{where} has samples of shape {event}, whose channels could be the first or the last axis; specify which",
+            f"{where} has samples of shape {event}, in which the first or the last axis could hold the channels; "
+            "specify the layout",
             parameter="layout",
             value="first",
         )
@@ -367,7 +371,7 @@ def _checked(path: Path | str, key: str, x: Array, kind: str, channels_last: boo
 
 
 def _shaped(x: Array, kind: str, channels_last: bool) -> Array:
-    """Bring an array to shape ``(N, *event)``, channels first."""
+    """Rearrange an array to shape ``(N, *event)``, channels first."""
     if x.ndim == 1 or (kind == "image" and x.ndim == 3):
         x = x[:, None]
     return np.moveaxis(x, -1, 1) if channels_last else x

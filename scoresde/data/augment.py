@@ -1,15 +1,15 @@
 """Non-leaking augmentation: training images are transformed, and the network receives the parameters of the
 transformation, so that it does not generate transformed images.
 
-A small set of images can be enlarged by mirroring, shifting and scaling. A model trained on the result also generates
-mirrored, shifted and scaled images, unless it can tell them from the originals. If the network F receives the
-parameters a of the transformation T_a as an extra input,
+A small set of images can be enlarged by mirroring, shifting and scaling. A model trained on the enlarged set also
+generates mirrored, shifted and scaled images, unless it can tell transformed images from the originals. If the network
+F receives the parameters a of the transformation T_a as an extra input,
 
     F(x_t, c, cond, a),    x_t = alpha T_a(x_0) + sigma eps,                                                    (1)
 
-where c is the noise-level input and cond is the condition, it learns the score of each augmented distribution. The
-value a = 0 corresponds to the original images (Karras et al. 2022, arXiv:2206.00364, app. F.2). Sampling and likelihood
-evaluation use a = 0.
+where c is the noise-level input and cond is the condition, the network learns the score of each augmented distribution.
+The value a = 0 corresponds to the original images (Karras et al. 2022, arXiv:2206.00364, app. F.2). Sampling and
+likelihood evaluation use a = 0.
 
 Each row is first mirrored, then scaled about its centre, then shifted. Pixel i along an axis of n pixels is read from
 the position
@@ -95,14 +95,14 @@ class Augmentation(Checked):
     def drawn(self, count: int, shape: tuple[int, ...], *, seed: int, step: int) -> Tensor:
         """Draw the augmentation parameters of ``count`` images of shape ``(C, H, W)`` for one training step.
 
-        The result has shape ``(count, numbers)`` and dtype float64. The parameters of a
-        transformation are 0 if it is not applied to an image. Otherwise, the parameter is 1 for mirroring and a
-        standard normal number for scaling. The two parameters of a shift are the number of pixels to the right, divided
-        by an eighth of the width, and the number of pixels down, divided by an eighth of the height.
+        The result has shape ``(count, numbers)`` and dtype float64. If a transformation is not applied to an image, its
+        parameters are 0. Otherwise, the parameter is 1 for mirroring and a standard normal number for scaling. The two
+        parameters of a shift are the number of pixels to the right, divided by an eighth of the width, and the number
+        of pixels down, divided by an eighth of the height.
         """
         noise = Noise.of(count, seed % 2**64)
-        # Use two addresses, because normal numbers are computed from the uniform ones. Draw all kinds, so that no kind
-        # depends on which other kinds are chosen.
+        # Use two steps of the noise, because normal numbers are computed from the uniform ones. Draw the parameters of
+        # all kinds, so that no kind depends on which other kinds are chosen.
         u = noise.uniform((5,), 2 * step, "augment", torch.float64)
         z = noise.normal((3,), 2 * step + 1, "augment", torch.float64)
         chosen = u[:, 1:4] < self.share  # vflip, scale, shift

@@ -36,11 +36,11 @@ class Batch:
         condition: The condition of each row, or ``None``.
         weight: Weight of each value in the loss, with the same shape as ``x0``. It is 0 where the value is unknown.
             ``None`` means 1 everywhere.
-        eps: The noise paired with each row, with the same shape as ``x0``, or ``None`` without paired noise.
-        augment: The augmentation parameters of each row, ``(B, A)``, which are an input to the network, or ``None``
-            without augmentation. Unlike a condition, they are never dropped at random.
+        eps: The noise paired with each row, with the same shape as ``x0``, or ``None`` if there is none.
+        augment: The augmentation parameters of each row, ``(B, A)``, which are an input to the network, or ``None`` if
+            rows are not augmented. Unlike a condition, the parameters are never dropped at random.
         clean: The same data in data units, before dequantisation, with the same shape as ``x0``. ``None`` if no
-            operator is to be applied to them.
+            operator is applied.
     """
 
     x0: Tensor
@@ -54,7 +54,7 @@ class Batch:
         return len(self.x0)
 
     def rows(self, index: Tensor) -> Batch:
-        """Return a batch with only the rows ``index``, int64 ``(B',)``."""
+        """Return a batch that contains only the rows at the positions ``index``, an int64 tensor ``(B',)``."""
         known = None if self.condition is None else self.condition.rows(index)
         return Batch(self.x0[index], known, *each(lambda v: v[index], self.weight, self.eps, self.augment, self.clean))
 
@@ -74,7 +74,10 @@ class Source(Protocol):
         ...
 
     def __call__(self, index: Tensor, generator: torch.Generator, dtype: torch.dtype) -> Batch:
-        """Return the rows ``index``, int64 ``(B,)``, as a batch. Any random numbers are drawn from ``generator``."""
+        """Return a batch of the rows at the positions ``index``, int64 ``(B,)``.
+
+        Any random numbers are drawn from ``generator``.
+        """
         ...
 
 
@@ -143,7 +146,7 @@ class Batches:
     Args:
         source: The data source.
         size: Number of rows per batch.
-        seed: Seed of the row order and of the augmentation.
+        seed: Seed for the row order, for the augmentation and for operators that draw random numbers.
         augmentation: Augmentation of the rows, or ``None``. Only images without paired noise or weights can be
             augmented.
     """
@@ -176,7 +179,7 @@ class Batches:
         return replace(batch, x0=x0, clean=clean, augment=numbers.to(batch.x0.dtype))
 
     def index(self, step: int) -> Tensor:
-        """Return the indexes of the rows in the batch for a step, int64 ``(size,)``."""
+        """Return an int64 tensor ``(size,)`` with the indexes of the rows in the batch for a step."""
         start, stop, count = step * self.size, (step + 1) * self.size, len(self.source)
         parts = []
         while start < stop:  # a batch may span two passes

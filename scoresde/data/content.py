@@ -150,7 +150,7 @@ class Identity:
 
         Args:
             rows: Content hash of each row.
-            own_test: Number of rows, at the end, that belong to the data's own test part.
+            own_test: Number of rows at the end of ``rows`` that belong to the test part of the source.
             told: Hash of each row together with its condition, or ``None`` if the rows have no conditions.
         """
         parts = [row[:8] for row in rows[: len(rows) - own_test]]
@@ -192,7 +192,11 @@ class Identity:
         return "same" if self.order == now.order else "re-sorted", 0, 0
 
     def retold(self, now: Identity) -> int:
-        """Count the rows in the identity ``now`` of the current data that are known, but had another condition."""
+        """Count the rows of the current data whose condition has changed since this identity was built.
+
+        Args:
+            now: Identity of the current data.
+        """
         if self.told is None or now.told is None:
             return 0
         return max(0, _more(now.told, self.told) - _more(now.hashes, self.hashes))
@@ -209,12 +213,12 @@ class Identity:
         if not (missing or retold):
             return now
         conditions = None if self.told is None or now.told is None else _both(self.told, now.told)
-        # If there are new rows, the merged rows have no order.
+        # If there are new rows, the order of the merged rows is undefined.
         return Identity(_both(self.hashes, now.hashes), 0 if new else self.order, told=conditions)
 
 
 def _both(these: Hashes, those: Hashes) -> Hashes:
-    """Return the hashes of two arrays, sorted, with the larger count for each hash."""
+    """Return the sorted union of two arrays of hashes, in which each hash keeps the larger of its two counts."""
     return np.array(sorted((Counter(these.tolist()) | Counter(those.tolist())).elements()), np.uint64)
 
 

@@ -1,12 +1,12 @@
-"""Data sets: samples in their own units, and the codec that maps them to model units.
+"""Data sets: samples in data units, and the codec that maps the samples to model units.
 
 A model sees each sample as an *event*, channels first: an image ``(C, H, W)``, a volume ``(C, D, H, W)``, a signal
 ``(C, L)`` or a vector ``(D,)``. A codec maps data units to model units, in which values are of order one
 (:mod:`.units`). By default, the content of a row determines whether the row is held out (:mod:`.content`).
 
-:class:`DataInfo` describes the data, so that a trained model can draw samples and compute likelihoods without them.
-:func:`load_data` samples a toy distribution, or reads the bundled digits, a file or a folder. It never executes
-anything that it reads.
+:class:`DataInfo` describes the data, so that a trained model can draw samples and compute likelihoods even if the data
+are not available. :func:`load_data` samples a toy distribution, builds a data set from the bundled digits, or reads a
+file or a folder. It never executes anything that it reads.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ ARRAY = "(array)"  # the source of data that do not come from a file
 
 @dataclass(frozen=True)
 class DataInfo:
-    """The description of a data set, saved with a run as ``data.json``, so that sampling does not need the data.
+    """The description of a data set. It is saved with a run as ``data.json``, so that sampling does not need the data.
 
     Attributes:
         name: Short name used in titles and file names.
@@ -62,15 +62,15 @@ class DataInfo:
         classes: Class names in label order. Empty if there are no labels.
         n_train: Number of training samples.
         n_test: Number of test samples.
-        channels_last: Whether the source had its channels last. They are moved to the front when the source is read.
+        channels_last: Whether the channels are last in the source. They are moved to the front when the source is read.
         names: Column names of a table, or empty.
-        wide: Whether the values need float64, in which case samples are also written in float64.
+        wide: Whether the values need 64-bit numbers, in which case samples are also written in float64.
         n_validation: Number of training samples that are used only to choose between checkpoints.
-        trained: Number of samples of each class used for training. Empty if there are no labels, and for runs that
-            predate this field.
+        trained: Number of samples of each class that are used for training. Empty if there are no labels, and for runs
+            that predate this field.
         spread: Root mean square of the training samples in model units, or ``None`` before training.
-        furthest: Largest distance between two training samples in model units, or ``None`` before training and for a
-            probability path that does not depend on this distance (:mod:`scoresde.sde.reach`).
+        furthest: Largest distance between two training samples in model units. ``None`` before training, and for runs
+            whose probability path does not depend on this distance (:mod:`scoresde.sde.reach`).
         known: Description of the conditions of the samples, except their classes (:mod:`scoresde.data.given`).
     """
 
@@ -144,7 +144,7 @@ class DataInfo:
         except (TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise DataError(f"malformed data description: {error}") from error
         if not info.shape or min(info.shape) < 1:
-            raise DataError(f"malformed data description: shape must hold positive integers, got {info.shape}")
+            raise DataError(f"malformed data description: shape must contain positive integers, got {info.shape}")
         if (info.levels is not None and info.levels < 2) or info.low > info.high:
             raise DataError(
                 "malformed data description: levels must be null or at least 2, and low must not be greater than high, "
@@ -212,8 +212,8 @@ class Dataset:
     Attributes:
         info: Description of the data, stored in the run folder.
         codec: The map from data units to model units.
-        train: Training samples, ``(n_train, *event)``. The dtype is uint8 if the source has unsigned bytes or booleans.
-            Otherwise, it is int32 or float32, or int64 or float64 if ``info.wide``.
+        train: Training samples, ``(n_train, *event)``. The dtype is uint8 if the source contains unsigned bytes or
+            booleans. Otherwise, it is int64 or float64 if ``info.wide`` is true, and int32 or float32 if not.
         test: Test samples, ``(n_test, *event)``, with the same dtype.
         train_labels: Indexes into ``info.classes``, ``(n_train,)`` int64, or None.
         test_labels: Indexes into ``info.classes``, ``(n_test,)`` int64, or None.
@@ -221,14 +221,14 @@ class Dataset:
             units, or ``None`` if the density is unknown.
         validates: Indexes of the validation rows, int64 ``(n_validation,)``. These are training rows that are used only
             to choose between checkpoints.
-        identity: Identity of the data by content, or ``None`` if the data were split by rows.
-        known_again: Number of test rows that equal a training row.
+        identity: Hashes that identify the content of the data, or ``None`` if the data were split by rows.
+        known_again: Number of test rows that are equal to a training row.
         notes: Messages from the reader about what it did.
         how: Options used to read and split the data, or ``None``.
-        rows: Position of each sample in the source, counted from 0, training samples first, int64
-            ``(n_train + n_test,)``. If the source has a test part, the positions in each part start from 0. ``None`` if
-            each sample has its own file.
-        files: The file of each sample, training samples first. Empty if samples do not have their own files.
+        rows: Position of each sample in the source, int64 ``(n_train + n_test,)``. The training samples come first.
+            Positions are counted from 0, separately in each part if the source has a test part. ``None`` if each sample
+            has its own file.
+        files: The file of each sample. The training samples come first. Empty if samples do not have their own files.
         train_given, test_given: The condition of each sample, except its class, in data units.
         complete: A mask of the known values of the training samples, bool ``(n_train, *event)``, or ``None`` if all
             values are known. An unknown value is stored as the mean of its column, and has no weight in training. Test
@@ -254,7 +254,7 @@ class Dataset:
     complete: Tensor | None = None
 
     def described(self, known: CondInfo) -> Dataset:
-        """Return the data with ``known`` as the description of their conditions.
+        """Return a copy of the data set in which ``known`` describes the conditions of the samples.
 
         Word indices are converted to the vocabulary of ``known``.
         """
@@ -263,18 +263,18 @@ class Dataset:
 
     @property
     def filled(self) -> Tensor:
-        """The training rows whose values are all known, ``(n, *event)``, or all training rows if there are none."""
+        """The training rows without unknown values, ``(n, *event)``, or all training rows if no row is complete."""
         found = self.train[self.whole]
         return found if len(found) else self.train
 
     @property
     def trained(self) -> Tensor:
-        """The training rows without the validation rows, ``(n, *event)``."""
+        """The training rows ``(n, *event)``, without the validation rows."""
         return self.train[self.trains]
 
     @property
     def trains(self) -> Tensor:
-        """Mask of the training rows that are not validation rows, bool ``(n_train,)``."""
+        """A boolean mask ``(n_train,)`` of the training rows that are not validation rows."""
         mask = torch.ones(len(self.train), dtype=torch.bool)
         if self.validates is not None:
             mask[self.validates] = False
@@ -282,15 +282,16 @@ class Dataset:
 
     @property
     def whole(self) -> Tensor:
-        """Mask of the training rows in which every value is known, bool ``(n_train,)``."""
+        """A boolean mask ``(n_train,)`` of the training rows in which every value is known."""
         if self.complete is None:
             return torch.ones(len(self.train), dtype=torch.bool)
         return self.complete.flatten(1).all(1)
 
     def every(self) -> tuple[Tensor, Tensor | None, Condition]:
-        """Return all samples with their labels and other conditions, the training samples before the test samples.
+        """Return all samples, training samples first, with their labels and their other conditions.
 
-        Labels and conditions that only one of the two parts has are left out.
+        Labels are left out if only the training samples or only the test samples have them. The same applies to each
+        kind of condition.
         """
         theirs, ours = (
             (x, y, *(getattr(given, name) for name in SLOTS))
@@ -308,14 +309,16 @@ class Dataset:
         """Return the file of a sample, or its position in the source if samples do not have their own files.
 
         Args:
-            index: Index of the sample, where the test samples follow the training samples.
+            index: Index of the sample. Test samples are counted after the training samples.
         """
         if self.files:
             return self.files[index]
         return index if self.rows is None else int(self.rows[index])
 
     def told_as(self, known: CondInfo) -> Dataset:
-        """Return the data with conditions that use the vocabulary and the standardisation of a model.
+        """Return the data set with its conditions described by the vocabulary and the standardisation of a model.
+
+        Word indices are converted to this vocabulary.
 
         Args:
             known: The description of the conditions that is stored with the model.
@@ -325,7 +328,7 @@ class Dataset:
         absent |= {} if theirs.image else {"image": ()}
         absent |= {} if theirs.words else {"words": ()}
         absent |= {} if theirs.features else {"features": 0}
-        known = replace(known, **absent)  # what these data do not hold
+        known = replace(known, **absent)  # fields for conditions that these data lack
         if theirs == known:
             return self
         both = [known.translated(given, theirs) for given in (self.train_given, self.test_given)]
@@ -347,7 +350,7 @@ class Dataset:
             lines.append(f"classes without training samples: {', '.join(map(one_line, absent[:10]))}")
         if self.complete is not None:
             empty = int((~self.complete).sum())
-            lines.append(f"{empty:,} values of the training samples are empty, and have no weight in training")
+            lines.append(f"empty values of the training samples, which have no weight in training: {empty:,}")
         if self.identity is not None:
             lines.append(f"test samples that equal a training sample: {self.known_again or 'none'}")
         return "\n".join([*lines, *self.notes])
@@ -371,7 +374,7 @@ class Dataset:
         layout: str = "auto",
         split: str = "content",
     ) -> Dataset:
-        """Make a data set from arrays, in the same way as :func:`load_data` does from a file that contains them.
+        """Make a data set from arrays, in the same way as :func:`load_data` does from a file of arrays.
 
         Args:
             train: The training samples, or all samples if ``test`` is ``None``: ``(N, D)`` vectors, ``(N, C, L)``
@@ -399,13 +402,13 @@ class Dataset:
         arrays = {key: _array(value) for key, value in parts.items() if value is not None}
         x, held = arrays["x_train"], arrays.get("x_test")
         if held is not None and held.ndim == 1 < x.ndim and len(held) == len(x):
-            raise UsageError("test must hold samples, not labels; pass labels as the argument classes")
+            raise UsageError("test must contain samples, not labels; pass the labels as the argument classes")
         reading = Reading(layout=layout, empty="keep", needs=("vector", "image", "text"))
         return _build(raw_of(arrays, name, reading), name, ARRAY, How(seed, test_fraction, split, reading))
 
 
 def _joined(a: Tensor, b: Tensor) -> Tensor:
-    """Join the rows of two tensors. Texts of different lengths are padded with -1, or with NaN if they are features."""
+    """Join the rows of two tensors. Shorter texts are padded: word indices with -1, and features of words with NaN."""
     if a.ndim < 2 or a.shape[1:] == b.shape[1:] or a.shape[2:] != b.shape[2:]:
         return torch.cat([a, b])
     length, nothing = max(a.shape[1], b.shape[1]), torch.nan if a.is_floating_point() else -1
@@ -418,9 +421,9 @@ def _parts_of(part: str, given: Condition | None, text: Sequence[str] | None) ->
     """Return the conditions of one part of the data as named arrays, as they would be stored in an ``.npz`` file."""
     known = given or Condition()
     if known.label is not None:
-        raise UsageError("given contains labels; pass the class of each sample as classes instead")
+        raise UsageError("given contains labels; pass the class of each sample as the argument classes instead")
     if known.tokens is not None and text is not None:
-        raise UsageError("given contains tokens, but text was passed as well; pass only one of them")
+        raise UsageError("given contains tokens, but text was also passed; pass only one of the two")
     return {
         f"c_{part}": known.vector, f"given_{part}": known.image,
         f"text_{part}": known.tokens if text is None else np.array(list(text), dtype=str),
@@ -452,9 +455,10 @@ def load_data(
         seed: Seed for sampling toys and for choosing test and validation samples.
         test_fraction: Fraction of the samples to hold out, in (0, 1). Ignored if the source has a test part.
         reading: Options for files that can be read in more than one way.
-        split: ``content`` holds out samples by their content, so that adding or reordering data never moves a sample
-            between training and test; ``rows`` uses a random permutation of the rows. All data sets in ``NAMES`` are
-            split by rows, except ``captions``, which comes with a test part.
+        split: How to choose the samples to hold out. With ``content``, the content of a sample determines whether it is
+            held out, so that adding or reordering data never moves a sample between training and test. With ``rows``, a
+            random permutation of the rows determines this. All data sets in ``NAMES`` are split by rows, except
+            ``captions``, which comes with a test part.
 
     Raises:
         DataError: If ``spec`` is neither a name nor a path, or if the data are unreadable or inconsistent.
@@ -493,7 +497,7 @@ def load_data(
 
 
 def there(path: Path) -> bool:
-    """Whether ``path`` exists. False if it is not a valid path."""
+    """Whether ``path`` exists. An invalid path does not exist."""
     return os.path.exists(path)
 
 
@@ -506,7 +510,7 @@ def _names_in(folder: Path) -> list[str]:
 
 @checked(seed=SEED, test_fraction=SHARE)
 def split(n: int, test_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Split ``range(n)`` at random, as determined by ``seed``, into training indexes and test indexes, both int64."""
+    """Split ``range(n)`` at random, with the given ``seed``, into training indexes and test indexes, both int64."""
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     n_test = max(1, round(test_fraction * n))
     return order[n_test:], order[:n_test]
@@ -519,7 +523,7 @@ def _captions() -> Raw:
 
 
 def _build(raw: Raw, name: str, source: str, how: How) -> Dataset:
-    """Split the data unless the source is already split, find levels and units, and convert all arrays to tensors."""
+    """Build a data set: split the rows unless there is a test part, find the units, and convert arrays to tensors."""
     units = units_of(raw, source)
     if raw.test is not None and raw.test.shape[1:] != raw.train.shape[1:]:
         raise DataError(
@@ -537,7 +541,7 @@ def _build(raw: Raw, name: str, source: str, how: How) -> Dataset:
         whole = complete.flatten(1).all(1)
         if not bool(whole[test].any()):
             some = bool(whole.any())
-            what = f"{int((~whole).sum()):,} of the {len(x):,} samples have missing values"
+            what = f"values are missing in {int((~whole).sum()):,} of the {len(x):,} samples"
             raise DataError(
                 f"{source}: {what}, and no complete sample is left to hold out; add complete samples, or "
                 + ("hold out a larger fraction" if some else "leave out columns that are mostly empty"),
@@ -599,7 +603,14 @@ def _build(raw: Raw, name: str, source: str, how: How) -> Dataset:
 
 @dataclass(frozen=True)
 class _Parts:
-    """A split by content: the indexes of the training, test and validation rows, and the identity of the data."""
+    """A split of the rows by content.
+
+    Attributes:
+        train, test: Indexes of the training rows and of the test rows.
+        validates: Positions of the validation rows among the training rows.
+        identity: Hashes that identify the content of the data.
+        known_again: Number of test rows that are equal to a training row.
+    """
 
     train: Array
     test: Array
@@ -621,7 +632,7 @@ def _by_content(raw: Raw, how: How) -> _Parts:
     if raw.train_known.some:
         conditions = told(rows[:n], raw.train_known) + told(rows[n:], raw.test_known)
     identity = Identity.of_files(raw.files) if large else Identity.of(rows, own_test, conditions)
-    # Copies of an image land on the same side even if their classes differ.
+    # Copies of an image are in the same part even if their classes differ.
     alike = contents(x, None, raw.hashes[:n]) if raw.hashes else rows[:n]
     train, validates, test = held_out(
         alike, how.seed, how.test_fraction, copies_apart=not raw.hashes, test=not own_test
@@ -631,7 +642,7 @@ def _by_content(raw: Raw, how: How) -> _Parts:
 
 
 def _files(raw: Raw, train: Tensor, test: Tensor) -> tuple[Path, ...]:
-    """Return the file of each sample, training samples first, or nothing if samples do not have their own files."""
+    """Return the file of each sample, training samples first, or ``()`` if samples do not have their own files."""
     if not raw.hashes:
         return ()
     first = 0 if raw.test is None else len(raw.train)
@@ -639,12 +650,12 @@ def _files(raw: Raw, train: Tensor, test: Tensor) -> tuple[Path, ...]:
 
 
 def _names(y: Array | None, classes: tuple[str, ...]) -> list[str] | None:
-    """Return the class name of each row, or ``None`` without labels."""
+    """Return the class name of each row, or ``None`` if there are no labels."""
     return None if y is None else [classes[i] for i in y]
 
 
 def _tensor(x: Array, wide: bool) -> Tensor:
-    """Convert a uint8 or bool array to a uint8 tensor, and other arrays to 32-bit tensors, or 64-bit if ``wide``."""
+    """Convert a uint8 or bool array to a uint8 tensor, and other arrays to 32-bit tensors (64-bit if ``wide``)."""
     small = x.dtype in (np.uint8, np.bool_)
     dtype: type[np.generic]
     if x.dtype.kind == "f":

@@ -4,9 +4,8 @@ Images may be at any depth. The classes are the top-level folders or, if there a
 the folders inside these. Everything in or below a class folder belongs to that class. Files that are not images are
 reported as left out, except for hidden files and files that operating systems create.
 
-Two kinds of files are not samples, but contain the condition of an image: an image of the same name in a folder
-``given`` at the top level (``given/cat/7.png`` for ``cat/7.png``), and a text file of the same name next to the image
-(``cat/7.txt``).
+Two kinds of files are not samples, but conditions of an image such as ``cat/7.png``: an image of the same name in a
+top-level folder ``given`` (``given/cat/7.png``), and a text file of the same name next to the image (``cat/7.txt``).
 """
 
 from __future__ import annotations
@@ -38,14 +37,15 @@ class Found:
     """The images found in a folder.
 
     Attributes:
-        train: File and class of each training image, or of each image if the folder has no split. The class is ""
+        train: File and class of each training image, or of each image if the folder has no test part. The class is ""
             if there are no classes. The images are in the order of the data rows.
         test: File and class of each test image.
         problems: Problems that prevent the folder from being read.
         notes: Notes on what was left out, one sentence each.
-        given: The counterpart of each image in the folder ``given``, keyed by the path of the image. Images without a
-            counterpart are omitted.
-        texts: The text file of each image, keyed by the path of the image. Images without a text file are omitted.
+        given: For each image, the path of its counterpart in the folder ``given``, keyed by the path of the image.
+            Images without a counterpart are omitted.
+        texts: For each image, the path of its text file, keyed by the path of the image. Images without a text file are
+            omitted.
     """
 
     train: Classed
@@ -81,7 +81,7 @@ def find_pictures(folder: Path, older: bool = False) -> Found:
     if beside and not search.older:
         search.refuse(
             f"{parts['train'][0].name}/ is read as the training part, but some images are not in any part "
-            f"({search.shown(beside)}); rename that folder if it is a class, or move these images into a part"
+            f"({search.shown(beside)}); rename the training folder if it is a class, or move these images into a part"
         )
     if train and test and bool(train[0][1]) != bool(test[0][1]):
         which = "test" if train[0][1] else "training"
@@ -95,7 +95,7 @@ def pictures_in(folder: Path) -> list[Path]:
 
 
 def _held_out(search: _Search, parts: dict[str, list[Path]]) -> Path | None:
-    """Choose the test folder, or the validation folder if there are no test images. Return ``None`` without either."""
+    """Return the test folder, the validation folder if there are no test images, or ``None`` if neither exists."""
     folders = [parts[part][0] for part in ("test", "validation") if part in parts]
     if not folders:
         return None
@@ -109,7 +109,7 @@ def _held_out(search: _Search, parts: dict[str, list[Path]]) -> Path | None:
 
 
 class _Search:
-    """A search of a folder for images, which also collects problems, notes and the files that are not images.
+    """A search for images in a folder. It also collects problems, notes and the paths of files that are not images.
 
     Args:
         folder: The folder.
@@ -125,7 +125,7 @@ class _Search:
         self.known = self._known() if alone and not older else {}
 
     def _known(self) -> dict[Path, Path]:
-        """Find the images below ``given``, keyed by the path (without suffix) of the image that each belongs to."""
+        """Return the images below ``given``, each keyed by the path, without suffix, of the image it belongs to."""
         folder = self.folder / GIVEN
         if not folder.is_dir():
             return {}
@@ -166,7 +166,7 @@ class _Search:
                 yield from self.walk(inside, folded, (*above, here))
 
     def pictures(self, path: Path, is_folder: bool) -> list[Path]:
-        """List the images in and below a folder, or only ``path`` if it is an image, and record all other files."""
+        """List the images in and below a folder (or ``path`` itself, if it is an image), and record other files."""
         found: list[Path] = []
         for file in self.walk(path, is_folder):
             (found if _is_picture(file) else self.others).append(file)

@@ -9,12 +9,12 @@ The option ``cond`` lists the sources of a model's condition, joined by ``+``:
     `vector`           numbers: the array ``c`` of an ``.npz`` file, or named columns, ``vector:age,dose``
     `image`            another picture or signal: the array ``given``, or the pictures in a folder ``given/``
     `text`             a text: the array ``text``, or a ``.txt`` file next to each picture
-    an operator        the measurement of the sample by the operator, such as ``pool:2`` or ``grey/hole``
+    an operator        the measurement of the sample by this operator; examples: ``pool:2``, ``grey/hole``
     =================  ====================================================================================
 
 Numbers are standardised, and pictures are mapped to [-1, 1]. Each word is replaced by its index in the vocabulary of
-the training texts. :class:`CondInfo` contains the statistics and the vocabulary that this requires, and is stored with
-a run. A missing number or pixel is stored as NaN, and a missing word as -1.
+the training texts. :class:`CondInfo` contains the statistics for these conversions and the vocabulary. It is stored
+with a run. A missing number or pixel is stored as NaN, and a missing word as -1.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from .raw import Array, Known
 
 __all__ = ["CondInfo", "Sources"]
 
-WORDS = 50_000  # size of the largest vocabulary
+WORDS = 50_000  # maximum number of words in a vocabulary
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
@@ -49,10 +49,10 @@ class Sources:
 
     Attributes:
         label: Whether the condition contains the class.
-        vector: Whether it contains numbers.
-        columns: The columns of a table that hold these numbers. Empty if the numbers do not come from a table.
-        image: Whether it contains another picture.
-        text: Whether it contains a text.
+        vector: Whether the condition contains numbers.
+        columns: The table columns that contain these numbers. Empty if the numbers do not come from a table.
+        image: Whether the condition contains another picture.
+        text: Whether the condition contains a text.
         operator: The operator whose measurement of the sample is part of the condition, or "".
     """
 
@@ -138,7 +138,7 @@ class CondInfo:
     """Description of the conditions of the samples in a data set.
 
     Attributes:
-        vector: Names of the numbers.
+        vector: Names of the numbers in the condition.
         shift, scale: Mean and standard deviation of each number over the training rows, which are used to standardise
             the numbers.
         image: Shape of a picture, ``(C, *space)``, or empty if there are no pictures.
@@ -158,7 +158,7 @@ class CondInfo:
 
     @classmethod
     def of(cls, known: Known) -> CondInfo:
-        """Describe the conditions of the training rows, and compute their statistics and their vocabulary."""
+        """Describe the conditions of the training rows, and compute the statistics and the vocabulary."""
         found = cls()
         if known.vector is not None:
             v = known.vector.astype(np.float64)
@@ -234,7 +234,7 @@ class CondInfo:
         """Convert a condition to model units, in float32: standardise numbers, and map pictures to [-1, 1].
 
         Raises:
-            UsageError: If a shape does not match that of the conditions in training, or if tokens are invalid.
+            UsageError: If a condition does not have the shape that the model requires, or if tokens are invalid.
         """
         vector, image = known.vector, known.image
         if vector is not None and self.vector:
@@ -281,9 +281,9 @@ class CondInfo:
             )
 
     def tokens(self, texts: Sequence[str]) -> Tensor:
-        """Return the word indices of texts, int64 ``(n, L)``, with -1 after the end of each text.
+        """Return the word indices of texts as an int64 tensor ``(n, L)``, with -1 after the end of each text.
 
-        L is the length of the longest text; no text is cut. A word that is not in the vocabulary has the index 0.
+        L is the number of words in the longest text. A word that is not in the vocabulary has the index 0.
         """
         index = {word: i + 1 for i, word in enumerate(self.words)}
         rows = [[index.get(word, 0) for word in _words(text)] for text in texts]
@@ -291,7 +291,7 @@ class CondInfo:
         return torch.tensor([row + [-1] * (length - len(row)) for row in rows], dtype=torch.int64).reshape(-1, length)
 
     def unknown(self, text: str) -> dict[str, str]:
-        """Return the words of a text that are not in the vocabulary, each with a suggestion of similar words."""
+        """Map each word of a text that is not in the vocabulary to a suggestion of similar words."""
         known = set(self.words)
         return {word: closest(word, known).partition("?")[0] for word in _words(text) if word not in known}
 

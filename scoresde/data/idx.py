@@ -1,4 +1,6 @@
-"""Read IDX files, such as those of MNIST, which consist of a magic number, big-endian sizes and the data.
+"""Read IDX files, the file format of MNIST.
+
+An IDX file consists of a magic number, the big-endian sizes of the axes, and the data.
 
 References:
     LeCun, Cortes and Burges, The MNIST database.
@@ -58,8 +60,8 @@ def _read_idx(path: Path, ndim: int) -> Array:
             shape = struct.unpack(f">{ndim}I", header[4:])
             if most > size:
                 may_unpack(size, math.prod(shape))
-            # Read at most what the header declares, even if a .gz unpacks to more, and at most what the file can hold,
-            # even if the header declares more.
+            # Read at most what the header declares, even if a .gz unpacks to more, and at most what the file can
+            # contain, even if the header declares more.
             payload = file.read(min(math.prod(shape), most) + 1)
     except DataError:
         raise
@@ -69,9 +71,9 @@ def _read_idx(path: Path, ndim: int) -> Array:
         raise DataError(f"{path} cannot be read: {reason(error)}") from error
     if len(payload) != math.prod(shape):
         raise DataError(
-            f"{path}: the header declares {'x'.join(map(str, shape))} = {math.prod(shape)} bytes, but "
-            f"{'more' if len(payload) > math.prod(shape) else len(payload)} "
-            f"follow. The file is truncated or damaged; download it again"
+            f"{path}: the header declares {'x'.join(map(str, shape))} = {math.prod(shape)} bytes of data, but the file "
+            f"contains {'more' if len(payload) > math.prod(shape) else len(payload)}. The file is truncated or "
+            "damaged; download it again"
         )
     return np.frombuffer(bytearray(payload), np.uint8).reshape(shape)
 
@@ -81,7 +83,7 @@ def _read_idx_pair(images: Path, labels: Path | None) -> tuple[Array, Array | No
     y = None if labels is None else _read_idx(labels, 1)
     if labels is not None and y is not None and len(y) != len(x):
         raise DataError(
-            f"{labels} has {len(y)} labels, but {images} has {len(x)} images; do the files belong to the same data set?"
+            f"{labels} has {len(y)} labels, but {images} has {len(x)} images; use files of the same data set"
         )
     return x[:, None], y
 

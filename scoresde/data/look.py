@@ -38,7 +38,7 @@ class Look:
 
     @property
     def classes(self) -> dict[str, tuple[int, int]]:
-        """Numbers of training and test samples for each class. Empty if there are no labels."""
+        """The numbers of training and test samples of each class, keyed by class. Empty if there are no labels."""
         if self.dataset is None or self.dataset.train_labels is None:
             return {}
         names, held_out = self.dataset.info.classes, self.dataset.test_labels
@@ -61,7 +61,7 @@ def look(data: str, *, reading: Reading = AS_IS, seed: int = 0, test_fraction: f
     Args:
         data: A name or a path (see :func:`scoresde.load_data`).
         reading: Options for files that can be read in more than one way.
-        seed, test_fraction: Options for the split.
+        seed, test_fraction: Options for the split (see :func:`scoresde.load_data`).
 
     >>> look("digits").problems, look("digits").classes["0"]
     ((), (161, 17))

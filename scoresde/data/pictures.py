@@ -186,13 +186,13 @@ def read_pictures(folder: Path, paths: Sequence[Path], reading: Reading = AS_IS)
     Args:
         folder: The folder. File names in messages are relative to it.
         paths: The files.
-        reading: The options for files.
+        reading: Options for reading the files.
 
     Returns:
-        The pixels ``(N, C, H, W)``, uint8 or uint16, and the smallest width and height in the files, before resizing.
+        The pixels ``(N, C, H, W)``, uint8 or uint16, and the smallest width and height of the images before resizing.
 
     Raises:
-        Problems: If an image cannot be read, or if the images differ in size.
+        Problems: If an image cannot be read, or if the images differ in size or bit depth.
     """
     pile = _Pile(folder, paths, reading)
     pile.read()
@@ -208,8 +208,8 @@ def mask_from_file(path: str) -> Tensor:
     A value is missing where the image is closer to white than to black, or where the array is not zero.
 
     Returns:
-        A mask that is true where values are known, bool. Its shape is ``(1, H, W)`` for an image, and the shape of the
-        array otherwise.
+        A boolean mask that is true where values are known. Its shape is ``(1, H, W)`` for an image, and the shape of
+        the array for a NumPy file.
 
     Raises:
         DataError: If the file cannot be read.
@@ -239,7 +239,7 @@ def _indexes(rows: Classed, classes: tuple[str, ...]) -> Array | None:
 
 
 def _copies(pile: _Pile, rows: Classed) -> list[str]:
-    """Return a list with a note on files that are identical byte for byte, or an empty list if there are none."""
+    """Return a list with one note on files that are identical byte for byte, or an empty list if all files differ."""
     first: dict[bytes, int] = {}
     copies: list[tuple[int, int]] = []
     apart = 0
@@ -386,7 +386,7 @@ def _squared(image: Image.Image, part: tuple[float, float], side: int, fit: str)
 
 
 def _bits(image: Image.Image, data: bytes) -> int:
-    """Return the number of bits per channel in the file. Pillow does not report it, and reduces colours to 8 bits."""
+    """Return the number of bits per channel in the file. Pillow does not report this, and reduces colours to 8 bits."""
     if image.format == "PNG":
         return data[24]  # in the header, after width and height
     stored = getattr(image, "tag_v2", {}).get(BITS, 8)
@@ -445,7 +445,7 @@ class _Stack:
         self.short = 0
 
     def add(self, file: int, picture: _Picture, keep: bool) -> None:
-        """Count an image and store its pixels. Without ``keep``, or if sizes differ, discard all pixels instead."""
+        """Count an image and store its pixels. If ``keep`` is false or sizes differ, discard all pixels instead."""
         x, row = picture.pixels, len(self.at)
         self.at.append(file)
         self.sizes.setdefault(picture.size, []).append(file)
@@ -473,7 +473,7 @@ class _Stack:
 
 
 def _common(a: int, b: int) -> int:
-    """Return how many channels an array needs to hold both images with ``a`` and images with ``b`` channels."""
+    """Return the number of channels that an array needs to store images with ``a`` and images with ``b`` channels."""
     return (3 if max(a, b) > 2 else 1) + (a % 2 == 0 or b % 2 == 0)
 
 
@@ -565,7 +565,7 @@ class _Pile:
         if eight and sixteen:
             rarer = eight if len(eight) < len(sixteen) else sixteen
             found.append(
-                f"there are both 8-bit and 16-bit images ({len(eight):,} and {len(sixteen):,}, such as "
+                f"there are both 8-bit and 16-bit images ({len(eight):,} and {len(sixteen):,}; of the rarer kind: "
                 f"{self._named(rarer)}); all images must have the same levels, so convert them to one bit depth, or "
                 "leave out the rarer kind"
             )
@@ -618,9 +618,7 @@ class _Pile:
         apart = {size: files for size, files in sizes.items() if size[0] != size[1]}
         fit = {"fit": "crop"} if apart else {}
         missing = sum(stack.short for stack in stacks)
-        much = (
-            f"{_number(len(self.kept))} of this size would need {missing / 1e9:,.1f} GB, more memory than is available"
-        )
+        much = f"reading {_number(len(self.kept))} would need {missing / 1e9:,.1f} GB, more memory than is available"
         if self.reading.size:
             if not apart or self.reading.fit:
                 return [Problem(f"{much}; choose a smaller size")] if missing else []

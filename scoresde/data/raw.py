@@ -23,21 +23,21 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Reading(Checked):
-    """Options for files and folders that can be read in more than one way.
+    """Options for reading files and folders that can be read in more than one way.
 
     Attributes:
-        size: Side length, in pixels, of the square to which all images are resized. 0 keeps their sizes.
+        size: Side length, in pixels, of the square to which all images are resized, or 0 to keep their sizes.
         fit: How to resize an image that is not square: ``crop`` (keep the centre), ``pad`` (add black borders)
-            or ``stretch``. If empty, such images are rejected.
+            or ``stretch``. If ``fit`` is empty and ``size`` is set, such images are rejected.
         layout: Position of the channel axis of an array: ``first``, ``last`` or ``auto``.
         on_bad: What to do with a file that cannot be read: ``stop`` with an error, or ``skip`` the file.
         older: Whether to read a folder of images as earlier versions did, for runs without stored row hashes. Those
             versions read only files directly in a class folder, rounded colours to 8 bits, and kept alpha channels.
-        columns: Names of the columns of a table that hold the condition of each sample, not the sample itself.
+        columns: Names of the table columns that contain the condition of each sample rather than the sample itself.
         empty: What to do with an empty cell of a table, or NaN in an array of samples: ``stop`` with an error, or
             ``keep`` it as an unknown value.
-        needs: The conditions that must be readable, from ``vector``, ``image`` and ``text``. Any other condition that
-            cannot be read is left out with a note.
+        needs: The kinds of condition that must be readable: any of ``vector``, ``image`` and ``text``. A condition of
+            another kind is left out with a note if it cannot be read.
     """
 
     limits = ranges(size=SIZE)
@@ -81,7 +81,8 @@ class Known:
         names: Names of the K numbers, or empty if they have no names.
         image: A picture or signal for each sample, shape ``(N, C, *space)``, with NaN for unknown values.
         text: The text of each sample, shape ``(N,)``, or "" for a sample without a text.
-        features: Features of the words of each text, shape ``(N, L, E)``, with NaN where there is no word.
+        features: Features of the words of each text, shape ``(N, L, E)`` for at most L words with E features each, with
+            NaN where there is no word.
     """
 
     vector: Array | None = None
@@ -96,7 +97,7 @@ class Known:
         return any(part is not None for part in (self.vector, self.image, self.text, self.features))
 
     def rows(self, index: Array) -> Known:
-        """Return the conditions of the samples ``index``, int64 ``(n,)``."""
+        """Return the conditions of the samples at the positions ``index``, an int64 array ``(n,)``."""
         parts = (self.vector, self.image, self.text, self.features)
         vector, image, text, features = (None if part is None else part[index] for part in parts)
         return Known(vector, self.names, image, text, features)
@@ -108,21 +109,21 @@ class Raw:
 
     Attributes:
         kind: ``"image"``, ``"volume"``, ``"signal"`` or ``"vector"``.
-        train: All samples, or the training samples if the source has a split, shape ``(N, *event)``.
-        test: The test samples if the source has a split, else None.
+        train: The training samples, or all samples if the source has no test part, shape ``(N, *event)``.
+        test: The test samples, or None if the source has no test part.
         train_labels: Class index of each sample in ``train``, shape ``(N,)``, or None.
         test_labels: Class index of each sample in ``test``, or None.
         classes: Class names, in the order of the indexes.
-        levels: Lowest value, highest value and number of levels if the format fixes them, else None.
-        channels_last: Whether the source had its channels last.
+        levels: Lowest value, highest value and number of levels, or None if the file format does not determine them.
+        channels_last: Whether the channels are last in the source.
         names: Column names of a table, or empty.
-        whole: Whether each column of a table holds only integers. If empty, the dtype of ``train`` determines this.
-        hashes: 8-byte hash of the file of each sample, training samples first. Empty if samples do not have their own
-            files.
+        whole: Whether each column of a table contains only integers. If empty, the dtype of ``train`` determines this.
+        hashes: 8-byte hash of the file of each sample. The training samples come first. Empty if samples do not have
+            their own files.
         files: The files that were read.
         notes: Messages from the reader about what it did, one sentence each.
-        complete: A mask of the known values of ``train``, bool, with the same shape, or None if all values are known.
-            An unknown value is stored as the mean of its column.
+        complete: A mask of the known values, bool, with the shape of ``train``, or None if all values are known. An
+            unknown value is stored as the mean of its column.
         train_known: The condition of each sample in ``train``, except its class.
         test_known: The condition of each sample in ``test``, except its class.
     """
@@ -146,7 +147,7 @@ class Raw:
 
 
 def index_labels(path: Path | str, *parts: Array | None) -> tuple[list[Array | None], tuple[str, ...]]:
-    """Return the labels of each part as indexes into the sorted distinct labels of all parts, and the class names."""
+    """Convert labels to indexes into the sorted classes of all parts. Return the indexes and the class names."""
     found = [p for p in parts if p is not None]
     for p in found:
         if p.dtype.kind not in "biuU" and not (p.dtype.kind == "f" and np.array_equal(p, np.round(p))):

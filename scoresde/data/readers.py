@@ -44,7 +44,7 @@ INSTEAD = {
 
 
 def read_path(path: Path, reading: Reading = AS_IS) -> Raw:
-    """Read the file or folder ``path`` in any supported format, with the options ``reading``."""
+    """Read the file or folder ``path`` in any supported format. ``reading`` contains the options for reading."""
     raw = _read_path(path, reading)
     pictures, unused = bool(raw.hashes), []
     if reading.size and not pictures:
@@ -79,7 +79,7 @@ def _read_path(path: Path, reading: Reading) -> Raw:
 
 
 def _refuse_files(folder: Path) -> None:
-    """Reject a folder that has tables or arrays but no images, because each such file is a separate data set."""
+    """Reject a folder of tables or arrays without images, because each table or array is a separate data set."""
     found = sorted(p for p in folder.iterdir() if p.suffix.lower() in ARRAYS or is_table(p))
     if not found or any(p.suffix.lower() in IMAGE_SUFFIXES for p in folder.rglob("*")):
         return
@@ -88,7 +88,7 @@ def _refuse_files(folder: Path) -> None:
 
 
 def read_digits() -> Raw:
-    """Read the bundled UCI digits: 1,797 images of 8x8 pixels with 17 levels, ``(1797, 1, 8, 8)`` uint8."""
+    """Read the bundled UCI digits, 1,797 images of 8 x 8 pixels with 17 levels, as uint8 ``(1797, 1, 8, 8)``."""
     stored = resources.files("scoresde").joinpath("assets/digits.npz").read_bytes()
     with np.load(io.BytesIO(stored), allow_pickle=False) as arrays:
         images, labels = arrays["images"], arrays["labels"]

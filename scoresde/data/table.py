@@ -79,7 +79,8 @@ class _Column:
         numbers: The values of the cells if all of them are numbers, else ``None``.
         whole: Whether all cells were written as integers.
         known: A mask of the cells that are not empty, bool ``(N,)``, or ``None`` if no cell is empty or empty cells are
-            not kept. The number that is stored for an empty cell is the mean of the other cells.
+            not kept. The number that is stored for an empty cell is the mean of the other cells, rounded if they are
+            integers.
     """
 
     name: str
@@ -108,12 +109,13 @@ def read_table(path: Path, reading: Reading = AS_IS, keep: Collection[str] = ())
     Args:
         path: The file, in UTF-8, with cells separated by commas, semicolons or tabs. The first line may name the
             columns.
-        reading: The columns that hold the condition of each sample, and whether to keep empty cells.
+        reading: Options, which include the columns that contain the condition of each sample, and whether to keep empty
+            cells.
         keep: Names of columns to keep as data, even if they look like an index or the class.
 
     Returns:
-        The content of the table. ``train`` has shape ``(N, D)`` and dtype int64 if all columns hold integers, else
-        float64.
+        The content of the table. ``train`` has shape ``(N, D)``. Its dtype is int64 if all columns contain only
+        integers, and float64 otherwise.
 
     Raises:
         DataError: If the file is not a valid table, or if a cell is neither a number nor a class. In the second case,
@@ -178,7 +180,7 @@ def read_table(path: Path, reading: Reading = AS_IS, keep: Collection[str] = ())
 
 @dataclass(frozen=True, eq=False)
 class Sheet:
-    """The cells of a table as they were typed, so that the empty cells can be filled in and the table written again.
+    """The cells of a table as they were typed, so that empty cells can be filled in and the table can be saved again.
 
     Attributes:
         path: The file.
@@ -206,7 +208,7 @@ class Sheet:
         return [cell.lower() in MISSING for cell in self.column(place)]
 
     def numbers(self, places: Iterable[int]) -> Array:
-        """Return the numbers in the columns ``places``, float64 ``(N, K)``, with NaN for empty cells.
+        """Return the numbers in the K columns ``places`` as a float64 array ``(N, K)``, with NaN for empty cells.
 
         Raises:
             DataError: If a cell is neither empty nor a number. The message names the line and column of the cell.
@@ -257,7 +259,7 @@ def _text(path: Path) -> str:
     try:
         data = gunzipped(read_bytes(path))
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path} is a damaged or truncated gzip file ({error})") from error
+        raise DataError(f"{path} is a damaged or truncated gzip file ({error}); compress the table again") from error
     except (OSError, MemoryError) as error:
         raise DataError(f"{path} cannot be read: {reason(error)}") from error
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -299,7 +301,7 @@ def _separator(text: str) -> str:
 
 
 def _rows(path: Path, text: str, separator: str) -> tuple[list[str], list[list[str]], list[int]]:
-    """Return the column names (empty strings without a header), the rows, and the line on which each row ends."""
+    """Return the column names (empty if there is no header), the rows, and the line on which each row ends."""
     rows, lines = [], []
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
@@ -349,8 +351,8 @@ def _rows(path: Path, text: str, separator: str) -> tuple[list[str], list[list[s
 def _is_header(first: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
     """Whether the first row names the columns.
 
-    This is assumed if one of its words is above a number, or if it contains no numbers and one of its words is a usual
-    name for a column of classes, such as ``label``.
+    The row is assumed to contain names if one of its words is above a number, or if it contains no numbers and one of
+    its words is a usual name for a column of classes, such as ``label``.
     """
     for i, name in enumerate(first):
         if name.lower() in MISSING or name[0] in FIRST:
@@ -398,21 +400,24 @@ def _told(path: Path, names: Sequence[str], asked: Sequence[str]) -> tuple[str, 
 
 
 def _complete(columns: Sequence[_Column]) -> Array | None:
-    """Return a mask of the cells that are not empty, bool ``(N, D)``, or ``None`` if no cell is empty."""
+    """Return a boolean mask ``(N, D)`` of the cells that are not empty, or ``None`` if no cell is empty."""
     if all(c.known is None for c in columns):
         return None
     return np.stack([np.ones(len(c.cells), bool) if c.known is None else c.known for c in columns], 1)
 
 
 def _vector(columns: Sequence[_Column]) -> Array:
-    """Return the numbers in some columns, float64 ``(N, K)``, with NaN for empty cells."""
+    """Return the numbers in K columns as a float64 array ``(N, K)``, with NaN for empty cells."""
     x = np.stack([np.asarray(c.numbers, np.float64) for c in columns], 1)
     known = _complete(columns)
     return x if known is None else np.where(known, x, np.nan)
 
 
 def _parsed(column: _Column, gaps: bool = False) -> _Column:
-    """Return the column with its numbers if all cells are numbers, else unchanged. ``gaps`` also allows empty cells."""
+    """Return a copy of the column that includes its numbers, or the column itself if some cells are not numbers.
+
+    If ``gaps`` is true, cells may also be empty, as long as at least one cell is not.
+    """
     empty = _missing(column.cells, MISSING) if gaps else []
     if empty and len(empty) < len(column.cells):
         known = np.ones(len(column.cells), bool)

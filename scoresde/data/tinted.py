@@ -6,8 +6,7 @@ A picture with the grey values g and the hue h has the colours
 
 where w are the weights of :class:`scoresde.operators.Grey`, which add up to 1, and e_1 and e_2 are orthonormal. Hence
 grey(x) = g exactly, and the grey picture says nothing about the hue. The hues are uniform on the circle and independent
-of the digits, so a model that colours grey digits correctly draws hues that are uniform on the circle, whatever digit
-it is given.
+of the digits, so a model that colours grey digits correctly draws hues that are uniform on the circle for every digit.
 
 The grey values are those of the digits, scaled to the range from 0 to :data:`BRIGHTEST`. The values of the three
 channels are continuous, from 0 to about 0.97.
@@ -29,11 +28,11 @@ __all__ = ["hue", "read_tinted", "tinted"]
 
 BRIGHTEST = 0.75  # the largest grey value
 STRENGTH = 0.3  # s in equation 1
-SEED = 0  # of the hues
+SEED = 0  # seed of the random hues
 
 
 def _colours() -> Tensor:
-    """Return e_1 and e_2 of equation 1, float64 ``(2, 3)``."""
+    """Return e_1 and e_2 of equation 1 as the rows of a float64 tensor ``(2, 3)``."""
     w = torch.tensor(WEIGHTS, dtype=torch.float64)
     first = torch.tensor([w[1], -w[0], 0.0], dtype=torch.float64)
     second = torch.linalg.cross(w, first)
@@ -41,7 +40,7 @@ def _colours() -> Tensor:
 
 
 def tinted(grey: Tensor, hues: Tensor) -> Tensor:
-    """Return pictures with the given grey values and hues (equation 1), float64 ``(N, 3, H, W)``.
+    """Return float64 pictures ``(N, 3, H, W)`` with the given grey values and hues (equation 1).
 
     Args:
         grey: The grey values, ``(N, 1, H, W)``.
@@ -52,10 +51,10 @@ def tinted(grey: Tensor, hues: Tensor) -> Tensor:
 
 
 def hue(x: Tensor) -> Tensor:
-    """Return the hue of each picture in radians, from -pi to pi, float64 ``(N,)``.
+    """Compute the hues ``(N,)`` of pictures as angles between -pi and pi, in float64.
 
     The hue is the angle of the sum of ``(e_1 . (x - g), e_2 . (x - g))`` over all pixels, where g is the grey value, so
-    pixels count in proportion to their brightness. It is exact for :func:`tinted` pictures.
+    pixels count in proportion to their brightness. The result is exact for :func:`tinted` pictures.
 
     Args:
         x: The pictures, ``(N, 3, H, W)``.
@@ -71,7 +70,7 @@ def hue(x: Tensor) -> Tensor:
 
 
 def read_tinted() -> Raw:
-    """Return the bundled digits in random hues: 1,797 pictures ``(1797, 3, 8, 8)`` float32, with their classes."""
+    """Return the bundled digits in random hues, as 1,797 float32 pictures ``(3, 8, 8)`` with their classes."""
     digits = read_digits()
     grey = torch.from_numpy(digits.train).double() * (BRIGHTEST / 16)
     generator = torch.Generator().manual_seed(SEED)

@@ -5,8 +5,8 @@ density, so they can be used to check likelihoods: ``8gaussians`` (smooth, full 
 (discontinuous, with log density -inf outside its squares).
 
 References:
-    Grathwohl et al. (2019), FFJORD, https://arxiv.org/abs/1810.01367. The toys are those of the paper, but with
-    different scales.
+    Grathwohl et al. (2019), FFJORD, https://arxiv.org/abs/1810.01367. The toys are those of the paper, except
+    for their scales.
 """
 
 from __future__ import annotations

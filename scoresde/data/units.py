@@ -162,12 +162,12 @@ def units_of(raw: Raw, source: str) -> Units:
 
 
 def axes_of(kind: str, ndim: int) -> tuple[int, ...]:
-    """Return all axes except the axis of the columns or channels."""
+    """Return all axes of an array of samples except the axis of the columns or channels."""
     return (0,) if kind == "vector" else (0, *range(2, ndim))
 
 
 def constant_column(kind: str, constant: Tensor, source: str, names: Sequence[str] = (), unknown: bool = False) -> str:
-    """Return the error message for columns or channels that are constant or, with ``unknown``, never known."""
+    """Return the error message for columns or channels that are constant or, if ``unknown``, have no known values."""
     found = constant.nonzero().flatten().tolist()
     what = "feature" if kind == "vector" else "channel"
     listed = ", ".join(names[i] if names else str(i) for i in found[:10]) + (", ..." if len(found) > 10 else "")

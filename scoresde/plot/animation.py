@@ -125,9 +125,9 @@ def save_gif(path: str | os.PathLike[str], pictures: Sequence[Pixels], seconds: 
     """Write pictures as a GIF that loops forever.
 
     Args:
-        path: File to write; missing folders are created.
+        path: File to write. Missing folders are created.
         pictures: The frames, uint8 ``(height, width, 3)`` each.
-        seconds: Total duration of all frames before the last, in seconds.
+        seconds: Approximate total duration of all frames before the last, in seconds.
         hold: Duration of the last frame, in seconds.
     """
     from PIL import Image

@@ -6,7 +6,7 @@ and the standard deviation of all answers, and the truth if it is known. Pixels 
 given image is enlarged to the size of the answers without interpolation, so that its pixels remain visible.
 
 Signals have a row of panels for each question, with a panel for each channel. Tables have a panel for each column. If
-there is a single question with many answers that are vectors, the distribution of the answers is shown.
+the answers to a single question are many vectors, none of whose values were given, their distribution is shown instead.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ __all__ = ["ANSWERS", "QUESTIONS", "TINT", "answers_figure"]
 QUESTIONS = {"image": 8, "volume": 8, "signal": 6, "vector": 60}  # the largest number of questions to show
 ANSWERS = 8  # the largest number of answers to show for a question
 COLUMNS = 12  # the largest number of columns of a table to show
-MANY = 30  # smallest number of answers (vectors for a single question) to show as a distribution
+MANY = 30  # smallest number of vectors, all answers to a single question, to show as a distribution
 TINT = (196, 216, 236)  # colour of pixels that were not given
 HEAT = "magma"  # colour map of the deviation
 
@@ -203,10 +203,12 @@ def _pixels(picture: Floats, low: float, high: float) -> Pixels:
 
 
 def _heat(deviation: Floats) -> tuple[Pixels, float]:
-    """Convert standard deviations ``(R, C, H, W)`` to colours ``(R, H, W, 3)``, and return their maximum as well.
+    """Convert standard deviations ``(R, C, H, W)`` to colours. Several channels are combined by their root mean square.
 
-    All images share one colour scale, which starts at 0. For several channels, the root mean square over the channels
-    is shown.
+    All images share one colour scale, which starts at 0.
+
+    Returns:
+        The colours ``(R, H, W, 3)``, and the largest standard deviation that is shown.
     """
     from matplotlib import colormaps
 

@@ -1,4 +1,4 @@
-"""Parts shared by all plots: colours, figures without pyplot, array checks and atomic file writes.
+"""Code shared by all plots: colours, figures without pyplot, checks of arrays, and atomic file writes.
 
 Each figure is created directly, with its own Agg canvas and without ``pyplot``. No global state changes, no display is
 needed, and a figure is freed when its last reference is dropped. Files are written under a temporary name and then
@@ -44,7 +44,7 @@ Pixels: TypeAlias = npt.NDArray[np.uint8]
 
 BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
 GREY, INK = "#999999", "#333333"
-UNLIKE = (20.0, 3.0)  # ratios of widths above which two coordinates without or with names get separate scales
+UNLIKE = (20.0, 3.0)  # largest ratio of widths for which two coordinates share a scale: without names, with names
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, INK)  # line colours, in order of use
 
 
@@ -83,10 +83,8 @@ def points_of(x: Array, name: str) -> Floats:
 def window(values: Floats) -> tuple[Floats, Floats]:
     """Return the lowest and the highest value to show in each column of ``values``, as two arrays ``(D,)``.
 
-    The shape of ``values`` is ``(N, D)``.
-
-    A value is left out as an outlier if its distance from the range of the middle 98 % of the values exceeds the width
-    of that range.
+    The shape of ``values`` is ``(N, D)``. A value is left out as an outlier if its distance from the range of the
+    middle 98 % of the values in its column exceeds the width of that range.
     """
     low, high = np.quantile(values, [0.01, 0.99], axis=0)
     width = np.where(high > low, high - low, np.inf)
@@ -95,7 +93,7 @@ def window(values: Floats) -> tuple[Floats, Floats]:
 
 
 def halves(widths: Floats, names: Sequence[str] = ()) -> Floats:
-    """Compute the half-widths ``(2,)`` of a plot window for two coordinates whose values span ``widths``.
+    """Compute the half-widths ``(2,)`` of a plot window for two coordinates whose ranges have the widths ``widths``.
 
     Both coordinates get the same scale unless the ratio of their widths exceeds a limit. The limit is lower for
     coordinates with names, because these are columns of a table.

@@ -1,4 +1,4 @@
-"""Plots of the calibration of a conditional model: the ranks of the truth among its answers, and the coverage.
+"""Plots of the calibration of a conditional model: the ranks of the truth among the answers, and the coverage.
 
 The left panel shows how many values have each rank, relative to uniform ranks. The right panel shows how often a
 central interval of the answers contains the truth, against the level of the interval. The error bars show two standard
@@ -31,11 +31,11 @@ def calibration(
     """Plot the ranks of the truth and the coverage of central intervals, for one or several sets of values.
 
     Args:
-        ranks: The number of values in each bin of ranks, relative to the number for uniform ranks, and its standard
-            error, each ``(bins,)``, keyed by the name of the set. There are at most seven sets. An unknown standard
-            error is NaN.
-        coverage: The fraction of true values inside the interval of each level, and its standard error, each ``(L,)``,
-            keyed by the same names.
+        ranks: The frequency of each bin of ranks, relative to uniform ranks, and the standard error of this frequency,
+            each ``(bins,)``, keyed by the name of the set. There are at most seven sets. An unknown standard error is
+            NaN.
+        coverage: The fraction of true values inside the interval of each level, and the standard error of this
+            fraction, each ``(L,)``, keyed by the name of the set.
         levels: The levels of the intervals, ``(L,)``, between 0 and 1.
     """
     known = finite(levels, "levels", 1)
@@ -85,7 +85,7 @@ def calibration(
 
 
 def _pair(values: tuple[Array, Array], name: str) -> tuple[Floats, Floats]:
-    """Check values and their standard errors, each ``(n,)``."""
+    """Check values and their standard errors, each ``(n,)``, and return them as arrays."""
     first, errors = finite(values[0], name, 1), np.asarray(plain(values[1]), dtype=np.float64)
     if errors.shape != first.shape or not len(first):
         raise UsageError(
@@ -95,7 +95,7 @@ def _pair(values: tuple[Array, Array], name: str) -> tuple[Floats, Floats]:
 
 
 def _bars(ax: Axes, x: Floats, y: Floats, errors: Floats, colour: str) -> None:
-    """Draw error bars of two standard errors where the error is known."""
+    """Draw error bars of two standard errors at the points whose standard error is known."""
     there = np.isfinite(errors)
     if there.any():
         ax.errorbar(x[there], y[there], 2 * errors[there], fmt="none", ecolor=colour, elinewidth=0.8)

@@ -22,8 +22,8 @@ def compass(log_snr: Array, cosine: Array, error: Array, title: str | None = Non
         log_snr: Log-SNRs of the noise levels, ``(L,)``.
         cosine: Cosine of the angle between the two scores, ``(L, 3)``: the 10 % quantile over samples, the mean, and
             the 90 % quantile.
-        error: Relative error ``|learned - exact| / |exact|``, ``(L, 3)``: the 10 % quantile over samples, the square
-            root of the ratio of mean squares, and the 90 % quantile.
+        error: Relative error ``|learned - exact| / |exact|``, ``(L, 3)``: the 10 % quantile over samples, the root mean
+            square ``sqrt(mean |learned - exact|^2 / mean |exact|^2)``, and the 90 % quantile.
         title: Title above the figure.
         note: Line of text below the figure.
     """

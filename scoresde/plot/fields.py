@@ -78,8 +78,8 @@ def score_fields(
         x_grid, y_grid: Evenly spaced x coordinates ``(X,)`` and y coordinates ``(Y,)``.
         fields: Scores ``(T, 2, Y, X)``, keyed by row title.
         columns: A label for each of the T times.
-        density: Density ``(T, Y, X)``, if it is known.
-        points: Points drawn from the density, ``(T, N, 2)``, if the density is unknown.
+        density: Density ``(T, Y, X)``, or ``None`` if it is unknown.
+        points: Points drawn from the density, ``(T, N, 2)``, or ``None`` for no points.
     """
     found = {title: finite(field, title, 4) for title, field in fields.items()}
     if not found or any(f.shape[:2] != (len(columns), 2) for f in found.values()):

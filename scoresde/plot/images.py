@@ -95,7 +95,7 @@ def save_images(
     """Write each image to its own PNG file, without resizing.
 
     Args:
-        folder: Folder to write to; created if missing.
+        folder: Folder to write to. It is created if needed.
         x: Images ``(N, C, H, W)`` in data units: grey, grey with alpha, RGB or RGBA.
         names: File names, one for each image.
         low, high: The values to draw as black and as white. With 0 and 255, bytes are written unchanged.
@@ -141,7 +141,7 @@ def save_image_grid(
     """Write :func:`image_grid` as a PNG file.
 
     Args:
-        path: File to write; missing folders are created.
+        path: File to write. Missing folders are created.
         x: Images ``(N, C, H, W)``, or volumes ``(N, C, D, H, W)``, in data units.
         low: The value to draw as black.
         high: The value to draw as white.

@@ -1,7 +1,7 @@
 """Plots of samples next to their nearest training rows, for visual inspection.
 
 Images are drawn in pairs, with the sample above its nearest training row. A signal or vector is drawn in blue over its
-nearest training row in grey, with each column of a table in units of its standard deviation. Pairs flagged by the test
+nearest training row in grey, with each column of a table in units of its standard deviation. Pairs flagged by the check
 for copies have a vermilion frame. Points in the plane are drawn in a single panel with the training data, where a line
 joins each sample to its nearest training row, and flagged samples are vermilion.
 """

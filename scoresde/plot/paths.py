@@ -1,9 +1,9 @@
 """Plots of one-dimensional sample trajectories from noise to data, for the probability flow and the reverse SDE.
 
 From a given starting noise, the flow follows a single trajectory, whereas the reverse SDE has infinitely many possible
-trajectories. At every time, the states of both have the same distribution (Song et al. 2021, arXiv:2011.13456, sec. 4.3
-and fig. 2). The shading behind the trajectories shows this distribution, estimated from the samples. The histograms to
-the left and right show the distributions at the first and last times.
+trajectories. At every time, the states of the flow and of the reverse SDE have the same distribution (Song et al. 2021,
+arXiv:2011.13456, sec. 4.3 and fig. 2). The shading behind the trajectories shows this distribution, estimated from the
+samples. The histograms to the left and right show the distributions at the first and last times.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def trajectories(
     """Draw sets of trajectories side by side, with histograms of their first and last states.
 
     Args:
-        t: Times ``(T,)``, in the order in which the trajectories pass through them.
+        t: Times ``(T,)`` of the states, from noise to data.
         paths: Trajectories ``(T, N)``, keyed by panel title. Trajectory i of each set starts from the same noise.
         shown: Number of trajectories to draw as lines. Trajectory i has the same colour in each panel. The shading is
             estimated from all trajectories.
@@ -98,14 +98,14 @@ def _law(ax: Axes, times: Floats, x: Floats, edges: Floats) -> None:
 
 
 def _smooth(density: Floats) -> Floats:
-    """Smooth over neighbouring bins with Gaussian weights, because each bin contains few samples."""
+    """Smooth histograms over neighbouring bins with Gaussian weights, because each bin contains few samples."""
     reach = np.arange(-6, 7)
     kernel = np.exp(-(reach**2) / (2 * 2.0**2))
     return np.apply_along_axis(np.convolve, 1, density, kernel / kernel.sum(), "same")
 
 
 def _histogram(ax: Axes, x: Floats, edges: Floats, real: Floats | None) -> None:
-    """Draw a horizontal histogram of ``x``, over a grey one of ``real`` if given."""
+    """Draw a histogram of ``x`` with horizontal bars, over a grey histogram of ``real`` unless it is ``None``."""
     bins = edges[::2]
     if real is not None:
         ax.hist(real, bins=list(bins), density=True, orientation="horizontal", color=GREY, alpha=0.5, label="data")

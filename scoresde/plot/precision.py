@@ -83,7 +83,7 @@ def work_precision(
 
 
 def _shown(points: Floats, column: int) -> Floats:
-    """Select the points (evaluations, distance) that logarithmic axes can show, ``(k, 2)``."""
+    """Return the points ``(k, 2)``, with columns evaluations and distance, that logarithmic axes can show."""
     pairs = points[:, [0, column]]
     return pairs[(np.isfinite(pairs) & (pairs > 0)).all(axis=1)]
 

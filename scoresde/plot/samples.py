@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["samples_figure", "scatter", "signals", "vectors"]
 
-SIGNALS, PANELS, COORDINATES = 8, 6, 12  # the maximum number of each in a figure
+SIGNALS, PANELS, COORDINATES = 8, 6, 12  # maximum numbers of signals, of channels and of coordinates in a figure
 
 
 def scatter(
@@ -146,9 +146,9 @@ def _traces_of(x: Array, name: str) -> Floats:
 def _panels(
     panels: Sequence[Axes], values: Floats, span: Floats, names: Sequence[str], colour: str | None = None, rows: int = 0
 ) -> None:
-    """Draw signals ``(N, C, L)`` on the scale of ``span``, in one panel per channel.
+    """Draw signals ``(N, C, L)`` in one panel per channel, on the scale set by the range of the signals ``span``.
 
-    Each panel has space for N or ``rows`` signals, whichever is larger.
+    Each panel has space for N signals or for ``rows`` signals, whichever number is larger.
     """
     colours = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
     several = values.shape[1] > 1 or len(names) == span.shape[1]
@@ -179,7 +179,7 @@ def _panels(
 
 
 def _marks(low: float, high: float) -> list[float]:
-    """Choose two or three round numbers in the interval, or its ends if it contains fewer than two round numbers."""
+    """Choose two or three round numbers from ``low`` to ``high``, or the limits if this range has fewer than two."""
     from matplotlib.ticker import MaxNLocator
 
     for most in (2, 3, 4):
@@ -246,7 +246,7 @@ def vectors(x: Array, reference: Array | None = None, names: Sequence[str] = (),
 
 
 def _edges(values: Floats, least: float, most: float, count: int) -> tuple[list[float], float]:
-    """Choose the bin edges for ``count`` values, and the fraction of its bin that each bar fills.
+    """Choose the bin edges of a histogram of ``count`` values, and the fraction of the bin width that each bar fills.
 
     If all values are integers, every bin covers the same number of integers. Otherwise, bins of equal width run from
     ``least`` to ``most``.
@@ -265,14 +265,14 @@ def _edges(values: Floats, least: float, most: float, count: int) -> tuple[list[
 def samples_figure(
     x: Array, kind: str, low: float, high: float, reference: Array | None = None, names: Sequence[str] = ()
 ) -> Figure:
-    """Draw the standard figure for samples of a given kind, with reference data, if any, next to or behind them.
+    """Draw the standard figure for samples of a given kind. Any reference data are drawn next to or behind the samples.
 
     Args:
         x: Samples: images ``(N, C, H, W)``, volumes ``(N, C, D, H, W)``, signals ``(N, C, L)`` or vectors ``(N, D)``.
         kind: ``"image"``, ``"volume"``, ``"signal"`` or ``"vector"``; vectors with two coordinates are drawn as points.
         low: The image value to draw as black.
         high: The image value to draw as white.
-        reference: Data to compare with. The shape must be that of ``x`` except for N.
+        reference: Data to compare with, in the shape of ``x``. The number of samples may differ.
         names: Names of the coordinates of vectors, or of the channels of signals.
     """
     if kind == "vector":

@@ -29,7 +29,7 @@ RATES = (1e-2, 1e3)  # limits for drawing beta and g^2, which may be infinite at
 
 @dataclass(frozen=True)
 class Schedule:
-    """The curves to draw for one SDE. All arrays are one-dimensional.
+    """The curves to draw for one SDE, as one-dimensional arrays.
 
     Attributes:
         name: Name for the legend.
@@ -135,7 +135,7 @@ def _within(rate: Floats) -> Floats:
 
 
 def _share(curve: Schedule) -> tuple[Floats, Floats]:
-    """Return the midpoint of each solver step in log-SNR, and the fraction of steps per unit of log-SNR."""
+    """Return the midpoint in log-SNR of each solver step, and the fraction of all steps per unit of log-SNR there."""
     nodes = np.asarray(plain(curve.nodes), dtype=np.float64)
     steps = len(nodes) - 1
     nodes = nodes[np.isfinite(nodes)]

@@ -28,7 +28,7 @@ TITLE = 0.55  # inches above a block, for its title and the labels of its column
 
 
 def sectors(points: Array) -> list[str]:
-    """Choose a colour for each of the points ``(N, 2)``, given by its direction from the mean of all points."""
+    """Choose a colour for each of the points ``(N, 2)``, according to its direction from the mean of all points."""
     x = np.asarray(plain(points), dtype=np.float64)
     x = x - x.mean(axis=0)
     eighth = np.rint(np.arctan2(x[:, 1], x[:, 0]) / (np.pi / 4)).astype(int) % 8

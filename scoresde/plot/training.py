@@ -29,7 +29,7 @@ def loss_curve(
         steps: Training steps ``(N,)``, in ascending order.
         losses: Training losses ``(N,)``. A non-finite loss leaves a gap. The loss axis is logarithmic if all losses
             are positive and span more than a decade.
-        validation: Training steps ``(V,)`` and validation losses ``(V,)`` of the averaged weights.
+        validation: Training steps ``(V,)``, and the validation losses ``(V,)`` of the averaged weights at these steps.
         best: The step at which the validation loss is lowest.
         ax: Axes to draw on, or ``None`` for a new figure.
     """
@@ -68,7 +68,7 @@ def _curve(steps: Array, losses: Array) -> tuple[Floats, Floats]:
 def _running_mean(y: Floats, window: int) -> Floats:
     """Compute the centred running mean over ``window`` values (rounded up to an odd number), ignoring NaN.
 
-    At the ends, the mean is over fewer values.
+    Near the first and the last value, fewer values are averaged.
     """
     kernel = np.ones(window | 1)
     there = ~np.isnan(y)

@@ -1,4 +1,4 @@
-"""Comparison of the answers of a conditional model with the truth.
+"""A comparison of the answers of a conditional model with the truth.
 
 A question is the condition of a row of the data, such as its class, a vector, a low-resolution picture, or its
 non-empty cells. The row itself is the truth, and the answers are samples that the model draws under this condition. For
@@ -11,8 +11,8 @@ channels with different units are divided by their standard deviations, so that 
 as the standard deviation.
 
 The PSNR of the answers is reported next to that of *training rows*, which are drawn at random for each question and so
-serve as answers that ignore the question. Since they are draws from the prior, they pass every test of calibration,
-although they are useless as answers.
+serve as answers that ignore the question. Since they are drawn from the distribution of all rows, they pass every test
+of calibration, although they are useless as answers.
 """
 
 from __future__ import annotations
@@ -75,12 +75,12 @@ class Answers:
     """Several answers to each of a set of questions, together with the truth.
 
     Attributes:
-        truth: The truth, ``(N, *event)`` in data units.
+        truth: The true samples, ``(N, *event)`` in data units.
         x: The answers, ``(N, K, *event)`` in data units.
         info: Description of the data.
         codec: The map from data units to model units. Its scales are used to compare values with different units.
-        seen: The measurements of the truth that the answers are conditioned on, or ``None`` if there are none.
-        rows: The index in the split of the row behind each question, int64 ``(N,)``.
+        seen: The measurements of the true samples, on which the answers are conditioned, or ``None`` if there are none.
+        rows: For each question, the index of its row in the split, int64 ``(N,)``.
         split: The split that the rows belong to.
         failed: Number of questions that were left out because at least one of their answers failed.
         solution: The result of the solver for all answers, including those to the questions that were left out, or
@@ -104,7 +104,7 @@ class Answers:
 
     @property
     def scale(self) -> Tensor | None:
-        """The scale by which values are divided for comparison, or ``None`` if all values share one range."""
+        """The scales by which values are divided before comparison, or ``None`` if all values share one range."""
         affine = self.codec.continuous
         own = self.info.kind in ("vector", "signal")
         return affine.scale if isinstance(affine, Affine) and (own or affine.scale.numel() > 1) else None
@@ -137,7 +137,7 @@ class Column:
 
     Attributes:
         name: The name of the column.
-        ranks: The ranks of the truth among its answers.
+        ranks: The ranks of the true values among the answers.
         coverage: The fraction of true values inside the central interval of the answers, keyed by the interval's level.
     """
 
@@ -153,15 +153,16 @@ class Judgement:
     Attributes:
         questions: Number of questions.
         each: Number of answers to each question, K.
-        hidden: Whether a mask selects the values that are compared.
+        hidden: Whether only values hidden by a mask are compared.
         unit: A description of the unit in which values are compared.
-        psnr_one, psnr_mean: The PSNR of a single answer, and that of the mean of all answers. The mean is not rounded
-            to levels.
+        psnr_one, psnr_mean: The PSNR of a single answer, and that of the mean of all answers to a question. The mean
+            is not rounded to levels.
         gap: ``psnr_mean - psnr_one``. The expected value for exact answers is :attr:`exact_gap`.
-        ssim_one, ssim_mean: The structural similarity of a single answer, and that of the mean of all answers.
+        ssim_one, ssim_mean: The structural similarity between the truth and a single answer, and between the truth and
+            the mean of all answers to a question.
         seen: The share of answers that agree with the given measurements.
         largest: The largest difference between the measurements of an answer and the given measurements.
-        ranks: The ranks of the truth among its answers, over all values.
+        ranks: The ranks of the true values among the answers, over all values that are compared.
         coverage: The fraction of true values inside the central interval of the answers, keyed by the interval's level.
         columns: The calibration of each column of a table.
         spread: The standard deviation of the answers relative to the error of their mean. It is 1 for exact answers.
@@ -203,8 +204,8 @@ def questions(data: Dataset, split: str = "test", limit: int = 0, seed: int = 0)
     Args:
         data: The data set.
         split: ``test`` or ``train``.
-        limit: Maximum number of rows, drawn at random, or 0 for all rows. With a smaller limit, the first of the rows
-            for a larger limit are chosen.
+        limit: Maximum number of rows, drawn at random, or 0 for all rows. The rows chosen with a smaller limit are the
+            first of those chosen with a larger limit.
         seed: Seed for choosing the rows.
     """
     if split not in ("test", "train"):
@@ -217,12 +218,12 @@ def questions(data: Dataset, split: str = "test", limit: int = 0, seed: int = 0)
 
 
 def training_rows(data: Dataset) -> Tensor:
-    """Return the rows that are used for training and have no empty cells, ``(n, *event)``."""
+    """Return the rows ``(n, *event)`` that are used for training and have no empty cells."""
     return data.train[_usable(data)]
 
 
 def _usable(data: Dataset) -> Tensor:
-    """Return a mask of the rows that are used for training and have no empty cells, bool ``(n_train,)``."""
+    """Return a boolean mask ``(n_train,)`` of the rows that are used for training and have no empty cells."""
     return data.trains if data.complete is None else data.trains & data.complete.flatten(1).all(1)
 
 
@@ -243,7 +244,7 @@ def ask(
     """Condition a run on rows of a data set, and draw several answers for each row.
 
     Args:
-        run: A conditional run, with the guidance and the path to use.
+        run: A conditional run, to which the guidance and the probability path to use are already bound.
         data: The data set.
         rows: Indices of the rows to use as questions, int64 ``(N,)``, as returned by :func:`questions`.
         split: The split that the rows belong to.
@@ -255,7 +256,7 @@ def ask(
         watch: Called after each step of each batch.
 
     Raises:
-        UsageError: If the run was trained without a condition, or the data lack part of its condition.
+        UsageError: If the run was trained without a condition, or the data lack part of the run's condition.
         NumericalError: If no question is left, because each has at least one answer that failed.
     """
     if not len(rows):
@@ -333,7 +334,7 @@ def judge(
 
     Args:
         answers: The answers and the truth.
-        metrics: Names in :data:`scoresde.core.tables.ANSWERS`, or ``None`` for all that can be computed.
+        metrics: Names in :data:`scoresde.core.tables.ANSWERS`, or ``None`` for all metrics that can be computed.
         training: Training rows ``(T, *event)`` to judge as answers that ignore the question, or ``None``.
         seed: Seed for breaking ties between ranks, and for choosing training rows.
 
@@ -392,7 +393,11 @@ def _ignorant(training: Tensor, count: int, each: int, seed: int) -> Tensor | No
 
 
 def _residual(answers: Answers) -> Tensor:
-    """Return the largest difference between each answer's measurements and the given measurements, ``(N, K)``."""
+    """Compare the measurements of each answer with the given measurements.
+
+    Returns:
+        The largest absolute difference for each answer, ``(N, K)``.
+    """
     assert answers.seen is not None and isinstance(answers.seen.operator, Linear)
     operator, y = answers.seen.operator, answers.seen.y.cpu().double()
     found = [flat(operator(x) - y).abs().amax(1) for x in answers.x.double().unbind(1)]
@@ -421,7 +426,7 @@ def _column(info: DataInfo, truth: Tensor, x: Tensor, hidden: Tensor | None, see
 def answers_table(found: Judgement) -> str:
     """Format a judgement as text, with one line per metric.
 
-    The columns are the values for the answers, for exact answers and for training rows.
+    The columns contain the values for the answers, for exact answers and for training rows.
     """
     exact = {"gap": f"{found.exact_gap:.2f}", "seen": "1", "spread": "1"}
     names = {
@@ -505,8 +510,8 @@ def _plain_coverage(found: Mapping[float, Measurement]) -> dict[str, Any]:
 def write_calibration(folder: Path, found: Judgement, facts: Mapping[str, Any]) -> list[Path]:
     """Write ``evaluation.json`` and, if there are ranks, ``calibration.png``.
 
-    The picture shows the ranks and the coverage. For a table with two to six columns, they are shown for each column;
-    otherwise, they are shown for all values together. If the picture cannot be drawn, a warning is issued.
+    The picture shows the ranks and the coverage: separately for each column of a table with two to six columns, and
+    for all values together otherwise. If the picture cannot be drawn, a warning is issued.
 
     Args:
         folder: Folder to write to.

@@ -12,8 +12,8 @@ so this distance is not computed for them.
 The second distance depends on both the solver and the model. It is the sliced 2-Wasserstein distance
 (:mod:`scoresde.metrics`) between the samples, after the noise-free step, and held-out data, which are dequantised if
 they are stored as levels. With few samples, this distance is biased upwards and does not fall to 0. The *floor* is the
-lowest value to expect. It is the distance between an equal number of training samples and the same held-out data. As
-the steps of a deterministic solver shrink, its distance tends to that of the converged solution.
+lowest value to expect. It is the distance between an equal number of training samples and the same held-out data. The
+distance for a deterministic solver tends to that for the converged solution as the solver's steps shrink.
 
 A solver with a fixed grid takes as many steps as the number of evaluations allows. An adaptive solver is run at several
 tolerances, and the number of evaluations that it used is reported. Any other solver is run once with its own settings.
@@ -133,7 +133,7 @@ class Bench:
 
 
 def solvers_by_name(names: Iterable[str], grid: str | None = None) -> dict[str, Solver]:
-    """Build solvers with their default settings, keyed by name. If ``grid`` is given, it replaces their default grids.
+    """Build solvers with default settings, keyed by name. If ``grid`` is given, it replaces the default time grids.
 
     Solvers without a time grid ignore ``grid``.
 
@@ -188,14 +188,14 @@ def bench(
     batch: int = 256,
     on_row: Callable[[BenchRow], None] | None = None,
 ) -> Bench:
-    """Run solvers at several budgets, and measure the distances of the results to the converged solution and to data.
+    """Run solvers at several budgets, and measure how far the results are from the converged solution and from data.
 
     Args:
         run: A trained run, conditioned or not. A run conditioned on one class is compared with data of that class.
         solvers: Solvers, keyed by the name shown in the results.
         nfe: Numbers of evaluations for the solvers with a fixed grid.
         n: Number of samples.
-        seed: Seed for the prior samples, the solvers' noise and the choice of data.
+        seed: Seed for the prior samples, for the solvers' noise and for choosing rows of the data.
         data: The data that the run was trained on. Without them, the sliced W2 distance is not measured.
         batch: Maximum number of samples per batch.
         on_row: Called with each row, starting with that of the converged solution.
@@ -271,21 +271,21 @@ def _at(solver: Solver, tolerance: float) -> Solver:
 
 
 def _rms(solution: Solution, converged: Solution) -> float | None:
-    """Return the root-mean-square distance per dimension, over the rows that succeeded in both solutions."""
+    """Return the root-mean-square distance per dimension over the rows that succeeded in both solutions, if any."""
     ok = solution.ok & converged.ok
     gap = (solution.x[ok].double() - converged.x[ok].double()).square()
     return float(gap.mean().sqrt()) if bool(ok.any()) else None
 
 
 def _denoised(model: Denoiser, x: Tensor, batch: int) -> Tensor:
-    """Return the estimate ``x0_hat`` at the time at which sampling ends, with the same shape as ``x``."""
+    """Return the model's estimates ``x0_hat``, in the shape of ``x``, at the time at which sampling ends."""
     t, rows = model.domain.interval("sample")[0], torch.split(torch.arange(len(x), device=x.device), batch)
     with torch.no_grad():
         return torch.cat([model.rows(index)(x[index], t).x0 for index in rows])
 
 
 def _real(run: Run, data: Dataset, n: int, seed: int) -> tuple[Tensor, Floor]:
-    """Choose at most ``n`` held-out rows in model units, ``(m, *event)``, and compute the floor for these rows."""
+    """Choose at most ``n`` held-out rows, convert them to model units, and compute the floor for these rows."""
     info, theirs = run.info, data.info
     if (theirs.shape, theirs.levels) != (info.shape, info.levels):
         raise DataError(

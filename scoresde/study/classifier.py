@@ -6,7 +6,7 @@ individual pixels. The seed determines all random draws. The features are the va
 a mean square of 1 on the training split. The accuracy is measured on the held-out split, and its standard error is
 binomial.
 
-The weights are stored in ``classifier.safetensors``, and all other data in ``classifier.json``. Loading these files
+The weights are stored in ``classifier.safetensors``, and everything else in ``classifier.json``. Loading these files
 does not execute code.
 """
 
@@ -107,7 +107,7 @@ class TrainedClassifier:
         return weights_digest(self.network.state_dict())
 
     def features(self, x: Tensor) -> Tensor:
-        """Compute the last hidden layer ``(B, width)`` for events ``(B, *event)`` in data units.
+        """Compute the values of the last hidden layer, ``(B, width)``, for events ``(B, *event)`` in data units.
 
         The result has the dtype of the weights.
         """
@@ -126,7 +126,7 @@ class TrainedClassifier:
         return self.codec.continuous.to_model(x.double()).to(device=scale.device, dtype=scale.dtype)
 
     def save(self, folder: Path) -> list[Path]:
-        """Write the weights and all other data to two files in ``folder``, and return the paths of the files.
+        """Write the classifier to two files in ``folder``, and return the paths of the files.
 
         The folder is created if needed.
         """
@@ -141,7 +141,7 @@ class TrainedClassifier:
 
 
 class CrossEntropy(Objective):
-    """The cross-entropy loss for predicting the classes of noisy rows, in nats."""
+    """The cross-entropy loss, in nats, for predicting the classes of noisy rows."""
 
     def __call__(self, model: nn.Module, batch: Batch, draws: Draws) -> Tensor:
         assert draws.condition is not None and draws.condition.label is not None

@@ -36,7 +36,7 @@ FURTHEST = 14.0  # scores are compared up to this |log-SNR|, because the log-SNR
 
 
 def known_mixture(info: DataInfo, codec: Codec, sde: SDE) -> GaussianMixture | None:
-    """Return the Gaussian mixture from which the data are drawn, in model units, or ``None`` for other data."""
+    """Return the Gaussian mixture that generates the data, in model units, or ``None`` if it is not known."""
     if info.source != "8gaussians":
         return None
     means, std = eight_gaussians()
@@ -54,8 +54,8 @@ def exact_score(info: DataInfo, codec: Codec, sde: SDE, train: Tensor) -> tuple[
         train: The training set in data units, ``(K, *event)``.
 
     Returns:
-        The model, a description of its score, and a note on how to interpret a comparison with this score, or ``None``
-        if no note is needed.
+        The model, a description of its score, and a note on how to interpret a comparison with this score. The note is
+        ``None`` if none is needed.
     """
     mixture = known_mixture(info, codec, sde)
     if mixture is not None:
@@ -82,8 +82,8 @@ class Compass:
     Attributes:
         log_snr: Noise levels as log-SNR, float64 ``(L,)``, decreasing.
         cosine: Cosine of the angle between the two scores, ``(L, 3)``.
-        error: ``|model - exact| / |exact|``, ``(L, 3)``. The second column does not contain the mean, but the square
-            root of the mean of ``|model - exact|^2`` divided by the mean of ``|exact|^2``.
+        error: The relative error ``|model - exact| / |exact|``, ``(L, 3)``. In the second column, the mean is replaced
+            by ``sqrt(mean |model - exact|^2 / mean |exact|^2)``.
         against: Description of the exact score.
         note: A note on how to interpret the comparison, or ``None``.
         n: Number of held-out samples on which the scores were compared.
@@ -125,7 +125,7 @@ def measure(run: Run, data: Dataset, *, n: int = 256, levels: int = 25, seed: in
         if not len(train) or not len(rows):
             raise DataError(
                 f"the comparison requires training and held-out samples of the given class, but {info.name} has "
-                f"{len(train)} training samples and {len(rows)} held-out samples of this class"
+                f"{len(train)} of this class for training and {len(rows)} held out; use a run without this condition"
             )
     exact, against, note = exact_score(info, run.codec, sde, train)
     rows = rows[:n]
@@ -149,7 +149,7 @@ def measure(run: Run, data: Dataset, *, n: int = 256, levels: int = 25, seed: in
 
 
 def _band(values: Tensor, middle: float | None = None) -> Tensor:
-    """Return the 10 % quantile, the mean (or ``middle`` if it is given) and the 90 % quantile, ``(3,)``."""
+    """Return a tensor ``(3,)``: the 10 % quantile, the mean (or ``middle``, if given) and the 90 % quantile."""
     low, high = torch.quantile(values, torch.tensor([0.1, 0.9], dtype=values.dtype)).tolist()
     return torch.tensor([low, float(values.mean()) if middle is None else middle, high], dtype=torch.float64)
 

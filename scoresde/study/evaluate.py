@@ -5,8 +5,8 @@ the training split. The metrics (:mod:`scoresde.metrics`) depend on the number o
 on its own means little. Each value is therefore shown next to the *floor*, which is the value of the same metric for an
 equal number of real rows from the other split against the same reference. If the value for the samples reaches the
 floor, the metric cannot distinguish the samples from real data. A value below the floor suggests that some samples are
-copies. If the other split has fewer rows than there are samples, its values of biased metrics are not a floor, and a
-note below the table points this out.
+copies. If the other split has fewer rows than there are samples, the values of biased metrics for these rows are not a
+floor, and a note below the table points this out.
 
 The check for copies examines individual samples instead. It flags a sample that is closer to a training row than
 held-out data would be. It uses pixels by default, because features are meant to ignore the details that distinguish two
@@ -72,7 +72,7 @@ class MetricRow:
     Attributes:
         metric: Name of the metric.
         samples: Value for the samples against the reference.
-        real: Value for real rows against the same reference (the floor), or ``None`` if there are no real rows.
+        real: Value for real rows against the same reference (the floor), or ``None`` if it was not computed.
     """
 
     metric: str
@@ -357,14 +357,14 @@ def _named(origin: int | Path) -> str:
 
 
 def _nearest(origin: int | Path) -> dict[str, Any]:
-    """Return the origin of a training row, its position in the source or its file, as JSON-serialisable values."""
+    """Return the origin of a training row (its position in the source, or its file) as a JSON-serialisable dict."""
     return {"training_row": origin} if isinstance(origin, int) else {"training_file": str(origin)}
 
 
 def write_evaluation(
     folder: Path, found: Evaluation, made: Mapping[str, Any], pictures: tuple[DataInfo, Tensor, Tensor] | None = None
 ) -> list[Path]:
-    """Write ``evaluation.json`` and, if ``pictures`` is given and copies were checked for, ``neighbours.png``.
+    """Write ``evaluation.json``. If ``pictures`` is given and there was a check for copies, draw ``neighbours.png``.
 
     The picture shows the most suspicious samples with their nearest training rows. If the picture cannot be drawn, a
     warning is issued.
@@ -434,10 +434,11 @@ def described(found: Evaluation) -> dict[str, Any]:
 
 
 def resolved_options(solver: Solver, model: Denoiser) -> dict[str, Any]:
-    """Return the options of a solver, with automatic settings (``auto`` or ``None``) replaced by the chosen values.
+    """Return the options of a solver with the values that the solver chooses for automatic settings.
 
-    This applies to the grid; to the order, correction and tapering of a multistep solver; and to the method and
-    absolute tolerance of the probability flow. Other options are unchanged.
+    Automatic settings are ``auto`` or ``None``. They are resolved for the grid; for the order, correction and tapering
+    of a multistep solver; and for the method and absolute tolerance of the probability flow. Other options are
+    unchanged.
     """
     found = options_of(solver)
     if found.get("grid") == "auto":

@@ -100,7 +100,7 @@ class Extractor:
 
 
 def pixels(codec: Codec) -> Extractor:
-    """Build an extractor that converts events ``(B, *event)`` to model units and flattens them, float32 ``(B, D)``."""
+    """Build an extractor that converts events ``(B, *event)`` to model units and returns them as float32 ``(B, D)``."""
     return Extractor(
         "pixels",
         _hash("pixels", _units(codec)),
@@ -111,7 +111,7 @@ def pixels(codec: Codec) -> Extractor:
 
 
 def classifier_features(classifier: TrainedClassifier, info: DataInfo) -> Extractor:
-    """Build an extractor that returns the last hidden layer of a trained classifier, ``(B, width)``.
+    """Build an extractor whose features, ``(B, width)``, are the last hidden layer of a trained classifier.
 
     Raises:
         UsageError: If the classifier was trained on data of another shape.
@@ -128,9 +128,9 @@ def classifier_features(classifier: TrainedClassifier, info: DataInfo) -> Extrac
 
 
 def function_features(name: str) -> Extractor:
-    """Build an extractor from a user-defined function, which maps events ``(B, *event)`` in data units to ``(B, d)``.
+    """Build an extractor from the user-defined function with the name ``module:function``.
 
-    The function is given by its name, ``module:function``.
+    The function maps events ``(B, *event)`` in data units to features ``(B, d)``.
 
     Raises:
         UsageError: If the function does not exist, or has no source file.
@@ -164,14 +164,14 @@ def inception(info: DataInfo, weights: Path | None = None, device: torch.device 
     if info.kind != "image" or info.shape[0] not in (1, 3):
         raise UsageError(
             f"features inception: the data must be images with 1 or 3 channels, but {info.name} contains {info.kind}s "
-            f"of shape {info.shape}"
+            f"of shape {info.shape}; use other features, such as pixels"
         )
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ModuleNotFoundError as error:
         raise UsageError(
             f"features inception: {error.name} is not installed; run pip install 'scoresde[fid]', or use other "
-            "features (pixels, classifier, module:function)"
+            "features (pixels, classifier or module:function)"
         ) from None
     path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION if weights is None else weights
     expected = INCEPTION.rpartition("-")[2].removesuffix(".pth")
@@ -186,7 +186,7 @@ def inception(info: DataInfo, weights: Path | None = None, device: torch.device 
     if not digest.startswith(expected):
         raise UsageError(
             f"features inception: {path} contains different weights; its SHA-256 digest must begin with {expected}, "
-            f"got {digest[:8]}"
+            f"got {digest[:8]}; download the file again"
         )
     network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
     network = network.to(device).eval()
@@ -247,7 +247,7 @@ def extractor_by_name(
             there.
         device: Device to compute on.
         told: Called with each message about the training of a classifier.
-        edited: Whether to accept the file ``classifier.json`` of a classifier even if it was edited.
+        edited: Whether to accept a classifier even if its file ``classifier.json`` was edited.
 
     Raises:
         UsageError: If the name is unknown.
@@ -355,9 +355,9 @@ class Reference:
 
 
 def _units(codec: Codec) -> Any:
-    """Return the part of a codec's description that features depend on.
+    """Return those parts of a codec's description on which features depend.
 
-    For a codec with a single part, only the options of this part are returned, so that old hashes stay valid.
+    For a codec with a single such part, only the options of this part are returned, so that old hashes stay valid.
     """
     parts = to_dict(codec.continuous)
     return parts[0]["options"] if len(parts) == 1 else parts

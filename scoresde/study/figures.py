@@ -60,7 +60,7 @@ def shown(sde: SDE, codec: Codec, x: Tensor, t: Tensor) -> Tensor:
 
 
 def even_times(sde: SDE, count: int, start: float, end: float) -> Tensor:
-    """Return ``count`` times from ``start`` to ``end``, equally spaced in r, float64 ``(count,)``."""
+    """Return a float64 tensor of ``count`` times from ``start`` to ``end``, equally spaced in sigma/(alpha + sigma)."""
     first, last = sde.ratio(torch.tensor([start, end], dtype=torch.float64)).tolist()
     t = sde.t_of_ratio(torch.linspace(first, last, count, dtype=torch.float64))
     t[0], t[-1] = start, end
@@ -82,7 +82,7 @@ def size_note(sde: SDE, t: Tensor) -> str:
 
 
 def _finite(*states: Tensor) -> None:
-    """Reject samples with states ``(T, n, *event)`` that are not finite and therefore cannot be drawn."""
+    """Raise an error if any of the states ``(T, n, *event)`` is not finite and therefore cannot be drawn."""
     bad = max(int((~torch.isfinite(x)).transpose(0, 1).flatten(1).any(1).sum()) for x in states)
     if bad:
         raise NumericalError(
@@ -110,7 +110,7 @@ def schedule_of(name: str, sde: SDE, seed: int = 0) -> Schedule:
 
 @checked(count=COUNT, seed=SEED)
 def training_log_snr(sde: SDE, count: int, seed: int = 0) -> Tensor:
-    """Draw ``count`` times as in training on ``sde`` with default settings, and return their log-SNR, ``(count,)``."""
+    """Return the log-SNR, ``(count,)``, at random times drawn as in training with the default settings for ``sde``."""
     info = DataInfo("points", "points", "vector", (2,), -1.0, 1.0, None, (), 2, 1)
     config = TrainConfig(sde=sde).resolved(info)
     parametrization = build(config.predict, PARAMETRIZATIONS, "prediction", typed=True, **config.predict_options)
@@ -135,8 +135,8 @@ class Dissolved:
             model units.
         chain: The states ``x_t = A x_s + S z``, computed from one time s to the next time t with new noise z at each
             step, ``(T, N, *event)`` in model units.
-        spread: Root mean square of ``(x_t - alpha x_0) / sigma`` over the N rows and all elements, for the jump and for
-            the chain, ``(2, T)``. It is 1 up to sampling error.
+        spread: Root mean square of ``(x_t - alpha x_0) / sigma`` over the N rows and all elements, ``(2, T)``. The
+            first row is for the jump, and the second for the chain. All values are 1 up to sampling error.
     """
 
     t: Tensor
@@ -173,7 +173,7 @@ def dissolve(sde: SDE, x0: Tensor, t: Sequence[float] | Tensor, noise: Noise) ->
 
 @dataclass(frozen=True)
 class Undone:
-    """Samples emerging from noise, with the model's estimates of the data.
+    """Trajectories of samples from noise to data, with the model's estimates of the data along the way.
 
     Attributes:
         t: Decreasing times, float64 ``(T,)``.
@@ -254,10 +254,10 @@ def write_reverse(run: Run, found: Undone, file: Path, columns: int, gif: bool =
 
 
 def projection(run: Run, train: Tensor) -> tuple[Tensor, str]:
-    """Return the direction onto which trajectories are projected, float64 ``(D,)`` in model units, and its name.
+    """Return the direction ``(D,)``, float64 in model units, onto which trajectories are projected, and its name.
 
-    For vectors with up to three coordinates, this is the first coordinate axis. Otherwise, it is the direction in which
-    the training data ``train``, ``(M, *event)`` in data units, vary most.
+    If the data have at most three dimensions, this is the first coordinate axis. Otherwise, it is the direction in
+    which the training data ``train``, ``(M, *event)`` in data units, vary most.
     """
     if run.info.dims <= 3:
         return torch.eye(run.info.dims, dtype=torch.float64)[0], "first coordinate"

@@ -96,15 +96,15 @@ class Chosen:
     source: tuple[Dataset, Tensor] | None = None
 
     def given(self, run: Run, seed: int = 0) -> Run:
-        """Return ``run`` conditioned on these samples, using every kind of condition that it was trained with.
+        """Condition a run on these samples, using every kind of condition that the run was trained with.
 
         Args:
             run: The run.
             seed: Seed for operators that draw random numbers.
 
         Raises:
-            UsageError: If the run was trained without a condition, or if its condition includes linear measurements of
-                continuous samples, which then have no conditional density.
+            UsageError: If the run was trained without a condition, or if its condition includes linear measurements and
+                the samples are continuous. Such samples have no conditional density.
         """
         assert self.source is not None
         sources = Sources() if run.config is None else run.config.sources
@@ -192,8 +192,8 @@ def choose(
 ) -> Chosen:
     """Choose the samples whose likelihoods are to be computed.
 
-    With a smaller ``limit``, the first of the samples for a larger ``limit`` are chosen, and each sample keeps its
-    random draws.
+    The samples chosen with a smaller ``limit`` are the first of those chosen with a larger ``limit``, and each sample
+    keeps its random draws.
 
     Args:
         run: The run.
@@ -242,7 +242,7 @@ def choose(
 
 
 def _warn_of_trained(run: Run, name: str, x: Tensor) -> None:
-    """Warn if the run was trained on any of the samples ``x`` of a data set that the user named."""
+    """Warn if the run was trained on any of the samples ``x``, which come from the data set ``name``."""
     with silence:  # no warnings about changes in the run's own data
         found = trained_on(run, x)
     if found is not None and bool(found.any()):
@@ -374,7 +374,7 @@ class Scored:
         index: Indices of the samples in the split, int64, shape ``(n,)``.
         scores: Likelihoods under the probability flow.
         elbo: Variational bounds, or ``None`` if they were not requested.
-        bound_t_min: Lower limit of the time integral in the bound or, for a discrete chain, its lowest node.
+        bound_t_min: Lower limit of the time integral in the bound or, for a discrete chain, the chain's lowest node.
         run: Folder of the run that computed the likelihoods, or ``None`` if there is only one run.
         row, files: Position of each sample in its source, int64 ``(n,)``, and the file of each sample (see
             :class:`Chosen`).
@@ -395,7 +395,7 @@ class Scored:
 
     @property
     def gain(self) -> Measurement | None:
-        """The mean of log p(x | c) - log p(x), in the unit of the scores, or ``None`` if there is no log p(x).
+        """The mean of log p(x | c) - log p(x), in the unit of the scores, or ``None`` if log p(x) was not computed.
 
         A positive value means that the conditions carry information about the samples.
         """
@@ -406,7 +406,7 @@ class Scored:
 
     @property
     def bound(self) -> Tensor | None:
-        """The variational bound of each sample in the unit of the scores, shape ``(n,)``, or ``None``."""
+        """The variational bound for each sample, ``(n,)``, in the unit of the scores, or ``None`` if there are none."""
         if self.elbo is None:
             return None
         sign = 1 if self.scores.bits_per_dim is None else -1
@@ -444,7 +444,7 @@ class Scored:
         """Return the results as JSON-serialisable values, with ``None`` for missing values.
 
         Args:
-            first: The set to compare this set with (equation 1), or this set itself for no comparison.
+            first: The set with which to compare this set (equation 1), or this set itself for no comparison.
             other: The likelihoods of the same samples under another run, for a comparison of the runs (equation 2), or
                 ``None`` for no such comparison.
         """
@@ -480,7 +480,7 @@ class Scored:
         return facts
 
     def _elbo(self, elbo: Elbo) -> dict[str, Any]:
-        """Return the mean of the bound, its standard error and its terms, over the samples with a finite bound.
+        """Return the mean of the bound, its standard error and its terms, for the samples with a finite bound.
 
         The terms add up to the mean. The stored terms belong to a bound on ``-log p``. For a density in nats, the mean
         is a bound on ``log p``, so the signs of the terms are reversed. The entry ``steps`` splits the diffusion term
@@ -512,7 +512,7 @@ def how_told(summary: Mapping[str, Any]) -> str:
 
 
 def _solved(scored: Scored) -> Tensor:
-    """Return the likelihood of each sample in the unit of the scores, float64 ``(n,)``, with NaN for failed samples."""
+    """Return the likelihoods of the samples, float64 ``(n,)``, in the unit of the scores. Failed samples have NaN."""
     scores = scored.scores
     return torch.where(scores.model.ok, scores.values.double(), torch.nan)
 
@@ -527,7 +527,7 @@ def _number(value: float) -> float | None:
 
 
 def write_scores(folder: Path, sets: Sequence[Scored], made: Mapping[str, Any], kinds: Sequence[str]) -> list[Path]:
-    """Write the likelihoods as tables with one row per sample, the summaries as JSON, and a histogram.
+    """Write tables of the likelihoods with one row per sample, the summaries as JSON, and a histogram as a picture.
 
     The histogram is written last. If it cannot be drawn, a warning is issued.
 
@@ -591,7 +591,7 @@ def _titles(sets: Sequence[Scored]) -> list[str]:
 
 
 def _columns(sets: Sequence[Scored]) -> dict[str, np.ndarray]:
-    """Return the columns of the table, each as an array over all samples of all sets in order."""
+    """Return the columns of the table, keyed by name. Each column covers the samples of all sets, in order."""
     found: dict[str, list[np.ndarray]] = {}
     for scored in sets:
         scores, model = scored.scores, scored.scores.model

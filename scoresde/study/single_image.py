@@ -2,8 +2,8 @@
 
 The data distribution is a single point, so all exact results are known: x0_hat is the picture at every noise level, the
 probability flow leads straight to the picture from any noise, and all samples are identical. It is easy to see how well
-a network has learned the picture. At low noise, the picture is visible in the input. At high noise, the network must
-generate the picture from its weights alone.
+a network has learned the picture. At low noise, the picture is visible in the network's input. At high noise, the
+network must generate the picture from its weights alone.
 
 The picture is stored as an ordinary data set in an ordinary run folder. The data set contains many copies of the
 picture, so that each batch covers different noise levels.
@@ -28,7 +28,7 @@ from ..run.config import TrainConfig
 __all__ = ["EXAMPLE", "picture_config", "read_picture", "save_picture"]
 
 EXAMPLE = Path(__file__).parents[1] / "assets" / "lighthouse.png"
-COPIES = 64  # number of copies of the picture in the data set, more than the batch size
+COPIES = 64  # number of copies of the picture in the data set, which exceeds the batch size
 FORMATS = (*IMAGE_FORMATS, "GIF", "PPM", "ICO", "TGA")  # no formats that require an external decoder, such as EPS
 SMALLEST = 8  # minimum number of pixels on the short side
 
@@ -42,7 +42,7 @@ STEPS, BATCH, RATE, AVERAGE = 800, 4, 3e-3, 0.99
 def read_picture(path: Path, size: int) -> npt.NDArray[np.uint8]:
     """Read a picture file and return the picture as an RGB array ``(3, H, W)``, composited on white.
 
-    The file must have one of the :data:`FORMATS`. If the long side of the picture exceeds ``size`` pixels, the picture
+    The file must be in one of the :data:`FORMATS`. If the long side of the picture exceeds ``size`` pixels, the picture
     is shrunk so that its long side has ``size`` pixels.
 
     Raises:
@@ -74,7 +74,7 @@ def read_picture(path: Path, size: int) -> npt.NDArray[np.uint8]:
 
 
 def save_picture(folder: Path, picture: npt.NDArray[np.uint8]) -> Path:
-    """Write ``picture``, shape ``(3, H, W)``, to ``folder`` as a data set, and return the path of the file."""
+    """Write ``picture``, an array ``(3, H, W)``, to ``folder`` as a data set. Return the path of the file."""
     arrays = {"x_train": np.repeat(picture[None], COPIES, axis=0), "x_test": picture[None]}
     return write_arrays(folder / "picture.npz", arrays)
 
@@ -83,7 +83,7 @@ def save_picture(folder: Path, picture: npt.NDArray[np.uint8]) -> Path:
 def picture_config(file: Path, sde: str, steps: int | None = None, seed: int = 0) -> TrainConfig:
     """Return the training configuration for a data set made from a single picture.
 
-    Training on a 64 x 64 picture takes about two minutes on two CPU cores.
+    With the default number of steps, training on a 64 x 64 picture takes about two minutes on two CPU cores.
     """
     return TrainConfig(
         data=str(file), sde=sde, network_options=NETWORK, steps=steps or STEPS, batch=BATCH, lr=RATE, ema=AVERAGE,

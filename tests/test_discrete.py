@@ -462,6 +462,24 @@ def test_a_chain_on_another_path_goes_from_node_to_node():
     assert all(float((nodes - t).abs().min()) < 1e-12 for t in asked.times)
 
 
+@dataclasses.dataclass(frozen=True)
+class Short(SDE):
+    """A path with the default search for the time of a log-SNR, from 6 to -2."""
+
+    def alpha(self, t: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(6 - 8 * t).sqrt()
+
+    def sigma(self, t: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(8 * t - 6).sqrt()
+
+
+def test_nodes_that_another_path_does_not_reach_are_left_out():
+    chain = DDPM(40)
+    nodes = convert(OnNodes(ring(chain)), Short()).domain.nodes
+    levels = chain.log_snr(chain.nodes)
+    assert len(nodes) == int(((levels < 6) & (levels > -2)).sum()) == len(nodes.unique())
+
+
 def test_where_the_other_path_is_shorter_sampling_starts_at_the_last_shared_node():
     model = convert(OnNodes(ring(DDPM(1000))), VPSDE(beta_max=15.0))
     low, high = model.domain.interval("sample")

@@ -44,8 +44,12 @@ class Converted(Wrapped):
         theirs, low, high = self.model.domain, self.sde.t_min, self.sde.t_max
         nodes = theirs.nodes
         if nodes is not None:
-            nodes = self.sde.t_of_log_snr(theirs.sde.log_snr(nodes))
-            nodes = nodes[(nodes > low - _CLOSE) & (nodes < high + _CLOSE)]
+            levels = theirs.sde.log_snr(nodes)
+            # A search for the times of levels outside the path returns its ends, so compare the levels as well.
+            times = self.sde.t_of_log_snr(levels)
+            found = self.sde.log_snr(times)
+            same = (found - levels).abs() <= _SAME * (1 + levels.abs())
+            nodes = times[(times > low - _CLOSE) & (times < high + _CLOSE) & same]
         return replace(theirs, sde=self.sde, t_min=low, t_max=high, nodes=nodes)
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
@@ -64,6 +68,7 @@ class Converted(Wrapped):
         return replace(estimate, x=x, t=t, sde=self.sde, frac=None)
 
 
+_SAME = 1e-6  # the relative difference of two log-SNRs that are equal up to rounding
 _CLOSE = 1e-12  # how far rounding may move a time beyond an end of the domain
 
 

@@ -588,7 +588,7 @@ def test_likelihood_given_is_refused_where_there_is_none(
     always = of("always")
     out = shell(f"likelihood {always} --given --limit 2 --rtol 1e-1 --no-check")
     assert "gained" not in out and "nats given the conditions" in out
-    assert "the gain over log p(x) is unknown, because runs/always was trained with cond_drop=0" in shell.err
+    assert "log p(x) is not computed for comparison: runs/always has no likelihood without conditions" in shell.err
     shell(f"likelihood {sensors} --split all --limit 0 --rtol 1e-1 --no-check --save csv")
     assert len(rows("runs/sensors/likelihood/likelihood.csv")) == 1 + 48, "rows with empty cells have no likelihood"
 

@@ -50,7 +50,7 @@ class Option(click.Option):
     Args:
         under: The heading in the full help.
         first: Whether the short help shows the option.
-        sets: The group of the field that the option sets, if any.
+        sets: If the option sets a field, the group to which this field belongs, otherwise ``None``.
     """
 
     def __init__(

@@ -248,7 +248,7 @@ class _Asks:
     ) -> tuple[Tensor, dict[str, Any], Judgement | None]:  # fmt: skip
         """Draw the answers, which are samples of the run, and compare them with the truth.
 
-        If ``metrics`` is ``None``, all metrics of answers that can be computed are used.
+        If ``metrics`` is ``None``, the metrics are all those that can be computed for these answers.
 
         Returns:
             The answers ``(N, *event)`` in data units, a record of how they were drawn, and their metrics, which are

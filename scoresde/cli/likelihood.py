@@ -121,7 +121,10 @@ def likelihood(
     plain = {id(run): condition.given and run.config is not None and run.config.cond_drop > 0 for run in runs}
     for run in runs if condition.given else ():
         if not plain[id(run)]:
-            session.say(f"the gain over log p(x) is unknown, because {run.folder} was trained with cond_drop=0")
+            session.say(
+                f"log p(x) is not computed for comparison: {run.folder} has no likelihood without conditions, because it "
+                "was trained with cond_drop=0"
+            )
     for run, part, bound in asked:
         bound.model  # noqa: B018
         reason = unfair(run, first, part)

@@ -193,8 +193,8 @@ def construct(
 ) -> Any:
     """Call a class or function with the options that a user chose, and return the result.
 
-    Options may themselves be names (a solver's grid, a sampler's prediction) that the object resolves on its own. The
-    object does not know where a name came from, so ``module:Name`` options that were read from a file are rejected
+    The value of an option may itself be a name, such as a solver's grid, which the constructed object looks up later.
+    The object does not know where the name came from, so ``module:Name`` values that were read from a file are rejected
     here.
 
     Raises:

@@ -70,8 +70,8 @@ class Probes:
         kind: ``exact`` (the unit vectors), ``rademacher`` or ``gaussian``.
         count: Number of probes K.
         noise: The noise addresses of the rows.
-        first: Index of the first probe. With a different index for each draw, the draws of a sample use different
-            probes.
+        first: Index of the first probe. If the likelihood of a sample is averaged over several draws, their indices
+            must differ by at least K, so that they share no probes.
         fixed: Whether a probe stays the same along the trajectory.
         width: Width w of the finite differences in equation 3, or 0 to use backward passes.
     """

@@ -88,7 +88,7 @@ def mmd(x: Tensor, y: Tensor, *, bandwidths: Sequence[float] | None = None, bloc
     widths = [median_distance(a, b)] if bandwidths is None else [float(h) for h in bandwidths]
     if not widths or not all(h > 0 for h in widths):
         given = "the default (the median row distance) is 0" if bandwidths is None else f"got {list(bandwidths)}"
-        raise UsageError(f"bandwidths must contain one or more positive numbers, but {given}; pass positive bandwidths")
+        raise UsageError(f"bandwidths must be one or more positive numbers, but {given}; pass positive bandwidths")
 
     def gaussian(p: Tensor, q: Tensor) -> Tensor:
         squares = squared_distances(p, q)

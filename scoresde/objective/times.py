@@ -184,7 +184,10 @@ class Times:
 
 @dataclass(frozen=True)
 class LowDiscrepancy(TimeSampler):
-    """Times uniform in t, as published for most SDEs, but stratified by default."""
+    """Times uniform in t, as in the papers on most SDEs.
+
+    Unlike there, the times in a batch are stratified by default.
+    """
 
     emphasis = False
 

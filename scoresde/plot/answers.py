@@ -1,7 +1,7 @@
 """Plots of the answers of a conditional model to several questions.
 
 A question is a condition, such as a low-resolution image, and its answers are samples drawn under this condition.
-Images form a sheet of pixels with a row for each question. The row shows the given image, the first answers, the mean
+Images are laid out in a sheet with one row of images for each question: the given image, the first answers, the mean
 and the standard deviation of all answers, and the truth if it is known. Pixels that were not given are tinted. The
 given image is enlarged to the size of the answers without interpolation, so that its pixels remain visible.
 

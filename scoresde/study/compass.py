@@ -125,7 +125,8 @@ def measure(run: Run, data: Dataset, *, n: int = 256, levels: int = 25, seed: in
         if not len(train) or not len(rows):
             raise DataError(
                 f"the comparison requires training and held-out samples of the given class, but {info.name} has "
-                f"{len(train)} of this class for training and {len(rows)} held out; use a run without this condition"
+                f"{len(train)} of this class for training and {len(rows)} held out; use a run that is not conditioned "
+                "on a class"
             )
     exact, against, note = exact_score(info, run.codec, sde, train)
     rows = rows[:n]

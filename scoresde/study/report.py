@@ -565,8 +565,8 @@ def write_scores(folder: Path, sets: Sequence[Scored], made: Mapping[str, Any], 
 def units(sets: Sequence[Scored]) -> dict[str, str]:
     """Return the units of the table columns, keyed by column. Columns without a unit are omitted.
 
-    These units do not apply to the entries with the same names in :meth:`Scored.summary`, which are in the same unit as
-    the mean: bits/dim for data stored as levels, and nats otherwise.
+    These units do not apply to :meth:`Scored.summary`. Its entries with the same names are in bits/dim for data stored
+    as levels, and in nats otherwise.
     """
     there = {
         "bits_per_dim": any(s.scores.bits_per_dim is not None for s in sets),

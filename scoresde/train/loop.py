@@ -432,9 +432,7 @@ def _check_incomplete(config: TrainConfig, data: Dataset) -> None:
 def _continued(config: TrainConfig, start: Run, network: nn.Module | None, data: Dataset) -> TrainConfig:
     """Return ``config`` with the network, probability path and parametrisation of the run ``start``."""
     if network is not None:
-        raise UsageError(
-            "training that continues from a run uses the network of that run; leave out the parameter network"
-        )
+        raise UsageError("training that continues from a run uses the network of that run; do not pass a network")
     if data.info.shape != start.info.shape:
         raise DataError(
             f"the run was trained on samples of shape {start.info.shape}, but the data have shape "

@@ -122,8 +122,8 @@ def likelihood(
     for run in runs if condition.given else ():
         if not plain[id(run)]:
             session.say(
-                f"log p(x) is not computed for comparison: {run.folder} has no likelihood without conditions, because it "
-                "was trained with cond_drop=0"
+                f"log p(x) is not computed for comparison: {run.folder} has no likelihood without conditions, "
+                "because it was trained with cond_drop=0"
             )
     for run, part, bound in asked:
         bound.model  # noqa: B018

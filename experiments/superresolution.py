@@ -207,7 +207,7 @@ def main() -> None:
     config = TrainConfig(
         data=args.folder, cond=args.cond, cond_drop=0.0, sde="cosine", shift=2 * s, weighting="edm",
         weighting_options={"data_std": s}, preset="small", network_options=NETWORK, steps=args.steps, batch=args.batch,
-        lr=args.lr,
+        lr=args.lr, sample_every=args.steps,
     )  # fmt: skip
     if out is not None and (out / "config.json").is_file():
         run, seconds = load(out), 0.0

@@ -154,7 +154,7 @@ def test_other_numbers_of_arguments() -> None:
             Labelled(network)
     with pytest.raises(UsageError, match=r"the network MLP is a class; pass an instance, MLP\(\.\.\.\)"):
         check_network(MLP)
-    with pytest.raises(UsageError, match=r"the network must be a torch\.nn\.Module, got"):
+    with pytest.raises(UsageError, match=r"the network must be a torch\.nn\.Module; got"):
         Labelled(lambda x, t: x)  # type: ignore[arg-type]
     for network in (MLP(2), torch.compile(MLP(2)), nn.DataParallel(MLP(2))):
         check_network(network, classes=3)

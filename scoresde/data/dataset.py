@@ -630,7 +630,7 @@ def _by_content(raw: Raw, how: How) -> _Parts:
     large = sum(path.stat().st_size for path in raw.files) > LARGE
     conditions = None
     if raw.train_known.some:
-        conditions = told(rows[:n], raw.train_known) + told(rows[n:], raw.test_known)
+        conditions = told(rows[:n], raw.train_known) + (told(rows[n:], raw.test_known) if own_test else [])
     identity = Identity.of_files(raw.files) if large else Identity.of(rows, own_test, conditions)
     # Copies of an image are in the same part even if their classes differ.
     alike = contents(x, None, raw.hashes[:n]) if raw.hashes else rows[:n]

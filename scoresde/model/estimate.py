@@ -122,10 +122,13 @@ class Domain:
         return cls(sde, sde.t_min, sde.t_max)
 
     def interval(self, use: str) -> tuple[float, float]:
-        """Return the smallest and the largest t for ``use`` at which the model can be evaluated.
+        """Return the smallest and the largest t of the model in training, sampling or the likelihood computation.
 
-        The argument ``use`` is ``"train"``, ``"sample"`` or ``"likelihood"``. If the model has nodes, sampling starts
-        and ends at nodes.
+        The argument ``use`` selects one of these three: ``"train"``, ``"sample"`` or ``"likelihood"``. If the model has
+        nodes, sampling starts and ends at nodes.
+
+        Raises:
+            UsageError: If ``use`` is unknown, or if it is ``"sample"`` and the model has fewer than two suitable nodes.
         """
         low, high = self.sde.times(use)
         low, high = max(low, self.t_min), min(high, self.t_max)
@@ -187,8 +190,8 @@ class Tally:
 
     Attributes:
         evaluations: The number of evaluations of the model, each of them on one or more rows.
-        more: The number of network evaluations of each row in excess of one per model evaluation, either 0 for all rows
-            or int64 ``(B,)``.
+        more: The number of network evaluations of each row, minus the number of model evaluations of this row. This is
+            either 0 for all rows or int64 ``(B,)``.
     """
 
     def __init__(self, x: Tensor) -> None:

@@ -30,7 +30,7 @@ __all__ = ["GaussianMixture"]
 
 @dataclass(frozen=True)
 class GaussianMixture:
-    """A Gaussian mixture, as a data distribution and as an exact :class:`~scoresde.model.estimate.Denoiser`.
+    """A Gaussian mixture, which is both a data distribution and an exact :class:`~scoresde.model.estimate.Denoiser`.
 
     Args:
         sde: The path.
@@ -81,7 +81,7 @@ class GaussianMixture:
     def axes(self) -> tuple[Tensor, Tensor | None]:
         """The eigenvalues ``(K, D)`` and eigenvectors ``(K, D, D)`` of the covariances.
 
-        For isotropic components, these are the variances ``(K, 1)`` and ``None``.
+        For isotropic components, the eigenvalues are the variances ``(K, 1)``, and ``None`` replaces the eigenvectors.
         """
         if self.covariances is None:
             assert self.stds is not None

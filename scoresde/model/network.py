@@ -1,4 +1,4 @@
-"""A trained model, which combines a network, the path on which it was trained, and the meaning of its output.
+"""A trained model, which combines a network, the path on which the network was trained, and the meaning of its output.
 
 :class:`ScoreModel` is a :class:`~scoresde.model.estimate.Denoiser`. To use conditions, call ``model.given(condition)``
 before solving. The result is itself a denoiser, so solvers never handle conditions. When a solver calls
@@ -31,13 +31,13 @@ class ScoreModel(nn.Module):
     The model's parameters include the learned parameters of the path (:meth:`scoresde.SDE.parameters`).
 
     Args:
-        network: The network, called as ``network(x, c, cond)`` with ``x: (B, *event)``, the noise label ``c: (B,)`` and
-            ``cond``, the :class:`~scoresde.core.condition.Condition` of the rows, or ``None``. It must return a tensor
-            with the same shape as ``x`` (but see ``learn_variance``). Use :class:`scoresde.nn.Labelled` to wrap a
-            network that takes two arguments. In training on augmented data, the network is called as
-            ``network(x, c, cond, augment)``.
-        sde: The path. If it is a chain, the model is restricted to the nodes, and fixed-step solvers step from node to
-            node.
+        network: The network, called as ``network(x, c, cond)`` with ``x: (B, *event)`` and the noise label ``c: (B,)``.
+            The argument ``cond`` is the :class:`~scoresde.core.condition.Condition` of the rows, or ``None``. The
+            network must return a tensor with the same shape as ``x`` (but see ``learn_variance``). Use
+            :class:`scoresde.nn.Labelled` to wrap a network that takes two arguments. In training on augmented data, the
+            network is called as ``network(x, c, cond, augment)``.
+        sde: The path. If it is a chain, the model is restricted to the chain's nodes, and fixed-step solvers step from
+            node to node.
         parametrization: The meaning of the network's output.
         classes: The number of classes with which the network was trained. A label equal to this number means "no
             label".
@@ -104,12 +104,15 @@ class ScoreModel(nn.Module):
     def slots(self) -> tuple[str, ...]:
         """The fields of a condition that the network uses.
 
-        The network lists them in its attribute ``slots``. If it has no such attribute, these are all fields.
+        The network lists them in its attribute ``slots``. If it has no such attribute, it is assumed to use all fields.
         """
         return tuple(getattr(self.network, "slots", SLOTS))
 
     def output(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
-        """Return the network's prediction of the target F at ``(x_t, t)``, with the same shape as ``x``."""
+        """Return the network's prediction of the target F at ``(x_t, t)``, with the same shape as ``x``.
+
+        For F, see equation (1) of :mod:`scoresde.model.parametrization`.
+        """
         return self.outputs(x, t, cond)[0]
 
     def outputs(
@@ -117,8 +120,10 @@ class ScoreModel(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Return the network's prediction of the target F at ``(x_t, t)``, and the learned variance as a fraction.
 
-        Both have the same shape as ``x``. The fraction is ``None`` if the model does not learn the variance. The
-        argument ``augment: (B, A)``, which is used only in training, describes how each row was augmented.
+        For F, see equation (1) of :mod:`scoresde.model.parametrization`.
+
+        Both results have the same shape as ``x``. The fraction is ``None`` if the model does not learn the variance.
+        The argument ``augment: (B, A)``, which is used only in training, describes how each row was augmented.
         """
         # Schedules are computed in the dtype of t (float64 in solvers) and cast to the dtype of the network's input.
         label = self.parametrization.label(self.sde, t).to(x.dtype).expand(x.shape[0])

@@ -66,14 +66,15 @@ class Parametrization(Checked, ABC):
         return torch.ones_like(t)
 
     def label(self, sde: SDE, t: Tensor) -> Tensor:
-        """Return the noise label, which is ``log(sigma/alpha)/4`` clamped to [-5, 5], with the same shape as ``t``.
+        """Return the noise label of each time in ``t``, with the same shape as ``t``.
 
-        The network receives this label instead of t. It receives no other information about the SDE.
+        The label is ``log(sigma/alpha)/4``, clamped to [-5, 5]. The network receives this label instead of t. It
+        receives no other information about the SDE.
 
         On a path that ends at alpha = 0, where the logarithm is infinite, the label is clamped to [-5, 1.5]. With a
         larger bound, a step that starts at alpha = 0 would evaluate the network at a label that hardly ever occurs in
-        training. The noise levels that are clamped, above sigma = e^6 alpha (about 400 alpha), can hardly be
-        distinguished anyway.
+        training. The noise levels that share the label 1.5, with sigma above e^6 alpha (about 400 alpha), can
+        hardly be distinguished anyway.
         """
         return (-sde.log_snr(t) / 8).clamp(-5, 5 if sde.finite_g else 1.5)
 

@@ -3,10 +3,10 @@
 Features that separate classes also describe the content of an image, so they are a suitable basis for comparison.
 
 Events with spatial axes pass through convolutions. Each convolution after the first halves the size of every axis,
-until no axis has more than four positions. Vectors pass through two hidden layers. In both cases, a hidden layer of
-``width`` features and a linear layer with one output per class follow. The features are divided by a single number,
-``scale``, which the training code sets to their root mean square. Without this division, distances between features
-would depend on the scale of the hidden layer, which is arbitrary.
+until no axis has more than four positions. Vectors pass through two hidden layers. In both cases, these layers
+are followed by a hidden layer of ``width`` features and a linear layer with one output per class. The features are
+divided by a single number, ``scale``, which the training code sets to their root mean square. Without this division,
+distances between features would depend on the scale of the hidden layer, which is arbitrary.
 """
 
 from __future__ import annotations

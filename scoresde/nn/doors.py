@@ -1,6 +1,6 @@
 """The three ways in which a condition enters a network.
 
-Each kind of condition enters in one of these ways:
+The way depends on the kind of condition:
 
 - *Embedding*: the class and the vector become part of the embedding of the noise level
   (:class:`~scoresde.nn.NoiseEmbedding`). The vector also becomes part of the input of an MLP (:func:`numbers`).
@@ -151,9 +151,10 @@ class TextEncoder(nn.Module):
         self.layers = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False) if words else None
 
     def forward(self, tokens: Tensor) -> Words:
-        """Encode word indices ``(B, L)``, with -1 where there is no word, or the features of words.
+        """Encode the words of texts.
 
-        Features have shape ``(B, L, features)``. A word with a feature that is NaN is treated as missing.
+        The words are given either as indices ``(B, L)`` or as features ``(B, L, features)``. A word is missing if its
+        index is -1 or one of its features is NaN.
 
         Returns:
             The encoded words ``(B, L, width)``, and a mask that is true where there is a word, bool ``(B, L)``.

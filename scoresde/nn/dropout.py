@@ -45,7 +45,7 @@ def draws_by_dropout(network: nn.Module) -> bool:
 
 @contextmanager
 def drawing_from(network: nn.Module, generator: torch.Generator) -> Iterator[None]:
-    """Make all :class:`Dropout` layers of a network draw from ``generator`` while the block runs."""
+    """Make all :class:`Dropout` layers of a network draw from ``generator`` inside the ``with`` block."""
     found = [module for module in network.modules() if isinstance(module, Dropout)]
     try:
         for module in found:

@@ -1,4 +1,4 @@
-"""An embedding of the noise level and the class, which a small MLP computes from Fourier features."""
+"""An embedding of the noise level, the class and the vector of the condition, computed by a small MLP."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class NoiseEmbedding(nn.Module):
         self.vector = nn.Linear(2 * vector, width) if vector else None
 
     def forward(self, c: Tensor, cond: Condition | None = None, augment: Tensor | None = None) -> Tensor:
-        """Return the embedding, ``(B, width)``, of the noise label ``c: (B,)`` and the class and vector in ``cond``.
+        """Return the embedding, ``(B, width)``, of the noise label ``c: (B,)``, the class and the vector in ``cond``.
 
         The tensor ``augment: (B, augments)`` contains the augmentation parameters of each row. If it is ``None``, no
         row is augmented.

@@ -119,7 +119,10 @@ def _named(network: nn.Module) -> str:
 
 
 def _inner(network: nn.Module) -> nn.Module:
-    """Remove compiled and parallel wrappers that pass on all arguments, and return the network inside them."""
+    """Return the network without its ``torch.compile`` and data-parallel wrappers.
+
+    A wrapper is removed only if it accepts any number of positional arguments.
+    """
     for name in ("_orig_mod", "module"):
         inside = getattr(network, name, None)
         if isinstance(inside, nn.Module) and _open(_bare(network)):
@@ -128,7 +131,11 @@ def _inner(network: nn.Module) -> nn.Module:
 
 
 def _bare(network: nn.Module) -> inspect.Signature | None:
-    """Return the signature of a network's ``forward`` or own ``__call__`` method, or ``None`` if it is unknown."""
+    """Return the signature with which a network is called, or ``None`` if it is unknown.
+
+    This is the signature of ``__call__`` if the network's class overrides it, and the signature of ``forward``
+    otherwise.
+    """
     own = type(network).__call__ is not nn.Module.__call__ and not isinstance(network, torch.jit.ScriptModule)
     try:
         return inspect.signature(network.__call__ if own else network.forward)

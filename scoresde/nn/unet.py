@@ -1,10 +1,10 @@
 """A U-Net in the style of DDPM++, for 1-D, 2-D and 3-D events of any size.
 
 The encoder and the decoder consist of ResNet blocks, and skip connections join them at every level. A ResNet block
-applies group norm, SiLU and a convolution twice. The result of the second group norm is scaled and shifted by values
-computed from the noise embedding. The block then adds its input and divides the sum by sqrt(2). Selected levels have
-self-attention. Sizes need not be powers of two, because halving an odd size rounds up and the decoder restores the
-original size.
+applies the sequence of group norm, SiLU and convolution twice. The result of the second group norm is scaled and
+shifted by values computed from the noise embedding. The block then adds its input and divides the sum by sqrt(2).
+Selected levels have self-attention. Sizes need not be powers of two, because halving an odd size rounds up and the
+decoder restores the original size.
 
 References:
     Ho et al. (2020), arXiv:2006.11239, app. B.    Song et al. (2021), arXiv:2011.13456, app. H (DDPM++).

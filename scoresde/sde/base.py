@@ -4,22 +4,22 @@ A linear SDE  dx = f(t) x dt + g(t) dw  turns a data point x_0 into
 
     x_t = alpha(t) x_0 + sigma(t) eps,      eps ~ N(0, I).                                    (1)
 
-The functions alpha and sigma determine the SDE completely. An :class:`SDE` defines ``alpha`` and ``sigma``, and the
-coefficients
+The functions alpha and sigma determine the SDE completely. Each subclass of :class:`SDE` implements both functions. The
+base class computes the coefficients
 
     f = alpha'/alpha,      g^2 = 2 sigma (sigma' - f sigma)                                   (2)
 
-are computed from them by forward-mode automatic differentiation. Time runs from 0 (data) to 1 (prior).
+from these functions by forward-mode automatic differentiation. Time runs from 0 (data) to 1 (prior).
 
-In the *straight frame*, every path becomes the straight path. Dividing x by s and using r instead of t as the time
-variable turns equation (1) into
+In the *straight frame*, every path becomes a straight line from x_0 to eps. Dividing x by s and using r instead of t as
+the time variable turns equation (1) into
 
     y = (1 - r) x_0 + r eps,      where      s = alpha + sigma,      r = sigma / s,      y = x / s,       (3)
 
-and the probability flow becomes dy/dr = eps_hat - x0_hat. The right-hand side contains no f, g, alpha' or sigma', and
-is finite at both ends of every path. By default, the ``ode``, ``heun`` and ``rk4`` solvers work in this frame, as does
-the likelihood computation. The log-SNR  2 log(alpha/sigma)  is a monotone function of r, so it can serve as the time
-variable as well.
+and the probability flow becomes dy/dr = eps_hat - x0_hat, where x0_hat and eps_hat are a model's estimates of the data
+and the noise. The right-hand side contains no f, g, alpha' or sigma', and is finite at both ends of every path. By
+default, the ``ode``, ``heun`` and ``rk4`` solvers and the likelihood computation work in this frame. The log-SNR
+2 log(alpha/sigma)  is a monotone function of r, so it can serve as the time variable as well.
 
 References:
     Song et al. (2021), Score-based generative modeling through SDEs, arXiv:2011.13456: linear SDEs and their flow.
@@ -56,7 +56,7 @@ def informative(alpha: Tensor, sigma: Tensor) -> Tensor: ...
 @overload
 def informative(alpha: float, sigma: float) -> bool: ...
 def informative(alpha: Any, sigma: Any) -> Any:
-    """Return whether any signal is left, that is, whether alpha > 1e-6 sigma.
+    """Return whether a noisy state still contains any signal, that is, whether alpha > 1e-6 sigma.
 
     Where no signal is left, ``alpha`` may be a rounding error instead of 0. For example, cos(pi/2) evaluates to 6e-17.
     If the coefficients are tensors, they are compared element by element, and the result has the same shape as
@@ -280,9 +280,9 @@ class SDE(Checked, ABC):
         return None
 
     def times(self, use: str) -> tuple[float, float]:
-        """Return the smallest and the largest t used in training, sampling or the likelihood computation.
+        """Return the smallest and the largest t of the path in training, sampling or the likelihood computation.
 
-        The argument ``use`` is ``"train"``, ``"sample"`` or ``"likelihood"``.
+        The argument ``use`` selects one of these three: ``"train"``, ``"sample"`` or ``"likelihood"``.
         """
         if use not in ("train", "sample", "likelihood"):
             raise UsageError(f"unknown use {use!r}; choose from: train, sample, likelihood")
@@ -296,8 +296,8 @@ class SDE(Checked, ABC):
         """Return whether the path can be evaluated numerically from ``t0`` to ``t1``.
 
         This requires finite coefficients, and finite times when t is converted to r and back. The time derivatives of
-        alpha and sigma may be infinite, but not NaN. If a solver fails and the result is false, the cause is the path,
-        not the model.
+        alpha and sigma may be infinite, but not NaN. If a solver fails and this method returns false, the cause is the
+        path, not the model.
         """
         t = torch.linspace(t0, t1, 1025, dtype=torch.float64)
         values = *self.coefficients(t), self.t_of_ratio(self.ratio(t))

@@ -1,8 +1,9 @@
 """The discrete chains DDPM and SMLD, as SDEs with nodes.
 
-A chain has N noise levels. Level i, for i = 0, ..., N - 1, is at the time t_i = (i + 1)/N, called its *node*, and the
-data are at t = 0. The path equals the chain at the nodes and interpolates between them, so a chain is an
-:class:`~scoresde.sde.base.SDE` like any other, with ``t_min`` = 1/N. The two chains are
+A chain has N noise levels, numbered i = 0, ..., N - 1. Level i is assigned the time t_i = (i + 1)/N, which is called
+the *node* of this level. The time of the data is t = 0. The path of a chain equals the chain at the nodes and
+interpolates between the nodes, so a chain is an :class:`~scoresde.sde.base.SDE` like any other, with ``t_min`` = 1/N.
+The two chains are
 
     DDPM   x_i = sqrt(1 - beta_i) x_{i-1} + sqrt(beta_i) z,                     (Ho et al. 2020, eq. 2)            (1)
            alpha^2 = prod_{j <= i} (1 - beta_j),  sigma^2 = 1 - alpha^2,        (Ho et al. 2020, eq. 4)            (2)
@@ -174,8 +175,8 @@ class DDPM(_Chain):
     def _log_alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``log alpha`` and its derivative with respect to t, each with the same shape as ``t``.
 
-        At a node, the derivative is the slope of the interval that ends at the node. If the last beta is 1, alpha
-        itself is linear in the last interval.
+        At a node, the derivative is the slope of ``log alpha`` in the interval that ends at the node. If the last beta
+        is 1, alpha itself is linear in the last interval.
         """
         table, position = self._table.to(device=t.device, dtype=t.dtype), t * self.steps
         # Rounding can turn position 3 into 3.0000000000000004, which must still belong to the third interval.

@@ -1,7 +1,7 @@
 """The published continuous-time SDEs.
 
-Each class defines alpha and sigma (:mod:`scoresde.sde.base`). It overrides another method of :class:`SDE` if the result
-of this method has a closed form on the path.
+Each class implements alpha and sigma (:mod:`scoresde.sde.base`). It also overrides those methods of :class:`SDE`
+whose results have closed forms for its path.
 
 References:
     Song et al. (2021), Score-based generative modeling through SDEs, arXiv:2011.13456: VP (eq. 11), VE (eq. 9),

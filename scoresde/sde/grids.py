@@ -1,8 +1,8 @@
 """Time grids, which determine the times that a solver visits.
 
-A grid is an object that is called as ``grid(sde, steps, t0, t1)`` and returns float64 times from ``t0`` to ``t1``, in
-either direction. The function :func:`make_grid` also accepts the name of a grid, and sets the first and the last time
-to exactly ``t0`` and ``t1``. Most grids are uniform in a monotone function of t:
+A grid is an object that is called as ``grid(sde, steps, t0, t1)`` and returns float64 times from ``t0`` to ``t1``. The
+times decrease if ``t0`` is larger than ``t1``. The function :func:`make_grid` also accepts the name of a grid, and sets
+the first and the last time to exactly ``t0`` and ``t1``. Most grids are uniform in a monotone function of t:
 
     ``uniform``   t itself
     ``sqrt``      sqrt(t), because the noise level of VP grows like sqrt(t) near the data
@@ -74,7 +74,7 @@ class Grid(Checked, ABC):
 
 
 def finite_log_snr(sde: SDE, t: Tensor) -> Tensor:
-    """Return the log-SNR at ``t``, with the same shape as ``t``.
+    """Return the log-SNR at ``t``, with extreme values replaced. The result has the same shape as ``t``.
 
     A log-SNR below -60 is replaced by -20, and a log-SNR above 60 is replaced by 20.
     """
@@ -83,9 +83,9 @@ def finite_log_snr(sde: SDE, t: Tensor) -> Tensor:
 
 
 def _ends(sde: SDE, t0: float, t1: float) -> Tensor:
-    """Return the log-SNRs at ``t0`` and ``t1``, float64 ``(2,)``, for use as the ends of a grid.
+    """Return the log-SNRs between which a grid from ``t0`` to ``t1`` is built, as a float64 tensor of shape ``(2,)``.
 
-    Where no signal is left, the value is -20, so that no steps are wasted there.
+    Where no signal is left, the log-SNR is replaced by -20, so that no steps are wasted there.
     """
     t = torch.tensor([t0, t1], dtype=torch.float64)
     left = informative(*(c.detach() for c in sde.coefficients(t)))
@@ -289,9 +289,9 @@ def make_grid(
 
 
 def nearest_node(t: Tensor, nodes: Tensor) -> Tensor:
-    """Return the index of the node nearest to ``t``, int64, with the same shape as ``t``.
+    """Return, for each time in ``t``, the index of the nearest node. The result is int64 and has the shape of ``t``.
 
-    The argument ``nodes``, shape ``(N,)``, must be in ascending order.
+    The nodes in ``nodes: (N,)`` must be in ascending order.
     """
     nodes = nodes.to(t)
     return torch.bucketize(t.contiguous(), (nodes[1:] + nodes[:-1]) / 2)

@@ -9,9 +9,9 @@ A shift by a factor s multiplies sigma/alpha by s at every t, so the shifted log
 
 The scale is chosen to preserve the quantity that is constant along the original path, which is alpha^2 + sigma^2 for
 VP, alpha + sigma for flow matching, and alpha for VE (:meth:`scoresde.SDE.size`). On the straight path, equation (1) is
-the time shift  t' = s t / (1 + (s - 1) t)  of Esser et al. (2024), arXiv:2403.03206, eq. 23. They use it because larger
-images need more noise to hide the same amount of structure: sigma/alpha must grow roughly with the square root of the
-number of pixels.
+the time shift  t' = s t / (1 + (s - 1) t)  of Esser et al. (2024), arXiv:2403.03206, eq. 23. The authors use this shift
+because larger images need more noise to hide the same amount of structure: sigma/alpha must grow roughly with the
+square root of the number of pixels.
 
 A :class:`Stretch` is the part of a path between two times, with its own prior. It is used as the path of a model that
 covers fewer noise levels than the whole path (:class:`scoresde.model.convert.Converted`).

@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights, with a warm-up tied to the number of updates.
+"""Exponential moving average of the weights, with a decay that increases with the number of updates.
 
     w_ema <- d w_ema + (1 - d) w,    d = min(decay, (1 + n) / (10 + n))
 

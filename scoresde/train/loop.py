@@ -1,4 +1,4 @@
-"""The training loop, including its files, signals and figures.
+"""The training loop, which also writes the run folder, handles signals and plots samples.
 
 A single training step is defined in :mod:`scoresde.train.state`.
 """
@@ -326,8 +326,8 @@ def _data_for(
 def previews(total: int, every: int = 0) -> set[int]:
     """Return the steps after which samples are plotted.
 
-    If ``every`` is above 0, these are its multiples and the last step, ``total``. If ``every`` is 0, these are the
-    steps at 1, 2, 5, 10, 20, 50 and 100 % of ``total``.
+    If ``every`` is above 0, these are the multiples of ``every``, and the last step, ``total``. If ``every`` is 0,
+    samples are plotted after 1, 2, 5, 10, 20, 50 and 100 % of the ``total`` steps.
     """
     if every:
         return {*range(every, total + 1, every), total}
@@ -337,7 +337,10 @@ def previews(total: int, every: int = 0) -> set[int]:
 def _parts(
     data: Dataset, spec: ModelSpec, config: TrainConfig, split: bool, operator: Operator | None
 ) -> tuple[Rows, Rows | None]:
-    """Return the rows for training and the rows for validation, which are ``None`` if no rows are set aside."""
+    """Return the training rows and the validation rows.
+
+    If no rows are set aside for validation, the second result is ``None``.
+    """
 
     def rows(index: Tensor | None) -> Rows:
         x, y, known, complete = data.train, data.train_labels, config.told(data.train_given), data.complete
@@ -364,8 +367,8 @@ def prepared(
 ) -> tuple[TrainConfig, ScoreModel, ModelSpec]:
     """Return the resolved configuration, the model to train, and the specification of that model.
 
-    If the run ``start`` is given, the model is a copy of the model of that run. Otherwise, the model is untrained. If a
-    run is resumed, the specification is read from the folder of that run, ``resumed``.
+    If the run ``start`` is given, the model is a copy of the model of that run. Otherwise, the model is untrained. When
+    a run is resumed, ``resumed`` is its folder, and the specification is read from this folder.
     """
     if start is not None:
         config = _continued(config, start, network, data)
@@ -400,10 +403,10 @@ def prepared(
 
 
 def _operator(config: TrainConfig, info: DataInfo, start: Run | None, resumed: Path | None) -> Operator | None:
-    """Return the operator in ``config.cond``, or ``None`` if there is none.
+    """Return the operator that ``config.cond`` specifies, or ``None`` if it specifies no operator.
 
-    If training continues from the run ``start``, this is the operator of that run. If a run is resumed, the masks of
-    the operator are read from the folder of that run, ``resumed``.
+    If training continues from the run ``start``, the operator of that run is returned. When a run is resumed,
+    ``resumed`` is its folder, and the masks of the operator are read from this folder.
     """
     if start is not None:
         return start.operator
@@ -487,7 +490,7 @@ def _spread(data: Dataset, codec: Codec) -> float:
 
 
 def _model_units(data: Dataset, codec: Codec) -> Tensor:
-    """Return training rows in model units: all rows, or evenly spaced rows if all would take more than 256 MB."""
+    """Return training rows in model units: all rows, or evenly spaced rows if all rows have more than 2^25 elements."""
     most = max(16, 2**25 // data.info.dims)
     index = torch.linspace(0, len(data.train) - 1, min(most, len(data.train)), dtype=torch.float64)
     x = data.train[index.round().long()]
@@ -579,7 +582,7 @@ def _as_begun(config: TrainConfig, stored: TrainConfig, info: DataInfo) -> Train
 
 
 def _split_as(config: TrainConfig, data: Dataset) -> TrainConfig:
-    """Return ``config`` with the options with which ``data`` were read and split.
+    """Return a copy of ``config`` that contains the options used to read and split ``data``.
 
     With these options, the same rows are held out when the run reads the data again.
     """

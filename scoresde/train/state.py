@@ -1,9 +1,9 @@
 """The training state, its checkpoints and the optimiser step.
 
-Step n is a function of the state before the step and of ``(seed, n)``, which determine the batch, the times, the noise,
-the dequantisation, the dropped parts of conditions, and the dropout. A run that is stopped and resumed therefore
-continues as if it had never stopped, although no generator state is saved. The results are bitwise identical on the
-same machine with the same number of threads.
+The result of step n depends only on the state before the step and on the pair ``(seed, n)``. This pair determines the
+batch, the times, the noise, the dequantisation, the dropped parts of conditions, and the dropout masks. A run that is
+stopped and resumed therefore continues as if it had never stopped, although no generator state is saved. The results
+are bitwise identical on the same machine with the same number of threads.
 """
 
 from __future__ import annotations
@@ -225,8 +225,9 @@ def keyed_rng(seed: int, n: int, device: torch.device | str, network: nn.Module 
     """Return a context manager that seeds dropout and weight initialisation as a function of ``seed`` and ``n``.
 
     The networks of this package draw dropout from a separate generator. Initial weights and custom networks use the
-    global generator of torch. It is seeded at the start of the block and restored at the end, and only one thread at a
-    time can run such a block. Threads that use the global generator without this function can still interfere.
+    global generator of torch. This generator is seeded at the start of the ``with`` block and restored at the end, and
+    only one thread at a time can run such a block. Threads that use the global generator without this function can
+    still interfere.
     """
     device, state = torch.device(device), keyed(seed, n, "dropout").initial_seed()
     if network is not None and draws_by_dropout(network):

@@ -52,7 +52,7 @@ class Best:
     weights: Mapping[str, Tensor]
 
     def against(self, losses: Tensor, step: int) -> dict[str, Any]:
-        """Decide between these weights and the last weights, and return the comparison and the decision.
+        """Decide between the best weights and the last weights, and return the comparison and the decision.
 
         The tensor ``losses: (n,)`` contains the loss of each row for the last weights, and ``step`` is their step. The
         result contains only plain values.
@@ -93,9 +93,9 @@ class Validation:
 
     @torch.no_grad()
     def losses(self, model: nn.Module) -> Tensor:
-        """Return the loss of each of the n rows, averaged over the copies of the row.
+        """Return the validation loss of each of the n rows, as a float64 tensor ``(n,)`` on the CPU.
 
-        The result is float64 ``(n,)`` and on the CPU.
+        If there are few rows, each row is evaluated at several times with different noise, and its loss is the mean.
         """
         device = next(model.parameters()).device
         found = []
@@ -125,7 +125,7 @@ class Validation:
         """Restore the best weights of a run that is resumed after ``step`` steps.
 
         The losses are computed again with the model that ``built`` builds from these weights, because the rows may have
-        been reordered or extended since.
+        been reordered or extended in the meantime.
         """
         best, before = (folder / "checkpoints" / name for name in (BEST, BEFORE))
         if before.is_dir() and not best.exists():  # the replacement was interrupted
@@ -160,7 +160,10 @@ class Validation:
 
 
 def sentence(told: Mapping[str, Any]) -> str:
-    """Return a sentence that explains the choice of weights ``told``. Training prints this sentence at its end."""
+    """Return a sentence that explains the choice of weights. Training prints this sentence at its end.
+
+    The argument ``told`` is the result of :meth:`Validation.choose`.
+    """
     best, last = f"step {told['best_step']:,}", f"step {told['last_step']:,}"
     if told["rows"] == 1:
         return f"validation: a single row is not enough to compare weights; the last weights are used ({last})"

@@ -131,7 +131,7 @@ class Solver(Checked, ABC):
         return None
 
     def uses_rates(self, sde: SDE) -> bool:
-        """Return whether the first step uses the rates alpha' and sigma', which may be infinite at the ends of a path."""
+        """Return whether the first step uses the rates alpha' and sigma', which can be infinite where a path ends."""
         return False
 
     def _check_rates(self, sde: SDE, t0: float) -> None:

@@ -54,13 +54,13 @@ class Pairs:
         return len(self.x0)
 
     def __call__(self, index: Tensor, generator: torch.Generator, dtype: torch.dtype) -> Batch:
-        """Return the pairs at the indices ``index``, int64 ``(B,)``, as a batch."""
+        """Return a batch of the pairs at the positions ``index``, an int64 tensor ``(B,)``."""
         known = None if self.condition is None else self.condition.rows(index)
         return Batch(self.x0[index].to(dtype), known, eps=self.eps[index].to(dtype))
 
 
 def optimal_transport(x0: Tensor, eps: Tensor, labels: Tensor | None = None) -> Tensor:
-    """Reorder the noise so that the sum of its squared distances to the data is as small as possible.
+    """Reorder the rows of the noise so that the sum of the squared distances between data and noise is smallest.
 
     Args:
         x0: Data in model units, shape ``(B, *event)``.

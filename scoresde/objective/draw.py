@@ -1,4 +1,4 @@
-"""The random draws of a training step, apart from its rows: times, noise and dropped conditions.
+"""The random draws for the rows of a training step: times, noise and dropped conditions.
 
 All random numbers come from the step's generator in a fixed order (times, noise, dropped conditions), so they depend
 only on the seed and the step number.
@@ -34,8 +34,8 @@ class Draws:
         t: The times, shape ``(B,)``, or ``None`` if no times are drawn. For a chain, each time is moved to a node
             (:func:`~scoresde.sde.grids.snap`).
         drawn: The times before they are moved to nodes, shape ``(B,)``, or ``None``.
-        weight: The factors on the losses of the rows, shape ``(B,)``, which compensate for the density from which the
-            times are drawn, or ``None`` for factors of 1.
+        weight: The factors on the losses of the rows, shape ``(B,)``, or ``None`` for factors of 1. They compensate for
+            the density from which the times are drawn.
     """
 
     eps: Tensor
@@ -45,12 +45,12 @@ class Draws:
     weight: Tensor | None = None
 
     def rows(self, index: Tensor) -> Draws:
-        """Return the draws of the rows at the indices ``index``, int64 ``(B',)``."""
+        """Return the draws for the rows at the positions ``index``, an int64 tensor ``(B',)``."""
         known = None if self.condition is None else self.condition.rows(index)
         return Draws(self.eps[index], known, *each(lambda v: v[index], self.t, self.drawn, self.weight))
 
     def to(self, device: torch.device | str) -> Draws:
-        """Return the draws on ``device``, except for ``drawn``, which is not moved."""
+        """Return a copy of the draws on ``device``. The tensor ``drawn`` is not moved."""
         known = None if self.condition is None else self.condition.to(device)
         dtype = time_dtype(torch.device(device))
         t, weight = each(lambda v: v.to(device, dtype), self.t, self.weight)
@@ -58,7 +58,7 @@ class Draws:
 
 
 class Draw(Protocol):
-    """A source of the random draws for training steps. What it learns from the losses is part of the training state."""
+    """A source of the random draws for training steps, which may adapt to the losses of earlier steps."""
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Draws:
         """Return the random draws for the rows of ``batch``, using only ``generator``."""
@@ -79,13 +79,13 @@ class Draw(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class PathDraw(Checked):
-    """A :class:`Draw` of times and noise for denoising.
+    """The :class:`Draw` for denoising score matching, which draws times, noise and dropped conditions.
 
     Args:
         times: The time sampler.
         nodes: The nodes of a chain, shape ``(N,)``, to which the times are moved, or ``None`` for continuous times.
-        pair: Whether to pair the rows and the noise of a batch by optimal transport, rather than in the order of the
-            draws.
+        pair: Whether to pair the rows and the noise of a batch by optimal transport. Otherwise, each row is paired with
+            the noise that was drawn for it.
         drop: Probability, from 0 to 1, that the condition of a row is dropped.
     """
 
@@ -119,10 +119,11 @@ class PathDraw(Checked):
 
 
 def _apart(batch: Batch) -> Tensor | None:
-    """Return the group of each row, int64 ``(B,)``, or ``None`` if there is only one group.
+    """Return the group number of each row, int64 ``(B,)``, or ``None`` if there is only one group.
 
-    Noise is exchanged only within a group, so that it does not reveal the group. The groups are the classes, each split
-    into augmented and original rows, because sampling combines any noise with the condition of original rows.
+    Optimal transport exchanges noise only within a group, so that the noise of a row does not reveal the row's group.
+    Each class has two groups, the augmented rows and the original rows, because sampling combines any noise with the
+    condition of original rows.
     """
     label = None if batch.condition is None else batch.condition.label
     if batch.augment is None:
@@ -133,7 +134,7 @@ def _apart(batch: Batch) -> Tensor | None:
 
 @dataclass(frozen=True)
 class NoiseDraw(Checked):
-    """A :class:`Draw` of noise alone, for training on slightly noisy data.
+    """A :class:`Draw` that draws only noise, for training on slightly noisy data.
 
     Args:
         std: Standard deviation of the noise, in model units.

@@ -11,7 +11,7 @@ the target a x_0 + b eps is the error of eps_hat times a known factor,
     F - (a x_0 + b eps) = (b - a sigma/alpha) (eps_hat - eps),                                                  (2)
 
 so every weighting (:mod:`scoresde.objective.weighting`) is a factor on  |F - target|^2.  Weightings change how much the
-errors at each noise level contribute to the loss, but not which function minimises it.
+errors at each noise level contribute to the loss, but not which function minimises the loss.
 """
 
 from __future__ import annotations
@@ -48,7 +48,10 @@ class Objective(ABC):
         """
 
     def ends(self, model: nn.Module, batch: Batch) -> Tensor | None:
-        """Return the part of each row's loss that the draws do not affect: ``(B,)``, or ``None`` if there is none."""
+        """Return the part of each row's loss that does not depend on the draws, or ``None`` if there is no such part.
+
+        The result has shape ``(B,)``.
+        """
         return None
 
 
@@ -118,7 +121,7 @@ def denoising_loss(
 
 
 def _weighed(weight: Tensor, square: Tensor, each: Tensor | None) -> Tensor:
-    """Return the weighted mean, ``(B,)``, of the squared errors in each row of ``square: (B, *event)``."""
+    """Return the weighted mean of the squared errors for each row of ``square: (B, *event)``, shape ``(B,)``."""
     if each is not None:
         square = each * square
     if weight.ndim > 1:

@@ -115,7 +115,10 @@ class TimeSampler(Checked, ABC):
 
     @abstractmethod
     def quantile(self, u: Tensor, setting: Setting) -> Tensor:
-        """Return the quantiles of the times at the probabilities ``u``, float64, with the same shape as ``u``."""
+        """Return the quantiles of the time distribution at the probabilities ``u``.
+
+        The result is a float64 tensor with the same shape as ``u``.
+        """
 
     def check(self, setting: Setting) -> None:
         """Check that this sampler supports the time interval, the path and the weighting of ``setting``.
@@ -158,11 +161,11 @@ class Times:
         return t, self.weight(t)
 
     def quantile(self, u: Tensor) -> Tensor:
-        """Return the quantiles of the times at the probabilities ``u``, with the same shape as ``u``."""
+        """Return the quantiles of the time distribution at the probabilities ``u``, with the same shape as ``u``."""
         return self.sampler.quantile(u, self.setting)
 
     def weight(self, t: Tensor) -> Tensor:
-        """Return the weights of draws at the times ``t`` (equation 2), or ones if draws are not reweighted.
+        """Return the weights of draws at the times ``t`` (equation 2). If draws are not reweighted, the weights are 1.
 
         The result has the same shape as ``t``.
         """
@@ -184,9 +187,9 @@ class Times:
 
 @dataclass(frozen=True)
 class LowDiscrepancy(TimeSampler):
-    """Times uniform in t, as in the papers on most SDEs.
+    """Times that are distributed uniformly in t, and stratified within a batch by default.
 
-    Unlike there, the times in a batch are stratified by default.
+    Most papers also use times that are uniform in t, but draw them independently.
     """
 
     emphasis = False
@@ -196,7 +199,7 @@ class LowDiscrepancy(TimeSampler):
 
 
 def independent() -> LowDiscrepancy:
-    """Return a sampler of independent times that are uniform in t: :class:`LowDiscrepancy` without strata."""
+    """Return a sampler of independent times that are uniform in t: :class:`LowDiscrepancy` without stratification."""
     return LowDiscrepancy(stratified=False)
 
 
@@ -243,8 +246,8 @@ class LogNormal(TimeSampler):
 class LogitNormal(TimeSampler):
     """Times with ``log(t/(1 - t)) ~ N(mean, std^2)`` (Esser et al. 2024, arXiv:2403.03206, eq. 19).
 
-    On the straight path, this distribution equals that of :class:`LogNormal`. The shift of Esser et al. by a factor s,
-    ``t' = s t/(1 + (s - 1) t)``, corresponds to adding log(s) to ``mean``.
+    On the straight path, this distribution equals that of :class:`LogNormal` with the same ``mean`` and ``std``. The
+    shift of Esser et al. by a factor s, ``t' = s t/(1 + (s - 1) t)``, corresponds to adding log(s) to ``mean``.
 
     Args:
         mean, std: Mean and standard deviation of the logit of t.
@@ -352,9 +355,10 @@ class _Tabulated(Times):
         self._check(t, speed)
 
     def density(self, t: Tensor) -> Tensor:
-        """Return the unnormalised density, p times ``total``, with the same shape as ``t``.
+        """Return the unnormalised density of the times at ``t``: the density p times ``total``.
 
-        The density is the weight that the loss gives to the squared error of the output named by ``error``.
+        This is the weight that the loss gives to the squared error of the output named by ``error``. The result has
+        the same shape as ``t``.
         """
         sde, own = self.setting.sde, self.setting.parametrization
         factor = noise_factor(sde, own, t) / noise_factor(sde, self.error, t)
@@ -507,7 +511,7 @@ def make_times(sampler: str | TimeSampler, options: Mapping[str, Any], setting: 
         typed: Which names were typed by a person, rather than read from a file (:mod:`scoresde.core.registry`).
 
     Raises:
-        UsageError: If the name is unknown, the sampler has no such option, or the sampler does not support the setting.
+        UsageError: If the name or an option is unknown, or if the sampler does not support the setting.
         CheckpointError: If the name was read from a file and is not a built-in.
     """
     made = build(sampler, TIME_SAMPLERS, "time sampler", typed=typed, **options)

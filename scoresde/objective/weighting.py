@@ -236,8 +236,8 @@ class EDMWeight(Weighting):
     is plain regression of the network output.
 
     Args:
-        data_std: The standard deviation s of the data per element, in model units. By default, training uses that of
-            the training data.
+        data_std: The standard deviation s of the data per element, in model units. By default, training uses the
+            standard deviation of the training data.
     """
 
     limits = ranges(data_std=Range(1e-9, 1e12))
@@ -279,7 +279,7 @@ def make_weighting(weighting: str | Weight, options: Mapping[str, Any] | None = 
         typed: Which names were typed by a person, rather than read from a file (:mod:`scoresde.core.registry`).
 
     Raises:
-        UsageError: If the name is unknown, or the weighting has no such option.
+        UsageError: If the name or an option is unknown.
         CheckpointError: If the name was read from a file and is not a built-in.
     """
     if not isinstance(weighting, str):
@@ -301,7 +301,8 @@ def check_weight(weight: Weight, sde: SDE, parametrization: Parametrization, low
     """Check that a weighting returns one finite, non-negative number for each time in ``[low, high]``.
 
     Raises:
-        UsageError: If the weighting does not. The message states the shape, or the first invalid value and its time.
+        UsageError: If the result has the wrong shape or contains an invalid value. The message states the shape, or the
+            first invalid value and its time.
     """
     t = low + (high - low) * torch.linspace(0, 1, 257, dtype=torch.float64).square()
     t[-1] = high

@@ -1,15 +1,15 @@
 """Dense output between the steps of a solver, by Hermite interpolation.
 
 For each row, a solver produces knots u_j, with a state y_j and a slope k_j = dy/du at each knot. Exactly one polynomial
-of degree 2m - 1 has these states and slopes at m consecutive knots. With the Lagrange polynomials l_j of the knots, it
-is
+of degree 2m - 1 has these states and slopes at m consecutive knots. With the Lagrange polynomials l_j of these knots,
+this polynomial is
 
     y(u) = sum_j l_j(u)^2 { [1 - 2 l_j'(u_j) (u - u_j)] y_j + (u - u_j) k_j },                               (1)
     l_j'(u_j) = sum_(i != j) 1/(u_j - u_i),
 
-and its error is of order h^(2m) for steps of size h. With a solver of order 5, the polynomial through four knots
-(degree 7) is as accurate between the knots as the solver is at the knots. The cubic through two knots has an error
-three times as large as the solver's error.
+and the interpolation error is of order h^(2m) for steps of size h. With a solver of order 5, the polynomial through
+four knots (degree 7) is as accurate between the knots as the solver is at the knots. The cubic through two knots has an
+error three times as large as the solver's error.
 
 References:
     Hairer, Norsett and Wanner (1993), Solving Ordinary Differential Equations I, II.6 (dense output).
@@ -70,7 +70,7 @@ class Knots:
         self.count[index] += 1
 
     def path(self, order: int = 4) -> Path:
-        """Return the interpolated trajectories of all rows, using polynomials through ``order`` knots each."""
+        """Return the trajectories of all rows, interpolated by polynomials through ``order`` knots each."""
         index, place, u, y, slope = (torch.cat([s[i] for s in self.steps]) for i in range(5))
         shape = (len(self.count), max(order, int(self.count.max())))
         at = index, place

@@ -101,10 +101,11 @@ def failures(status: Tensor, noun: str = "samples") -> list[str]:
 
 
 def blamed(status: Tensor, sound: Callable[[], bool]) -> Tensor:
-    """Return ``status: (B,)``, with ``FAILED_NONFINITE`` replaced by ``FAILED_PATH`` if the path itself is not finite.
+    """Return ``status: (B,)``, with ``FAILED_NONFINITE`` replaced by ``FAILED_PATH`` if the SDE's path is not finite.
 
-    In that case, the NaN and infinite values in the failed rows come from the path, not from the model. The function
-    ``sound`` returns whether the path is finite. It is called only if some row has the status ``FAILED_NONFINITE``.
+    If the path is not finite, the NaN and infinite values in the failed rows come from the path rather than from the
+    model. The function ``sound`` returns whether the path is finite. This function is called only if a row has the
+    status ``FAILED_NONFINITE``.
     """
     lost = status == FAILED_NONFINITE
     return torch.where(lost, FAILED_PATH, status) if bool(lost.any()) and not sound() else status
@@ -152,7 +153,7 @@ def integrate(
 
     Args:
         f: A function ``f(y: (b, *state), t: (b,), index: (b,)) -> (b, *state)`` that returns the slopes of the rows
-            ``index`` of the batch. It is never evaluated outside the interval.
+            ``index`` of the batch. The function is never evaluated outside the interval.
         y: The initial state, shape ``(B, *state)``.
         t0, t1: The start and the end of the interval. The last step of each row ends exactly at ``t1``.
         rtol, atol: The relative and the absolute tolerance for the local error of each row.
@@ -234,9 +235,9 @@ def _check(y: Tensor, rtol: float, atol: float, method: str) -> None:
 
 @lru_cache
 def _columns(method: str, ndim: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
-    """Return, for each stage, its weights in those sums of :class:`_Attempt` that use it.
+    """Return one tensor for each stage: the weights of its slope in those sums of :class:`_Attempt` that use the slope.
 
-    The weights of a stage that is used in n sums have the shape ``(n, 1, ..., 1)``.
+    The weights of a slope that is used in n sums have the shape ``(n, 1, ..., 1)``.
     """
     tableau = TABLEAUS[method]
     count = len(tableau.c)
@@ -250,7 +251,7 @@ class _Attempt:
     """The part of a round that runs on the device: one attempted step for each active row.
 
     The sums  s_i = sum_j a_ij k_j  of all stages, followed by the sums for the error estimates, are accumulated
-    together. One element-wise operation adds a slope to all sums that use it, after which the slope is discarded.
+    together. One element-wise operation adds a slope to all sums that use it, so the slope need not be kept.
     (A matrix product would round differently for different batch sizes.)
     """
 
@@ -264,10 +265,11 @@ class _Attempt:
         self.sums = y.new_empty(len(self.columns[0]), *y.shape)
 
     def __call__(self, y: Tensor, k: Tensor, plan: Tensor, index: Tensor) -> tuple[Tensor, Tensor, list[Floats]]:
-        """Return the state and the slope after the step, and the norm of each error estimate, divided by h.
+        """Return the states and the slopes after the step, and the norms of the error estimates.
 
-        The state and the slope have shape ``(b, *state)``. The argument ``plan: (stages, b)`` contains the step sizes
-        and the times of the stages (see :meth:`_Rows.plan`).
+        The states and the slopes have shape ``(b, *state)``. The norms are divided by h, and the norm of the second
+        estimate is also multiplied by rtol^(1/3). The argument ``plan: (stages, b)`` contains the step sizes and the
+        times of the stages (see :meth:`_Rows.plan`).
         """
         size, *times = plan.unbind()
         h, sums, y_new = expand(size, y), self.sums[:, : len(y)], y
@@ -393,7 +395,7 @@ class _Rows:
         return accept
 
     def verdict(self, accept: Bools, error: Floats, max_nfe: int) -> tuple[Bools, Ints | int]:
-        """Return which rows leave the batch, and the status of each, or a single ``OK`` if all of them succeeded."""
+        """Return which rows leave the batch, and their status codes (a single ``OK`` if all these rows succeeded)."""
         arrived, small = accept & self.last, self.h < 1e-13 * (self.end - self.start)
         spent = self.nfe + self.cost > max_nfe
         if not spent and not small.any():
@@ -413,7 +415,7 @@ class _Ended:
         self.counts: list[Ints] = []
 
     def add(self, rows: _Rows, which: Ints, status: Ints | int, y: Tensor) -> None:
-        """Record the rows at positions ``which`` as they leave the batch with the given status."""
+        """Record the rows at positions ``which``, which leave the batch with the states ``y`` and the given status."""
         counts = np.empty((5, len(which)), dtype=np.int64)
         counts[0], counts[1], counts[2] = rows.index[which], rows.nfe, rows.accepted[which]
         counts[3], counts[4] = rows.attempts - counts[2], status
@@ -423,7 +425,7 @@ class _Ended:
     def solution(self) -> OdeSolution:
         """Return the solution, with the rows in their original order.
 
-        If the interval or the batch is empty, the states are unchanged.
+        If the interval or the batch is empty, the final states equal the initial states.
         """
         y, counts = self.start.clone(), np.zeros((4, len(self.start)), dtype=np.int64)
         if self.states:

@@ -30,7 +30,7 @@ class Tableau:
 
     Attributes:
         c: The nodes, as fractions of the step.
-        a: The stage weights, one row for each stage. The last row holds the weights of the solution.
+        a: The stage weights, one row for each stage. The last row contains the weights of the solution.
         e: The weights of the error estimate, ``b - b*``.
         order: The order of the solution.
         g: The weights of a second, cruder error estimate (``b`` minus weights of order 3), or empty if there is no
@@ -45,7 +45,7 @@ class Tableau:
 
     @property
     def passing(self) -> tuple[bool, ...]:
-        """Whether each stage is used only by other stages, and not by the solution or by an error estimate."""
+        """For each stage, whether its slope has no weight in the solution or in any error estimate."""
         b = (*self.a[-1], 1.0)  # the last stage is the first of the next step
         return tuple(not any(weights) for weights in zip(b, self.e, self.g or self.e, strict=True))
 

@@ -2,7 +2,8 @@
 
 Deterministic solvers can also run in the opposite direction.
 
-In this table, *the flow* is the probability flow. A solver *on x0* approximates the model's estimate of the data by a
+In the following table, *the flow* is the probability flow, and a *frame* is a change of variables in which the flow is
+integrated (:mod:`scoresde.solvers.flow`). A solver *on x0* approximates the model's estimate of the data by a
 polynomial, and a solver *on eps* approximates the estimate of the noise. With a solver *on any variable*, the user
 chooses the quantity to approximate. The last column gives the number of model evaluations with the default options,
 not counting the final noise-free step of :func:`scoresde.sample`.

@@ -122,8 +122,8 @@ class AdaptiveSDE(Solver):
         """Attempt one step of each row, from the row's current time to its entry in ``s: (b,)``.
 
         Returns:
-            For each row, the state x'' and the value of the Brownian path at the end of the step, and the error err,
-            which is NaN if a drift is not finite.
+            The following values for each row, in the notation of the module docstring: the state x'' and the value of
+            the Brownian path, both at the end of the step, and the error err. If a drift is not finite, err is NaN.
         """
         model, x, t = rows.model, rows.x, to_device(rows.t, rows.x)
         h, w_s = t - s, rows.noise.path(s, tuple(x.shape[1:]))
@@ -153,7 +153,7 @@ class _Rows:
     Attributes:
         model, noise: The model and the source of random numbers for these rows.
         index: Indices of the rows in the batch, shape ``(b,)``.
-        x, w, f: The state, the value of the Brownian path, and the drift of each row at its current time.
+        x, w, f: The state, the value of the Brownian path, and the drift, for each row at its current time.
         t, h: The current time and the next step size of each row.
         fresh: Whether the drift of each row still has to be evaluated at its current time.
     """
@@ -181,7 +181,7 @@ class _Rows:
         return np.where(self.t - t1 - h < _SMALLEST, t1, self.t - h)
 
     def go(self, accept: Bools, x: Tensor, s: Floats, w: Tensor, error: Floats) -> None:
-        """Move the rows whose steps were accepted to the times ``s``, and choose the next step size of every row."""
+        """Advance each row whose step was accepted to its time in ``s``, and choose the next step size of every row."""
         self.h = (self.t - s) * np.clip(0.9 * np.fmax(error, 1e-10) ** -0.9, 0.2, 5.0)
         moved = to_device(accept, x)
         self.x, self.w = torch.where(expand(moved, x), x, self.x), torch.where(expand(moved, w), w, self.w)

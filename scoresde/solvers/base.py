@@ -2,9 +2,9 @@
 
 A solver is a frozen dataclass of its options, and is called as ``solver(model, x, t0=, t1=, noise=) -> Solution``. It
 uses only the :class:`~scoresde.model.estimate.Denoiser` interface of a model. Each solver declares what it needs from
-the model (such as a score), and a model that cannot provide this is rejected before the first evaluation. The rows of a
-batch do not affect each other, unless the solver or one of its options couples them. A wrapper around the model counts
-the evaluations.
+the model (such as a score). A model that does not meet these needs is rejected before the first evaluation. The rows of
+a batch do not affect each other, unless the solver or one of its options couples them. A wrapper around the model
+counts the evaluations.
 
 Most solvers have a fixed time grid. Such solvers are subclasses of :class:`FixedStep`, and define how to take one step.
 A function that is passed to a solver as ``watch`` is called after every step. With ``record=True``, the solution
@@ -75,9 +75,9 @@ class Solution:
         return failures(self.status)
 
     def pack(self) -> Packed:
-        """Return the solution as named tensors, together with an empty dictionary, because there are no other values.
+        """Return the solution as a dictionary of named tensors, from which :meth:`unpack` can rebuild it.
 
-        The method :meth:`unpack` rebuilds the solution from these tensors.
+        The second result is an empty dictionary, because a solution contains only tensors.
         """
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "trajectory"}
         recorded = {} if self.trajectory is None else self.trajectory.pack()
@@ -87,7 +87,7 @@ class Solution:
     def unpack(cls, tensors: Mapping[str, Tensor], sde: SDE, device: torch.device) -> Solution:
         """Rebuild a solution on ``device`` from the tensors that :meth:`pack` returned.
 
-        A recorded trajectory needs ``sde``, the path of the model.
+        If the solution contains a trajectory, the trajectory is rebuilt with ``sde``, the path of the model.
         """
         own = {name: value.to(device) for name, value in tensors.items() if "." not in name}
         recorded = {name.partition(".")[2]: value for name, value in tensors.items() if "." in name}
@@ -95,7 +95,7 @@ class Solution:
 
     @classmethod
     def join(cls, pieces: list[Solution]) -> Solution:
-        """Concatenate the solutions of several chunks into one solution."""
+        """Concatenate the solutions of several batches into one solution."""
         names = [f.name for f in fields(cls) if f.name != "trajectory"]
         tensors = {name: torch.cat([getattr(p, name) for p in pieces]) for name in names}
         trajectories = [p.trajectory for p in pieces if p.trajectory is not None]
@@ -103,7 +103,7 @@ class Solution:
 
 
 class Solver(Checked, ABC):
-    """The base class of all solvers, which move rows from time ``t0`` to time ``t1``.
+    """The base class of all solvers. A solver moves the rows of a batch from one time to another.
 
     Attributes:
         needs_score: Whether the solver uses the score, which a model trained on coupled (data, noise) pairs does not
@@ -124,11 +124,14 @@ class Solver(Checked, ABC):
         """
 
     def within(self, nfe: int) -> Self | None:
-        """Return this solver with as many steps as ``nfe`` evaluations allow, or ``None`` if this is not possible."""
+        """Return a copy of this solver with as many steps as ``nfe`` evaluations allow.
+
+        The result is ``None`` if the number of steps cannot be chosen.
+        """
         return None
 
     def uses_rates(self, sde: SDE) -> bool:
-        """Return whether the first step uses the rates alpha' and sigma', which may be infinite at an end of a path."""
+        """Return whether the first step uses the rates alpha' and sigma', which can be infinite where a path ends."""
         return False
 
     def _check_rates(self, sde: SDE, t0: float) -> None:
@@ -259,7 +262,7 @@ class FixedStep(Solver):
         return 1
 
     def within(self, nfe: int) -> Self | None:
-        """Return this solver with as many steps as ``nfe`` evaluations allow.
+        """Return a copy of this solver with as many steps as ``nfe`` evaluations allow.
 
         The result is ``None`` if the evaluations do not suffice for one step, or if the grid is a tuple of times.
         """
@@ -279,15 +282,15 @@ class FixedStep(Solver):
 
 
 def grid_of(grid: str | Grid | tuple[float, ...], model: Denoiser, steps: int, t0: float, t1: float) -> Tensor:
-    """Return the time grid of a fixed-step solver, float64 ``(steps + 1,)``, on the CPU.
+    """Return the time grid of a fixed-step solver as a float64 tensor of shape ``(steps + 1,)`` on the CPU.
 
-    If the model is defined only at discrete nodes, every time is one of these nodes.
+    If the model is defined only at discrete nodes, every time in the grid is one of these nodes.
     """
     return make_grid(grid, model.domain.sde, steps, t0, t1, model.domain.nodes)
 
 
 def fixed_solution(x: Tensor, nfe: int | Tensor, steps: int) -> Solution:
-    """Return the solution of a fixed-step solver that took ``steps`` steps.
+    """Return the solution of a fixed-step solver that reached the states ``x: (B, *event)`` after ``steps`` steps.
 
     Rows of ``x`` with non-finite values are marked as failed.
     """
@@ -300,7 +303,7 @@ def fixed_solution(x: Tensor, nfe: int | Tensor, steps: int) -> Solution:
 
 
 def _finite_rows(x: Tensor) -> Tensor:
-    """Return, for each row, whether all of its values are finite, as a bool tensor of shape ``(B,)``."""
+    """Return a bool tensor of shape ``(B,)`` that states, for each row, whether all values of the row are finite."""
     return torch.isfinite(sum_flat(x * 0))
 
 
@@ -320,8 +323,8 @@ def sample(
 ) -> Solution:
     """Draw samples from the prior, run the solver on them, and finish with a noise-free step.
 
-    Unless the solver couples the samples of a batch, a sample does not depend on the rest of its batch. Its random
-    numbers are determined by ``noise.seed`` and by its own index in ``noise.indices``.
+    Unless the solver couples the samples of a batch, a sample does not depend on the other samples in its batch. The
+    random numbers for a sample are determined by ``noise.seed`` and by the sample's index in ``noise.indices``.
 
     Args:
         model: The model. Its conditions have one row per sample, or one row for all samples.
@@ -334,10 +337,10 @@ def sample(
         batch: Number of samples solved at once.
         dtype: Data type of the state.
         watch: A function called with a :class:`~scoresde.solvers.trajectory.Step` after each step of each batch. The
-            field ``index`` of this object contains positions among all samples, not within the batch.
+            field ``index`` of this object contains positions among all samples, rather than within the batch.
         record: Whether to record every step in ``solution.trajectory``.
-        parts: A store in which each chunk of samples is saved as soon as it is solved. Chunks that are already in the
-            store are read instead of solved.
+        parts: A store in which each batch of samples is saved as soon as it is solved. Batches that are already in the
+            store are read instead of solved. ``None`` saves nothing.
 
     Returns:
         The solution. Its ``x`` contains the samples in model units.
@@ -377,5 +380,8 @@ def sample(
 
 
 def _numbered(watch: Watch | None, index: Tensor) -> Watch | None:
-    """Wrap ``watch`` for one chunk of samples, so that it receives the indices of the rows among all samples."""
+    """Return ``watch`` for a batch that consists of the samples ``index: (b,)``.
+
+    Each :class:`Step` passed to ``watch`` then contains the positions of its rows among all samples.
+    """
     return None if watch is None else lambda step: watch(replace(step, index=index[step.index]))

@@ -11,8 +11,8 @@ applies Heun's method from s^ to s'. With N steps and standard normals z,
 The noise level never exceeds the level at which sampling starts, because the model does not cover higher levels. The
 published algorithm ends with an Euler step to s = 0. Here, the final noise-free step of :func:`scoresde.sample`
 (``denoise``) plays this role, so sampling with N steps costs 2N + 1 evaluations. If a step starts at alpha = 0 (where s
-is infinite) or ends at sigma = 0, it goes directly to alpha x0_hat + sigma eps_hat, with alpha and sigma at the end of
-the step.
+is infinite) or ends at sigma = 0, its result is alpha x0_hat + sigma eps_hat, where alpha and sigma are the values at
+the end of the step.
 """
 
 from __future__ import annotations

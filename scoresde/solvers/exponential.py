@@ -30,7 +30,8 @@ u = (l - l_t)/h and h = l_s - l_t. With the rule ``exact``, this integral is exa
 it is half of c(s) - c(t), and with ``bh1``, it is h/2 times the value of dc/dl at s.
 
 In the first k - 1 steps, fewer than k values of q are known, so the order is lower. The error of the first step, which
-is of order h^2, limits the overall order to 2, unless q hardly changes at the start, as on VP, sub-VP and VE.
+is of order h^2, limits the overall order to 2. On VP, sub-VP and VE, q hardly changes at the start, so this limit does
+not apply.
 
 The reverse SDE with the noise level eta(t) = tau g(t), where g is the diffusion coefficient and tau is constant over a
 step, has steps of the same form. With standard normals z, these steps are
@@ -181,8 +182,8 @@ def weights(
         rule: How the polynomials are integrated (see :class:`Multistep`).
 
     Returns:
-        The weights, from the newest node to the oldest. The oldest nodes have no weight if the nodes are too close
-        together for a step of this length.
+        The weights, from the newest node to the oldest. The oldest nodes are left out if the nodes are too close
+        together for a step of this length, so there can be fewer weights than nodes.
     """
     start, end = interval
     # Where rounding keeps the clock from advancing, several nodes coincide, and only the newest of them is used.
@@ -213,9 +214,8 @@ def weights(
 class _Step:
     """The coefficients of a step ``x <- keep x + sum_j weights_j q_j + spread z``.
 
-    The weights in ``again`` are used to repeat the step as a correction. If ``jump`` is true, the step starts at
-    alpha = 0 or ends at sigma = 0, and instead has the form
-    ``x <- weights_0 x0_hat + keep eps_hat + spread z``.
+    A correction repeats the step with the weights in ``again``. If ``jump`` is true, the step starts at alpha = 0 or
+    ends at sigma = 0, and instead has the form ``x <- weights_0 x0_hat + keep eps_hat + spread z``.
     """
 
     keep: float
@@ -229,7 +229,7 @@ class _Step:
 def _plan(
     name: str, order: int, rule: str, correct: bool, taper: bool, path: tuple[Node, ...], taus: tuple[float, ...]
 ) -> tuple[_Step, ...]:
-    """Compute the coefficients of all steps between the nodes of ``path``. They are independent of the state."""
+    """Return the coefficients of all steps between the nodes of ``path``. They do not depend on the state."""
     variable, plan, nodes = VARIABLES[name], [], list[float]()
     for left, ((here, there), tau) in zip(range(len(taus), 0, -1), zip(pairwise(path), taus, strict=True), strict=True):
         start, end = variable.node(*here), variable.node(*there)
@@ -255,8 +255,9 @@ def _integrand(
     """Return, for one step, the terms of equations (1) to (3) that do not depend on the polynomial.
 
     Returns:
-        The factor on x, the norm N at the end of the step, the integral that multiplies a constant q, the factor on q
-        in the integrand (as a function of l, or ``None`` if the polynomials are functions of c), and the factor on z.
+        Five values: the factor on x, the norm N at the end of the step, the factor on q if q is constant over the step
+        (an integral), the factor on q in the integrand (as a function of l, or ``None`` if the polynomials are
+        functions of c), and the factor on z.
     """
     variable = VARIABLES[name]
     norm, span = variable.norm(*there), variable.clock(*there) - variable.clock(*here)
@@ -297,7 +298,7 @@ class _Exponential(FixedStep):
             raise UsageError(f"unknown rule {self.rule!r}; choose from: {', '.join(RULES)}")
 
     def choice(self, steps: int) -> tuple[int, bool, bool]:
-        """Return the order, whether to correct, and whether to taper, for the given number of steps."""
+        """Return the order, whether to correct, and whether to taper, if the solver takes ``steps`` steps."""
         taper = self.variable == "x0" and not self.stochastic and steps < 15 if self.taper is None else self.taper
         if self.order is not None:
             return self.order, bool(self.correct), taper
@@ -366,7 +367,7 @@ class Multistep(_Exponential):
     variable: str = "straight"
 
     def taus(self, sde: SDE, times: Tensor) -> tuple[float, ...]:
-        """Return 0 for each of the n steps of a grid ``times: (n + 1,)``, because there is no noise."""
+        """Return 0 for each of the n steps of a grid ``times: (n + 1,)``, because the solver adds no noise."""
         return (0.0,) * (len(times) - 1)
 
 
@@ -423,7 +424,7 @@ def dpmpp_3m(steps: int = 20, grid: str = "auto") -> Multistep:
 
 
 def deis(steps: int = 20, order: int = 3, grid: str = "auto") -> Multistep:
-    """DEIS in log-rho (Zhang and Chen 2023, arXiv:2204.13902, sec. 3): exponential Adams-Bashforth on eps."""
+    """DEIS in log-rho (Zhang and Chen 2023, arXiv:2204.13902, sec. 3): an exponential Adams-Bashforth method on eps."""
     return Multistep(steps, "eps", order, grid=grid)
 
 
@@ -451,7 +452,7 @@ def sa_solver(steps: int = 20, order: int = 2, eta: float = 1.0, grid: str = "au
 def er_sde(steps: int = 20, order: int = 2, correct: bool = True, eta: float = 1.0, grid: str = "auto") -> MultistepSDE:
     """Multistep solver with the noise level of ER-SDE (Cui et al. 2023, arXiv:2309.06169).
 
-    The noise level becomes small near the data. Steps are corrected by default. For the published ER-SDE-3, use
+    This noise level becomes small near the data. Steps are corrected by default. For the published ER-SDE-3, use
     ``order=3`` and ``correct=False``.
     """
     return MultistepSDE(steps, "x0", order, "midpoint", correct, eta=eta, level="er", grid=grid)

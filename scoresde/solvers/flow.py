@@ -5,8 +5,8 @@ the probability-flow ODE of Song et al. (2021), arXiv:2011.13456, eq. 13, is
 
     dy/dr = eps_hat(x_t, t) - x0_hat(x_t, t).                                                     frame "straight"
 
-The right-hand side contains neither f and g of the SDE nor derivatives of alpha and sigma, and is finite at both ends
-of the path. In two other choices of the variables (frames), the same flow is
+The right-hand side contains neither the coefficients f and g of the SDE nor derivatives of alpha and sigma, and it is
+finite at both ends of the path. In two other frames (choices of the variables), the same flow is
 
     dx/dt = alpha' x0_hat + sigma' eps_hat,                                                       frame "t"
     d(x/alpha) / d(sigma/alpha) = eps_hat.                                                        frame "ve"
@@ -49,8 +49,9 @@ class Frame:
     """A change of variables for the flow: the state is divided by a scale, and a clock replaces the time.
 
     Attributes:
-        scale, clock: Functions ``(sde, t)`` that return the scale and the clock at time t, with the same shape as t.
-        time: A function ``(sde, value)`` that returns the time t at which the clock has this value.
+        scale, clock: Functions ``(sde, t)`` that return the scale and the clock at the times t. Each result has the
+            same shape as t.
+        time: A function ``(sde, value)`` that returns the time t at which the clock equals ``value``.
         slope: A function ``(model, state, t)`` that returns the derivative of the scaled state with respect to the
             clock.
     """
@@ -136,7 +137,7 @@ class ProbabilityFlow(Solver):
 
     @property
     def scheme(self) -> str:
-        """The Runge-Kutta method: ``method``, except that ``auto`` becomes ``dopri5`` for the ``own`` engine."""
+        """The name of the Runge-Kutta method. For the ``own`` engine, ``auto`` is replaced by ``dopri5``."""
         return "dopri5" if self.engine == "own" and self.method == "auto" else self.method
 
     def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise, watch: Watch) -> Solution:

@@ -4,9 +4,10 @@ In the limit of small e, the Langevin step with standard normals z,
 
     x <- x + e score + sqrt(2 e) z,      e = 2 a (snr size)^2,                                                    (1)
 
-leaves a density unchanged if score is the score of that density (Song et al. 2021, arXiv:2011.13456, alg. 4-5). If the
-predictor steps from t to s, a is the square of alpha(t)/alpha(s), or, in the ``original`` solver, the corresponding
-entry in a table. The size is either sigma or the ratio |z|/|score|, which is about sigma for pure noise.
+leaves a density unchanged if score is the score of that density (Song et al. 2021, arXiv:2011.13456, alg. 4-5). For a
+predictor step from t to s, a is the square of alpha(t)/alpha(s), except that the ``original`` solver reads a from a
+table. The factor snr is an option of the sampler. The size is either sigma or the ratio |z|/|score|, which is about
+sigma for pure noise.
 
 If the density is N(0, v), a step changes a variance V to (1 - e/v)^2 V + 2e. If e < 2v, repeated steps converge to the
 variance v/(1 - e/2v); otherwise, the variance grows without bound. With size = sigma and v >= sigma^2, the limit is at
@@ -21,9 +22,9 @@ to p/e. For p = N(0, v) in D dimensions, this density has the variance (1 + 2/D)
 where n is the number of elements over which the norms are taken: D, or the number of elements in the whole batch. For
 n <= 16, the size is sigma. For the n = 3,072 elements of a small image, k is 36,864, so the limits have no effect. The
 standard deviation of a mode is then too large by a factor of at most (1 - snr^2)^(-1/2), which is due to the step
-itself, and for n > 16 by another factor of about (1 + 2/n)^(1/2). For snr = 0.16 and n = 1, 2 and 4, the measured
-factor is 1.006 on VP and 1.001 on VE; without the limits, it is 576, 4.2 and 1.6. For n = 64 and n = 3,072, it is
-1.036 and 1.016, with or without the limits (experiments/edges.py).
+itself, and for n > 16 by another factor of about (1 + 2/n)^(1/2). With snr = 0.16, the measured factor is 1.006 on VP
+and 1.001 on VE, for each of n = 1, 2 and 4. Without the limits, it is 576 for n = 1, 4.2 for n = 2 and 1.6 for n = 4.
+For n = 64, it is 1.036, and for n = 3,072, it is 1.016, with or without the limits (experiments/edges.py).
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def langevin_step(x: Tensor, score: Tensor, z: Tensor, a: Tensor, snr: float, si
     Args:
         x, score, z: The state, the score at the state, and standard normals, each of shape ``(B, *event)``.
         a, size: The values of a and size in equation (1), each of shape ``()`` or ``(B,)``.
-        snr: The signal-to-noise ratio, snr in equation (1).
+        snr: The signal-to-noise ratio snr in equation (1).
 
     Returns:
         The state after the step, shape ``(B, *event)``.
@@ -56,13 +57,13 @@ def langevin_step(x: Tensor, score: Tensor, z: Tensor, a: Tensor, snr: float, si
 
 
 def norm_ratio(z: Tensor, score: Tensor, of: str, sigma: Tensor | None = None) -> Tensor:
-    """Return the ratio ``|z|/|score|`` of each sample, or the ratio of the mean norms over the batch.
+    """Return ``|z|/|score|`` for each sample, or the ratio of the means of ``|z|`` and ``|score|`` over the batch.
 
     Args:
         z, score: Standard normals and the score, each of shape ``(B, *event)``.
-        of: ``sample`` for the ratio of each sample, or ``batch`` for the ratio of the mean norms.
-        sigma: The sigma of the path, shape ``()`` or ``(B,)``, which limits the ratio as in equation (2), or ``None``
-            to leave the ratio unlimited, as published.
+        of: ``sample`` for the ratio of each sample, or ``batch`` for the ratio of the two means.
+        sigma: The noise level sigma of the path, shape ``()`` or ``(B,)``. The ratio is limited to the range in
+            equation (2). ``None`` leaves the ratio unlimited, as published.
 
     Returns:
         The ratio, shape ``(B,)`` for ``sample`` and ``()`` for ``batch``.
@@ -90,7 +91,7 @@ def check_corrector(snr: float, corrections: int, evaluations: int) -> None:
         evaluations: Number of model evaluations per step. It is 0 if the sampler has no predictor and no corrector.
 
     Raises:
-        UsageError: If an option is invalid, or if the sampler has no predictor and no corrector.
+        UsageError: If an option is invalid, or if ``evaluations`` is 0.
     """
     check_number("snr", snr, _SNR)
     check_number("corrections", corrections, _CORRECTIONS, "int")

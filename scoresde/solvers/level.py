@@ -72,7 +72,7 @@ def _function(level: Level) -> Callable[[SDE, Tensor], Tensor]:
 
 
 def check_level(level: Level, eta: float) -> None:
-    """Check a noise level and the factor ``eta``.
+    """Check that a noise level is known, and that the factor ``eta`` is valid.
 
     Raises:
         UsageError: If the level is unknown, or if the factor is out of range.
@@ -106,7 +106,8 @@ def level_of(sde: SDE, level: Level, eta: float, t: Tensor) -> Tensor:
 def ratios(sde: SDE, level: Level, eta: float, times: Tensor) -> tuple[float, ...]:
     """Return ``eta(t)/g(t)`` at the midpoint, in log-SNR, of each of the n steps of a grid ``times: (n + 1,)``.
 
-    If alpha = 0 or sigma = 0 at either end of a step, the ratio is 0, unless the level is ``g`` itself.
+    If the level is ``g``, every ratio is ``eta``. Otherwise, the ratio is 0 for each step that starts or ends at
+    alpha = 0 or sigma = 0.
     """
     if level == "g" or eta == 0:
         return (eta,) * (len(times) - 1)

@@ -33,8 +33,8 @@ at eps, and the sample is the x_mean of this update. A predictor step always has
 (T - eps)/(N - 1) apart. For T = 1, these two lengths are equal only if eps = 1/N, as with the published N = 1000 and
 eps = 1e-3. docs/mathematics/sde-solvers.md shows how the difference affects the variance of the samples.
 
-The scores are computed by the model, with sigma(t) of the continuous path. For a network that was trained on discrete
-noise levels, the original code instead divides the output of the network by sigma_i from equation (1).
+The model computes the scores with sigma(t) of the continuous path. For a network that was trained on discrete noise
+levels, the original code instead divides the output of the network by sigma_i from equation (1).
 """
 
 from __future__ import annotations
@@ -66,12 +66,14 @@ CORRECTORS = ("langevin", "ald", "none")
 
 @dataclass(frozen=True)
 class LevelTables:
-    """The tables of equation (1), each float64 ``(N,)``, for N noise levels from the lowest to the highest.
+    """The tables of equation (1) for N noise levels, from the lowest to the highest.
+
+    Each table is a float64 tensor of shape ``(N,)``.
 
     Attributes:
         alphas: ``a_i``, the factor by which a step up multiplies the variance: ``1 - beta_i`` for VP, and 1 for VE.
         betas: ``beta_i``, the variance of the noise that a step up adds.
-        sigmas: ``sigma_i``, the standard deviation of the total noise at a level.
+        sigmas: ``sigma_i``, the standard deviation of the total noise at level i.
 
     >>> levels = LevelTables.of(VPSDE(), 1000)
     >>> [round(float(b), 6) for b in levels.betas[[0, 999]]], round(float(levels.alphas_cumprod[999]), 9)
@@ -95,17 +97,20 @@ class LevelTables:
 
     @property
     def alphas_cumprod(self) -> Tensor:
-        """The products ``a_0 ... a_i``, shape ``(N,)``: how much of the data's variance remains at each level."""
+        """The products ``a_0 ... a_i``, shape ``(N,)``: the factor on the variance of the data at each level."""
         return self.alphas.cumprod(0)
 
 
 def level_index(sde: SDE, t: Tensor, count: int) -> Tensor:
-    """Return the index ``floor(t (N - 1)/T)`` of each time in tables for N = ``count`` levels, as int64."""
+    """Return the table index ``floor(t (N - 1)/T)`` for each time t, as an int64 tensor. N is ``count``."""
     return (t * (count - 1) / sde.t_max + 1e-9).long()  # 1e-9 because rounding can turn 1000 into 1000 - 1e-13
 
 
 def discretise(sde: VPSDE | SubVPSDE | VESDE, t: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return ``f`` and ``G`` of the step up at ``t`` for ``count`` levels, each with the same shape as ``t``."""
+    """Return the coefficients ``f`` and ``G`` of the steps up at the times ``t``, in a chain of ``count`` levels.
+
+    Each coefficient has the same shape as ``t``.
+    """
     if isinstance(sde, SubVPSDE):
         return sde.drift_rate(t) / count, sde.diffusion(t) / math.sqrt(count)
     levels, i = LevelTables.of(sde, count), level_index(sde, t, count)
@@ -115,7 +120,7 @@ def discretise(sde: VPSDE | SubVPSDE | VESDE, t: Tensor, count: int) -> tuple[Te
 def predictor_weights(
     predictor: str, sde: VPSDE | SubVPSDE | VESDE, t: Tensor, count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the coefficients ``k``, ``p`` and ``n`` in equation (2), each with the same shape as ``t``."""
+    """Return the coefficients ``k``, ``p`` and ``n`` of equation (2), each of the same shape as ``t``."""
     if predictor == "euler-maruyama":
         g = sde.diffusion(t) / math.sqrt(count)
         return 1 - sde.drift_rate(t) / count, g.square(), g
@@ -140,9 +145,10 @@ class Original(Solver):
     ``langevin``, VP and sub-VP with ``euler-maruyama`` alone, and DDPM with ``ancestral``, all with N = 1000. By
     default, the last update adds no noise, so :func:`scoresde.sample` does not add a noise-free step.
 
-    With ``langevin``, a sample depends on its batch, because the step size contains the mean norm of the noise divided
-    by the mean norm of the score, and both means are over the batch. As in the original code, this ratio can become
-    arbitrarily large if the batch has only a few elements in total. In that case, use ``ald`` or the ``pc`` solver.
+    With ``langevin``, a sample depends on its batch, because the step size is proportional to the square of a ratio:
+    the mean norm of the noise over the batch, divided by the mean norm of the score over the batch. As in the original
+    code, this ratio can become arbitrarily large if the batch has only a few elements in total. For such a batch, use
+    ``ald`` or the ``pc`` solver.
 
     Args:
         steps: Number of noise levels, which is also the number of times and of updates (at least 2).
@@ -207,9 +213,9 @@ class Original(Solver):
         return (self.predictor != "none") + self._corrections
 
     def within(self, nfe: int) -> Self | None:
-        """Return this solver with as many steps as ``nfe`` evaluations allow.
+        """Return a copy of this solver with as many steps as ``nfe`` evaluations allow.
 
-        The result is ``None`` if these evaluations allow fewer than 2 steps.
+        The result is ``None`` if ``nfe`` evaluations allow fewer than 2 steps.
         """
         steps = nfe // self.evaluations
         return replace(self, steps=steps) if steps > 1 else None
@@ -246,13 +252,14 @@ class Original(Solver):
 
         Args:
             x, score, z: The state, the score at the state, and standard normals, each of shape ``(B, *event)``.
-            sigma, alpha: ``sigma(t)`` of the path, and the entry ``a_i`` of the table at time t, each of shape ``()``.
+            sigma, alpha: The noise level ``sigma(t)`` of the path, and the table entry ``a_i`` for time t, each of
+                shape ``()``.
         """
         size = sigma if self.corrector == "ald" else norm_ratio(z, score, "batch")
         return langevin_step(x, score, z, alpha, self.snr, size)
 
     def _alphas(self, sde: VPSDE | SubVPSDE | VESDE, nodes: Tensor) -> Tensor:
-        """Return ``a_i`` at the times ``nodes``. For sub-VP, which has no tables, return ones, which are not used."""
+        """Return ``a_i`` at the times ``nodes``, or ones for sub-VP, which has no tables and does not use ``a_i``."""
         if isinstance(sde, SubVPSDE):
             return torch.ones_like(nodes)
         return LevelTables.of(sde, self.steps).alphas[level_index(sde, nodes, self.steps)]

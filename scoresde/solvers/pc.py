@@ -15,10 +15,10 @@ from t to s, and standard normals z, a corrector step is
 The two correctors agree where |z|/|score| equals sigma, as it nearly does for pure noise. Means over the batch couple
 the samples of the batch. With the norms of each sample, the step size e(x) depends on x, and the samples converge not
 to the marginal p, but to a density proportional to p/e, which favours regions with large scores. Moreover, the ratio
-|z|/|score| is unbounded in the middle of a mode, where the score vanishes. It is therefore limited to a range around
-sigma that is narrower in fewer dimensions (equation (2) of :mod:`scoresde.solvers.langevin`). If a sample has at most
-16 elements, ``langevin`` with the norms of each sample is the same as ``annealed``. In many dimensions, the ratio
-hardly varies, and the limits have no effect.
+|z|/|score| is unbounded in the middle of a mode, where the score vanishes. The ratio is therefore limited to a range
+around sigma, which becomes narrower as the number of dimensions falls (equation (2) of
+:mod:`scoresde.solvers.langevin`). If a sample has at most 16 elements, ``langevin`` with the norms of each sample is
+the same as ``annealed``. In many dimensions, the ratio hardly varies, and the limits have no effect.
 
 The predictors have order 1, and a corrector lowers the order of the sampler below 1. The corrector's step size e does
 not shrink as the number of steps grows. For a Gaussian marginal with variance v, this step size leads to a variance
@@ -88,8 +88,8 @@ class PredictorCorrector(FixedStep):
         snr: Signal-to-noise ratio of the corrector, which must be below 1. The corrector makes the variance too large
             by a factor of up to 1/(1 - snr^2).
         corrections: Number of Langevin steps at each node, with one evaluation each.
-        norm: How the ``langevin`` corrector computes norms: for each ``sample`` separately, or as means over the
-            ``batch``, as in the original code. Means over the batch couple its samples.
+        norm: How the ``langevin`` corrector computes norms: ``sample`` (for each sample separately) or ``batch`` (as
+            means over the batch, as in the original code). Means over the batch couple the samples in the batch.
         sequence: ``pc`` (predict, then correct), or ``cp`` (correct, then predict, as in the original code).
         start: Whether to correct at the first node as well, before the first step (only with the ``pc`` sequence).
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
@@ -143,7 +143,7 @@ class PredictorCorrector(FixedStep):
         return (self.predictor != "none") + self._corrections
 
     def within(self, nfe: int) -> Self | None:
-        """Return this solver with as many steps as ``nfe`` evaluations allow.
+        """Return a copy of this solver with as many steps as ``nfe`` evaluations allow.
 
         The result is ``None`` if the evaluations do not suffice for one step, or if the grid is a tuple of times.
         """
@@ -187,7 +187,10 @@ class PredictorCorrector(FixedStep):
         return advance
 
     def correct(self, model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: Tensor, at: Tensor) -> Tensor:
-        """Take a Langevin step at time ``at``, which is ``t`` or ``s``. ``x`` and ``z`` have shape ``(B, *event)``."""
+        """Take a Langevin step at the time ``at``: the start ``t`` or the end ``s`` of the predictor step.
+
+        ``x`` and ``z`` have shape ``(B, *event)``.
+        """
         if bool((model.domain.sde.coefficients(at)[1] == 0).all()):
             return x  # there is no noise, so the score is undefined
         a, _ = forward_step(model.domain.sde, t, s)

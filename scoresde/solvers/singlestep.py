@@ -1,9 +1,9 @@
 """Exponential Runge-Kutta ("singlestep") solvers, with k evaluations per step for order k.
 
 A multistep solver of order k (:mod:`scoresde.solvers.exponential`) approximates a quantity q by a polynomial through
-its last k values. The solvers in this module instead compute k values within each step, at stages that divide the step
-into equal parts in the argument of the polynomials (l or the clock). Let x_i and q_i be the state and the value of q at
-the fraction u_i of the step from t to s. A step is then
+its last k values. The solvers in this module instead compute k values within each step. The stages divide the step into
+equal parts, as measured by the argument of the polynomials (l or the clock). Let x_i be the state, and q_i the value of
+q, at the fraction u_i of the step from t to s. A step is then
 
     order 2:  x_1 from q_t;   then x_s from (q_1, q_t)                                 u_1 = 1/2
     order 3:  x_1 from q_t;   x_2 from (q_1, q_t);   then x_s from (q_2, q_t)          u_1, u_2 = 1/3, 2/3

@@ -23,11 +23,12 @@ three kinds of steps back down:
                        n = eta S sigma(s)/sigma(t)           (Song, Meng and Ermon 2021, arXiv:2010.02502, eq. 12, 16)
     ancestral          x <- a x0_hat + b x + S (sigma(s)/sigma(t))^(1 - c) z                    (Ho et al. 2020, alg. 2)
 
-Here, a and b are the coefficients of the posterior in equation (2) of :mod:`scoresde.sde.marginal`, and c is the
-fraction that sets the variance, called f in that module: the variance is that of the posterior for c = 0, and that of
-the step up for c = 1. The eta of DDIM is defined as in the paper, as a factor on the standard deviation of ancestral
-sampling with c = 0, so that eta = 1 is ancestral sampling. At 0 and 1, the eta of DDIM has the same meaning as the
-factor eta(t)/g in equation (1). For other values, docs/mathematics/solvers.md shows how to convert one into the other.
+Here, a and b are the coefficients of the posterior in equation (2) of :mod:`scoresde.sde.marginal`. The fraction c,
+which that module calls f, determines the variance of the noise: the variance of the posterior for c = 0, and the
+variance of the step up for c = 1. The eta of DDIM is defined as in the paper, as a factor on the standard deviation of
+ancestral sampling with c = 0, so that eta = 1 is ancestral sampling. At 0 and 1, the eta of DDIM has the same meaning
+as the factor eta(t)/g in equation (1). For other values, docs/mathematics/solvers.md shows how to convert one into the
+other.
 """
 
 from __future__ import annotations
@@ -128,8 +129,8 @@ def _check_growth(
 ) -> None:
     """Raise an error if the steps overshoot on Gaussian data with mean 0 and standard deviation ``_DATA``.
 
-    For such data, a step of a solver is x <- ``gain`` x + ``kick`` z, except where ``leap`` is true. There, the step is
-    taken to be exact. ``gain`` and ``kick`` are float64 ``(n,)``, with one entry for each step.
+    For such data, a step of a solver is x <- ``gain`` x + ``kick`` z, unless ``leap`` is true for the step. Such steps
+    are assumed to be exact. ``gain`` and ``kick`` are float64 ``(n,)``, with one entry for each step.
 
     Raises:
         UsageError: If the final standard deviation is more than a hundred times both its correct value and its initial
@@ -267,7 +268,7 @@ class DDIM(FixedStep):
     Args:
         steps: Number of steps.
         eta: The eta of the paper, from 0 to 1: the standard deviation of the noise, as a fraction of the standard
-            deviation in ancestral sampling.
+            deviation of the noise in ancestral sampling.
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
 

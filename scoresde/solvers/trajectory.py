@@ -67,7 +67,7 @@ class Trajectory:
 
     @classmethod
     def join(cls, pieces: Sequence[Trajectory]) -> Trajectory:
-        """Concatenate the trajectories of several chunks into one trajectory."""
+        """Concatenate the trajectories of several batches into one trajectory."""
         joined = cls(pieces[0].sde, [row for piece in pieces for row in piece._rows])
         if all(p._final is not None for p in pieces):
             joined._final = torch.cat([p._final for p in pieces if p._final is not None])
@@ -114,15 +114,18 @@ class Trajectory:
         self._final = x0.detach().cpu()
 
     def times(self, row: int) -> Tensor:
-        """Return the start time of a row and the time after each of its n steps, float64 ``(n + 1,)``."""
+        """Return the start time of a row, followed by the time after each of its n steps, as float64 ``(n + 1,)``."""
         return torch.tensor(self._rows[row][0], dtype=torch.float64)
 
     def states(self, row: int) -> Tensor:
-        """Return the initial state of a row and its state after each of its n steps, shape ``(n + 1, *event)``."""
+        """Return the initial state of a row, followed by its state after each of its n steps.
+
+        The result has shape ``(n + 1, *event)``.
+        """
         return torch.stack(self._rows[row][1])
 
     def step_sizes(self, row: int) -> Tensor:
-        """Return the sizes of a row's n steps in t, as positive float64 numbers, shape ``(n,)``."""
+        """Return the absolute change in t over each of a row's n steps, as a float64 tensor of shape ``(n,)``."""
         return torch.diff(self.times(row)).abs()
 
     def _ends(self) -> tuple[float, float]:
@@ -133,7 +136,8 @@ class Trajectory:
     def at(self, times: Tensor | Sequence[float]) -> Tensor:
         """Return the states of all rows at the T given times, as a tensor of shape ``(T, B, *event)``.
 
-        At times that a failed row did not reach, its state in the straight frame is the last one that was recorded.
+        For times that a failed row did not reach, the last recorded state of this row is held constant in the straight
+        frame.
 
         Raises:
             UsageError: If a time is outside the interval that the trajectory covers.
@@ -176,7 +180,7 @@ class Trajectory:
 
     @checked(count=FRAMES)
     def frames(self, count: int = 40, grid: str | Grid = "auto") -> tuple[Tensor, Tensor]:
-        """Return the states of all rows at common times from start to end, for example for an animation.
+        """Return the states of all rows at ``count`` common times from start to end, for example for an animation.
 
         Args:
             count: Number of times, at least 2.

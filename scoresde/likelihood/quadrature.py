@@ -34,9 +34,9 @@ as
 
 A row fails if it has not converged with the last rule (n = 1024), or if its residual exceeds ten times the tolerance.
 The cause is usually a narrow feature of a rough density. The steps of the ``coupled`` method resolve such features. The
-criterion was tested on 774 rows of random networks and of mixtures with widths of at least 0.01, by comparison with n =
-1024 on the same trajectories. It accepts errors of up to 1.1 times the tolerance, and uses 119 nodes on average. With
-the exponent 2 instead of 3/2 in equation 3 and without the power, it would accept errors of up to 9 times the
+criterion was tested on 774 rows of random networks and of mixtures with widths of at least 0.01, by comparison with
+n = 1024 on the same trajectories. It accepts errors of up to 1.1 times the tolerance, and uses 119 nodes on average.
+With the exponent 2 instead of 3/2 in equation 3 and without the power, it would accept errors of up to 9 times the
 tolerance, and use 92 nodes on average.
 
 References:

@@ -8,24 +8,24 @@ arXiv:1806.07366, thm. 1; Song et al. 2021, arXiv:2011.13456, eq. 39), so that
 
 where z is the latent at t_max and D is the number of dimensions. The prior is the one from which the solvers sample.
 Equation 1 gives the model's density at ``t_min``. If the model was converted to another probability path, the density
-is expressed in the units of the original path (``data_scale``), so its value does not depend on the path.
+is expressed in the units of the original path (``data_scale``), so its value does not depend on the conversion.
 
-Bits per dimension. Data stored as discrete levels with spacing b in data units (b = 1 for the levels 0, 1, ..., 255)
-are dequantised to x + b u, with u uniform on [0, 1), and mapped to model units by dividing by ``scale``. The
-probability of a level x is the integral of the density over the cell of all values x + b u. By Jensen's inequality
-(Theis et al. 2016, arXiv:1511.01844, sec. 3.1), the expectation over u of
+Bits per dimension. Let the data x be stored as discrete levels with spacing b in data units (b = 1 for the levels 0 to
+255). The data are dequantised to x + b u, where u is uniform on [0, 1), and mapped to model units by an affine
+map, with ``scale`` data units per model unit. The probability of a level x is the integral of the density over the cell
+of all values x + b u. By Jensen's inequality (Theis et al. 2016, arXiv:1511.01844, sec. 3.1), the expectation over u of
 
     bits/dim = -( log p(x) / D + log(b / scale) ) / log 2                                                       (2)
 
 is an upper bound on the negative log probability of the data, in bits per dimension. For 256 levels mapped to
 [-1, 1), b/scale = 2/256 and -log2(b/scale) = 7. This constant is derived from the data and is not a setting.
 
-The first modules compute densities in model units: the integration variable and the likelihood problem in the straight
-frame (``clock``, ``problem``), the divergence and its probes (``divergence``), the integral along a solved trajectory
-(``quadrature``), the trajectory and the integral as one system (``coupled``), and the memory that these computations
-need (``memory``). The others cover dequantisation (``dequantise``), the likelihood in data units (``data``), the
-options and the convergence check (``method``), and the variational bounds, in continuous time (``elbo``) and for a
-chain (``chain``).
+Densities in model units are computed by the modules ``clock`` (the integration variable), ``problem`` (the flow in the
+straight frame), ``divergence`` (the divergence and its probes), ``quadrature`` (the integral along a solved
+trajectory), ``coupled`` (the trajectory and the integral as one system) and ``memory`` (the memory that these
+computations need). Other modules cover dequantisation (``dequantise``), likelihoods in data units (``data``), the
+options and the convergence check (``method``), and the variational bounds in continuous time (``elbo``) and for a chain
+(``chain``).
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@ r"""The variational bound for a discrete chain, term by term, in nats per sample
 
 A chain of N nodes 1/N = t_0 < ... < t_{N-1} = 1 is a latent-variable model. It consists of the prior at the top node, a
 step from each node to the next lower node (equation 3 of :mod:`scoresde.sde.marginal`), and a decoder from the lowest
-node to the data. With the noising process q and the model p, the bound on the density of a data point is (Ho et al.
-2020, arXiv:2006.11239, eq. 5)
+node to the data. Let q be the noising process and p the model. The negative log density of a data point x_0 has the
+upper bound (Ho et al. 2020, arXiv:2006.11239, eq. 5)
 
     -log p(x_0) <= L_T + sum_i L_i + L_0,                                                                         (1)
 
@@ -32,7 +32,7 @@ nodes to minimise
 
     L_hybrid = L_simple + 0.001 L_vlb,      L_vlb = N L_i in bits per dimension,                                  (3)
 
-No gradient flows through x0_hat in the second term, which therefore trains only the variance. The full loss is
+where no gradient flows through x0_hat in the second term, so that this term trains only the variance. The full loss is
 computed in :mod:`scoresde.objective.loss`.
 """
 
@@ -82,7 +82,7 @@ def step_kl(estimate: Estimate, x0: Tensor, s: Tensor, variance: str = "auto", e
         x0: The data, shape ``(B, *event)``.
         s: The time at which the step ends, shape ``()`` or ``(B,)``. It must be less than ``estimate.t``.
         variance: The choice of the step's variance, one of :data:`scoresde.model.estimate.VARIANCES`.
-        each: Factors by which the contributions of the elements are multiplied, a tensor of the same shape as ``x0``.
+        each: A tensor with the same shape as ``x0``, by which the contributions of the elements are multiplied.
             ``None`` means that all factors are 1.
     """
     sde, frac = estimate.sde, estimate.share(variance)
@@ -119,7 +119,7 @@ def decoder_nll(
         x0: The data, shape ``(B, *event)``.
         nodes: The nodes of the chain, shape ``(N,)``.
         variance: The choice of the decoder's variance, one of :data:`scoresde.model.estimate.VARIANCES`.
-        each: Factors by which the contributions of the elements are multiplied, a tensor of the same shape as ``x0``.
+        each: A tensor with the same shape as ``x0``, by which the contributions of the elements are multiplied.
             ``None`` means that all factors are 1.
     """
     log_w = _decoder_log_variance(estimate, nodes, variance)
@@ -142,7 +142,7 @@ def discretised_nll(
 
     Args:
         estimate: The model's estimate at the lowest node.
-        x0: The data at the centres of their bins, shape ``(B, *event)``.
+        x0: The data, given as the centres of bins, shape ``(B, *event)``.
         nodes: The nodes of the chain, shape ``(N,)``.
         bin_width: Width of a bin in model units, for example 2/255 for 256 levels from -1 to 1.
         low, high: The lowest and the highest level in model units. Their bins extend to infinity.
@@ -243,14 +243,14 @@ def bound(
 def variance_loss(estimate: Estimate, x0: Tensor, nodes: Tensor, each: Tensor | None = None) -> Tensor:
     """Compute ``L_vlb`` of equation 3 at one node per row, in bits per dimension, without gradients through x0_hat.
 
-    The result has shape ``(B,)``. Its mean over uniformly drawn nodes is the bound of equation 1 without ``L_T``, which
-    does not depend on the model.
+    The result has shape ``(B,)``. Its expectation over uniformly drawn nodes is the bound of equation 1 without the
+    term ``L_T``, which does not depend on the model.
 
     Args:
         estimate: The model's estimate at ``x_t``. The times ``estimate.t``, shape ``(B,)``, must be nodes.
         x0: The data, shape ``(B, *event)``.
         nodes: The nodes of the chain, shape ``(N,)``.
-        each: Factors by which the contributions of the elements are multiplied, a tensor of the same shape as ``x0``.
+        each: A tensor with the same shape as ``x0``, by which the contributions of the elements are multiplied.
             ``None`` means that all factors are 1.
     """
     estimate = replace(estimate, x0=estimate.x0.detach())

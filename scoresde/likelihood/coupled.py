@@ -1,19 +1,19 @@
 """Integration of the trajectory and the log-determinant as one system.
 
-The state of the system consists of y, one log-determinant for each probe (divided by D), and the integral of the power
-(equation 2 of :mod:`scoresde.likelihood.problem`).
+The state of the system consists of y (the sample in the straight frame), one log-determinant per probe (divided by D),
+and the integral of the power (equation 2 of :mod:`scoresde.likelihood.problem`).
 
-Adaptive steps. The tolerance applies to y and, if the divergence is exact, to the log-determinant, so that ``rtol`` is
-in nats per dimension. An estimate from a few probes is not smooth enough for step size control. With probes, the
-tolerance therefore applies to the integral of the power instead, which is also in nats per dimension. The steps then do
-not depend on the probes (apart from the error of finite differences), so the estimate is unbiased for given steps.
-Since the slope does not depend on the log-determinant, no trace is needed at a stage that has no weight in the solution
-(the second stage of the Dormand-Prince method).
+Adaptive steps. The tolerance applies to y and, if the divergence is exact, to the log-determinant, which is in nats per
+dimension. An estimate from a few probes is not smooth enough for step size control. If probes are used, the tolerance
+therefore applies to y and to the integral of the power, which is also in nats per dimension. The steps then do not
+depend on the probes (apart from the error of finite differences), so the estimate is unbiased for given steps. Since
+the slope does not depend on the log-determinant, no trace is needed at a stage that has no weight in the solution (the
+second stage of the Dormand-Prince method).
 
 Probes are redrawn for each step and stay the same within the step. The first stage is an exception, because it reuses
-the last stage of the previous step. The errors of the probes then average out along the trajectory. For the digits
-network, this reduces the standard deviation of an estimate from one probe from 0.13 to 0.05 bits/dim at no extra cost.
-With ``redraw=False``, a probe stays the same for the whole solve, as in FFJORD.
+the last stage of the previous step. Because the probes are redrawn, their errors average out along the trajectory. For
+a network trained on digits, this reduces the standard deviation of an estimate from one probe from 0.13 to 0.05
+bits/dim at no extra cost. With ``redraw=False``, a probe stays the same for the whole solve, as in FFJORD.
 
 Solving one system is more accurate than solving two. With the same steps, the result is several times closer to the
 converged value than when the trajectory is solved first (:mod:`scoresde.likelihood.quadrature`), because the errors
@@ -62,7 +62,7 @@ def _derivative(
 ) -> Tensor:
     """Return the derivative of ``state: (P, D + K + 1)`` with respect to u, in a tensor of the same shape.
 
-    The arguments ``u: (P,)`` and ``rows: (P,)`` contain the value of u and the index of the row for each state.
+    For each state, ``u: (P,)`` contains the value of u, and ``rows: (P,)`` contains the index of the state's row.
     """
     slope, traces, power = problem.with_traces(state[:, : problem.dims], u, rows, probes, place)
     return torch.cat([slope, traces / problem.dims, power], dim=1)
@@ -81,7 +81,7 @@ def _finish(
 
 
 def coupled(problem: Problem, probes: Probes, rtol: float, atol: float, scheme: str, max_nfe: int) -> LogLikelihood:
-    """Solve the system with an adaptive step size for each row.
+    """Solve for the trajectory and the log-determinant, with an adaptive step size for each row.
 
     Args:
         problem: The data, the model and the interval.
@@ -120,7 +120,9 @@ def coupled(problem: Problem, probes: Probes, rtol: float, atol: float, scheme: 
 
 
 def by_fixed_steps(problem: Problem, probes: Probes, scheme: str, steps: int) -> LogLikelihood:
-    """Solve the system in steps of equal size in u. The result is differentiable if ``problem.graph`` is true.
+    """Solve for the trajectory and the log-determinant in steps of equal size in u.
+
+    The result is differentiable if ``problem.graph`` is true.
 
     Args:
         problem: The data, the model and the interval.

@@ -56,7 +56,7 @@ class Scores:
         model: The result in model units for the first draw of each sample. Only its ``nfe``, ``divergences`` and
             ``status`` cover all draws.
         how: The options used, with each ``auto`` replaced by the actual choice.
-        scale: Number of data units per model unit, averaged geometrically over the elements of an event.
+        scale: Number of data units per model unit (the geometric mean over the elements of an event).
         dims: Number of dimensions D of each sample (:meth:`scoresde.codec.Codec.dims`), int64 ``(n,)``.
     """
 
@@ -93,9 +93,9 @@ class Scores:
 
     @property
     def change(self) -> float:
-        """Largest change among the samples that were solved again to check convergence, in the unit of ``values``.
+        """Largest change in the value of any sample that was solved again to check convergence.
 
-        It is NaN if no samples were solved again.
+        The change is in the unit of ``values``. It is NaN if no samples were solved again.
         """
         changes = self.model.change / self.nats_per_unit
         checked = changes[~changes.isnan()]
@@ -108,7 +108,7 @@ class Scores:
 
     @property
     def converged(self) -> bool | None:
-        """Whether every checked sample changed by at most 0.01 bits per dimension, or ``None`` if none was checked."""
+        """Whether all checked values changed by at most 0.01 bits per dimension, or ``None`` if none was checked."""
         bits = self.model.change / (self.dims.double() * math.log(2))
         checked = bits[~bits.isnan()]
         return bool((checked <= ALLOWED).all()) if len(checked) else None
@@ -194,15 +194,15 @@ def score(
         model: The denoiser. Its conditioning has one row per sample, or one row for all samples.
         codec: The map from data units to model units.
         x: Data in data units, shape ``(n, *event)``.
-        noise: Noise addresses of the samples for dequantisation and probes (default: samples 0 to n-1 of seed 0). They
-            must be on the model's device.
+        noise: Noise addresses of the samples, used for dequantisation and probes (default: samples 0 to n-1 of seed
+            0). The addresses must be on the model's device.
         dtype: Floating-point dtype used by the solver.
         batch: Largest number of samples solved at once.
         memory: Memory budget in bytes. The batches are made smaller if necessary.
         check: Whether to check the convergence of the first draw, on up to 16 samples spread evenly over the data.
         watch: Function to call with the scores of each batch.
-        parts: Store to which the scores of each batch are saved as soon as they are computed. Batches that are already
-            in the store are read instead of being scored again.
+        parts: A store in which the scores of each batch are saved as soon as they are computed. Batches that are
+            already in the store are read instead of being scored again.
 
     Raises:
         UsageError: If an option is invalid.

@@ -18,12 +18,12 @@ dequantisation noise,
     v = x + b/2 + s e,      s = scale sigma(t0)/alpha(t0),      e normal, truncated to |e| <= tau = b/(2 s),     (3)
     -log q = sum_d [ e_d^2/2 + log( sqrt(2 pi) s Z ) ],         Z = erf(tau / sqrt(2)),
 
-where scale is the number of data units per model unit. The state at t0 is alpha(t0) times v, expressed in model units.
-Following the paper, the trajectory begins where tau = 3, or at the model's t_min if that is later. Truncated normal
-noise suits networks that were trained on the levels themselves, because the density of such a network is highest in the
-middle of each cell. For networks trained on dequantised data, the bound is looser than with ``uniform``.
+where scale is the number of data units per model unit. The state at t0 is alpha(t0) v, where v is expressed in model
+units. Following the paper, the trajectory begins where tau = 3, or at the model's t_min if that is later. Truncated
+normal noise suits networks that were trained on the levels themselves, because the density of such a network is highest
+in the middle of each cell. For networks trained on dequantised data, the bound is looser than with ``uniform``.
 
-``none``: no dequantisation. The result is the density at the middle of the cell, not a probability.
+``none``: the data are not dequantised. The result is the density at the middle of the cell, not a probability.
 
 References:
     Theis, van den Oord and Bethge (2016), arXiv:1511.01844, sec. 3.1.
@@ -50,7 +50,7 @@ TAU = 3.0
 
 
 def start_time(sde: SDE, t_min: float, width: float) -> float:
-    """Return the time at which half a cell spans :data:`TAU` standard deviations of noise, or ``t_min`` if it is later.
+    """Return the time at which half a cell spans :data:`TAU` standard deviations of noise, but at least ``t_min``.
 
     Args:
         sde: The SDE of the model.

@@ -30,9 +30,9 @@ Finite differences need no backward pass. Each probe then takes two evaluations 
 
 where r = sigma/(alpha + sigma), and eps is the machine epsilon. The truncation error is of order h^2, and the rounding
 error of f is divided by h. The choice of w balances the two. The term r appears because the density varies over lengths
-of order r, and q accounts for the spread of the data themselves. For the digits network, using equation 3 changes a log
-density by 2e-5 bits/dim in single precision and by 1e-10 bits/dim in double precision. Finite differences store nothing
-for a backward pass, and also work for networks that do not support one.
+of order r, and q accounts for the spread of the data themselves. For a network trained on digits, using equation 3
+changes a log density by 2e-5 bits/dim in single precision and by 1e-10 bits/dim in double precision. Finite differences
+store nothing for a backward pass, and also work for networks that do not support one.
 
 References:
     Hutchinson (1989), Commun. Stat. Simul. Comput. 18(3):1059-1076.
@@ -67,11 +67,11 @@ class Probes:
     """The probe vectors e of each row, drawn on demand.
 
     Args:
-        kind: ``exact`` (the unit vectors), ``rademacher`` or ``gaussian``.
+        kind: ``exact`` (unit vectors instead of random probes), ``rademacher`` (random signs) or ``gaussian``.
         count: Number of probes K.
         noise: The noise addresses of the rows.
-        first: Index of the first probe. If the likelihood of a sample is averaged over several draws, their indices
-            must differ by at least K, so that they share no probes.
+        first: Index of the first probe. The probes of a row have the indices ``first`` to ``first + K - 1``, and probes
+            with different indices are independent.
         fixed: Whether a probe stays the same along the trajectory.
         width: Width w of the finite differences in equation 3, or 0 to use backward passes.
     """
@@ -90,7 +90,7 @@ class Probes:
 
     @property
     def more(self) -> int:
-        """Number of extra evaluations that the traces need at each point.
+        """Number of extra model evaluations that the traces need at each point.
 
         It is 2K - 1 with finite differences, and 0 otherwise.
         """
@@ -104,7 +104,7 @@ class Probes:
         """Return an iterator over the K probe vectors, each of shape ``(P, D)``, or ``None`` for an exact trace.
 
         Args:
-            y: The states, shape ``(P, D)``. The vectors have the same dtype.
+            y: The states, shape ``(P, D)``. The probe vectors have the dtype of the states.
             rows: Indices of the rows to which the states belong, shape ``(P,)``.
             place: Indices of the positions along the trajectory, int64 ``(P,)``, or ``None`` for vectors that are the
                 same everywhere. The vectors repeat after 2^14 positions.
@@ -138,7 +138,7 @@ class Probes:
         """Check the kind, the count and the index of the first probe.
 
         Raises:
-            UsageError: If one of them is invalid. The message states the valid values.
+            UsageError: If any of these is invalid. The message states the valid values.
         """
         if self.kind != "exact" and self.kind not in PROBES:
             raise UsageError(f"unknown probe {self.kind!r}; choose from: {', '.join(PROBES)}")
@@ -208,5 +208,5 @@ def slope_and_differences(
 
 
 def width(dtype: torch.dtype) -> float:
-    """Return the width w of the finite differences in equation 3 for a dtype."""
+    """Return the width w of the finite differences in equation 3 for computations in ``dtype``."""
     return float(torch.finfo(dtype).eps ** (1 / 3))

@@ -23,8 +23,8 @@ The integral is estimated on strata of equal length in the variable
 
 which is close to -l/2 except near pure noise, where the integrand vanishes. Each stratum has one time and one draw of
 eps, so the estimate is unbiased for any number of strata. Where the noise is too small to be detected in x_t, the
-integrand is close to |eps|^2, whose fluctuations carry no information. The part c |eps|^2 of the integrand, with
-c = (alpha^2/(alpha^2 + sigma^2))^2, is therefore replaced by its mean, c D.
+squared error |eps - eps_hat|^2 is close to |eps|^2, whose fluctuations carry no information. The part
+c |eps|^2 of the squared error, where c = (alpha^2/(alpha^2 + sigma^2))^2, is therefore replaced by its mean, c D.
 
 References:
     Kingma, Salimans, Poole and Ho (2021), Variational diffusion models, arXiv:2107.00630.
@@ -56,10 +56,12 @@ SOFTNESS = 0.05
 
 @dataclass(frozen=True)
 class Elbo:
-    """The terms of equation 1 in nats, for densities in model units. Their sum is an upper bound on ``-log p``.
+    """The terms of equation 1 in nats, for densities in model units.
+
+    The sum of the terms is an upper bound on ``-log p``.
 
     Attributes:
-        prior, reconstruction: The first and the last term, each of shape ``(B,)``.
+        prior, reconstruction: The first and the last term of the bound, each of shape ``(B,)``.
         steps: Contributions to the second term, shape ``(B, S)``, ordered from data to noise. Each stratum contributes
             one entry. For a chain, each step contributes one entry instead.
         stderr: Standard error of the sum of all terms, shape ``(B,)``, estimated from the draws with ``draws - 1``

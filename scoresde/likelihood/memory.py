@@ -5,10 +5,10 @@ The memory for a row is estimated as
     3 S + 1024 D        numbers,                                                                            (1)
 
 where D is the number of dimensions, and S is the number of values that one evaluation of the model stores for the
-backward pass. S is measured as the difference between an evaluation with two rows and one with a single row, so the
-network's weights are not counted. The factor 3 covers the backward pass itself and its workspace. The term 1024 D
-covers the stages of a step, two hundred knots of a trajectory with their slopes (stored twice while they are sorted),
-and the slopes at up to 129 quadrature nodes (stored twice while they are passed on to a finer rule).
+backward pass. S is measured by subtracting the number of values stored for one row from the number stored for two rows,
+so the network's weights are not counted. The factor 3 also accounts for the backward pass and its workspace. The term
+1024 D covers the stages of a step, two hundred knots of a trajectory with their slopes (stored twice while they are
+sorted), and the slopes at up to 129 quadrature nodes (stored twice while they are passed on to a finer rule).
 
 If the result is to be differentiated, the backward passes of the divergence are recorded as well, and each of them
 stores another 2 S numbers. For a step of four stages with K passes each, the estimate is
@@ -20,8 +20,9 @@ backward pass, but they evaluate two states of each row at once:
 
     2 F + 1024 D,                                                                                           (3)
 
-where F is the peak number of values alive during an evaluation, measured in the same way. The estimates do not include
-the weights, the workspace of an evaluation in equation 3, or memory that is cached by the allocator.
+where F is the largest number of values that are in memory at once during an evaluation, measured in the same way. The
+estimates do not include the weights or memory that is cached by the allocator. Equation 3 does not include the
+workspace of an evaluation either.
 """
 
 from __future__ import annotations
@@ -57,8 +58,9 @@ def rows_within(budget: int, model: Denoiser, x: Tensor, passes: int = 0, backwa
         model: The denoiser.
         x: Data in model units, shape ``(B, *event)``.
         passes: Number of backward passes per evaluation if the result is to be differentiated (K, or D for an exact
-            divergence), and 0 otherwise. The estimate of equation 2 is also sufficient for finite differences.
-        backward: Whether there are any backward passes.
+            divergence), and 0 otherwise. If the result is to be differentiated, equation 2 is also used for finite
+            differences.
+        backward: Whether the computation includes any backward passes.
 
     Raises:
         UsageError: If not even one row fits.

@@ -55,8 +55,8 @@ class Likelihood(Checked):
 
     Args:
         method: ``coupled`` solves for the trajectory and the log-determinant as one system. ``quadrature`` first solves
-            for the trajectory, and then evaluates the divergence at nodes along it. This halves the cost of an exact
-            divergence or of many probes.
+            for the trajectory, and then evaluates the divergence at nodes along it. The ``quadrature`` method halves
+            the cost of an exact divergence or of many probes.
         divergence: ``exact``, ``hutchinson`` (probes and backward passes), ``difference`` (probes and finite
             differences, equation 3 of :mod:`scoresde.likelihood.divergence`) or ``auto``, which means ``exact`` for up
             to 16 dimensions and ``hutchinson`` for more. ``difference`` is not suitable for models that use autocast.
@@ -65,7 +65,7 @@ class Likelihood(Checked):
         redraw: Whether to draw new probes along the trajectory, so that their errors average out. Probes are not
             redrawn if ``importance`` is greater than 1, because importance samples share their probes.
         rtol: Relative tolerance for the state (in the straight frame) and for the integrals (in nats per dimension).
-        atol: Absolute tolerance for the same quantities, or ``None`` for the value of ``rtol``.
+        atol: Absolute tolerance for the same quantities, or ``None`` to use the value of ``rtol``.
         scheme: A Runge-Kutta method of :mod:`scoresde.ode.integrate` (``auto`` means ``dopri5``) or, if ``steps`` is
             given, one of ``euler``, ``midpoint``, ``heun`` and ``rk4`` (``auto`` means ``rk4``).
         steps: Number of fixed steps, or ``None`` for adaptive steps controlled by the tolerances.
@@ -76,7 +76,8 @@ class Likelihood(Checked):
         dequantisation: Dequantisation of data stored as discrete levels (:mod:`scoresde.likelihood.dequantise`):
             ``uniform``, ``truncated-normal``, ``none`` or ``auto``, which means ``uniform`` for such data and ``none``
             for continuous data.
-        draws: Number of independent draws R for each sample. Their results are averaged.
+        draws: Number of independent draws R for each sample. A draw is an estimate of the log-likelihood with its own
+            dequantisation noise and probes. The estimates from all draws are averaged.
         importance: Number of importance samples K in each draw.
 
     Example:
@@ -155,7 +156,7 @@ class Likelihood(Checked):
         return "dopri5" if self.steps is None else "rk4"
 
     def resolved(self, model: Denoiser, dims: int, codec: Codec | None = None) -> Likelihood:
-        """Return a copy in which each ``auto``, and each ``None`` in ``atol`` and ``t_min``, is replaced by a value.
+        """Return a copy in which each ``auto``, and ``None`` for ``atol`` or ``t_min``, is replaced by a value.
 
         Args:
             model: The model.
@@ -213,12 +214,12 @@ class Likelihood(Checked):
         dtype: torch.dtype = torch.float32,
         parts: Parts | None = None,
     ) -> LogLikelihood | Scores:
-        """Compute the log-likelihood of each row, in model units or, with ``codec``, in data units.
+        """Compute the log-likelihood of each row, in model units or, if ``codec`` is given, in data units.
 
         Args:
             model: Any denoiser.
-            x: The states at ``t_min`` in model units, shape ``(B, *event)``. With ``codec``, pass the data in data
-                units instead.
+            x: The states at ``t_min`` in model units or, if ``codec`` is given, the data in data units, shape
+                ``(B, *event)``.
             noise: Noise addresses of the rows (default: samples 0 to B-1 of seed 0).
             codec: The map from data units to model units.
             batch: Largest number of rows solved at once. If ``divergence`` is ``difference``, each call of the model
@@ -231,8 +232,8 @@ class Likelihood(Checked):
             watch: Function to call with the result of each batch.
             dtype: Floating-point dtype used by the solver if ``codec`` is given. Otherwise, the solver uses the dtype
                 of ``x``.
-            parts: Store to which the result of each batch is saved as soon as it is computed. It is used only if
-                ``codec`` is given.
+            parts: A store in which the result of each batch is saved as soon as it is computed. The store is used only
+                if ``codec`` is given.
 
         Raises:
             UsageError: If an option is invalid.
@@ -263,7 +264,7 @@ class Likelihood(Checked):
 
         Args:
             model, x, noise, batch, watch: See :meth:`__call__`.
-            draw: Index of the draw. Different draws of a row have different probes.
+            draw: Index of the draw (see ``draws``). Different draws of a row have different probes.
             graph: Whether to keep the graph of the whole computation.
             finer: Whether to double both the smallest and the largest number of quadrature nodes.
             narrow: Factor by which the width of the finite differences is multiplied.
@@ -339,9 +340,9 @@ class Likelihood(Checked):
         return change
 
     def _other(self, dtype: torch.dtype) -> tuple[Likelihood, bool]:
-        """Return the options of the second solve, and whether it uses twice as many quadrature nodes.
+        """Return the options with which rows are solved again, and whether to double the number of quadrature nodes.
 
-        The second solve has twice as many steps, or tolerances ten times tighter (ten times looser if the dtype does
+        The second solve uses twice as many steps, or tolerances ten times tighter (ten times looser if the dtype does
         not resolve tighter ones).
         """
         if self.steps is not None:
@@ -398,7 +399,7 @@ def log_likelihood(
         likelihood: The options (default: ``Likelihood()``). The option ``dequantisation`` has no effect, because ``x``
             contains states instead of data.
         noise, batch, memory, watch: See :meth:`Likelihood.__call__`.
-        draw: Index of the draw. Different draws of a row have different probes.
+        draw: Index of the draw (see :class:`Likelihood`). Different draws of a row have different probes.
         check: See :meth:`Likelihood.__call__`. By default, convergence is checked unless ``differentiable`` is true.
         differentiable: Whether to keep the graph, for gradients with respect to ``x`` and the model's parameters. This
             requires a likelihood with fixed ``steps``.
@@ -448,8 +449,8 @@ def log_likelihood(
 def _full_precision() -> Iterator[None]:
     """Use full float32 precision for convolutions on a GPU while the context is active.
 
-    By default, PyTorch rounds the inputs of these convolutions to 10 bits (TF32). Every evaluation would then have an
-    error of 1e-3, and the error of finite differences would be a hundred times the tolerance.
+    By default, PyTorch rounds the inputs of these convolutions to 10 mantissa bits (TF32). Every evaluation would then
+    have an error of 1e-3, and the error of finite differences would be a hundred times the tolerance.
     """
     is_set = torch.backends.cudnn
     with is_set.flags(is_set.enabled, is_set.benchmark, is_set.benchmark_limit, is_set.deterministic, allow_tf32=False):

@@ -1,4 +1,4 @@
-"""A batch and its model in the straight frame  y = x/s,  r = sigma/s,  s = alpha + sigma.
+"""A batch of data and the model's flow in the straight frame  y = x/s,  r = sigma/s,  s = alpha + sigma.
 
 The flow is  dy/dr = eps_hat - x0_hat  (:mod:`scoresde.sde.base`). It is integrated over the variable u of
 :mod:`scoresde.likelihood.clock`, with the slope

@@ -7,7 +7,7 @@ products of the gradient with the derivatives of the step,
     d/d state      and      d/d theta,
 
 where theta are the parameters on which the network depends, found by following the graph of one evaluation to its
-leaves. The graph of only one step is then in memory at a time, and the number of evaluations doubles. The gradient is
+leaves. Only one step's graph is then in memory at a time, but the number of evaluations doubles. The gradient is
 exactly that of the returned value.
 
 ``torch.utils.checkpoint`` does the same for plain functions. A step of the likelihood, however, computes derivatives

@@ -26,8 +26,8 @@ class LogLikelihood:
             the divergence is exact, and NaN for a single probe.
         z: Latents at ``t_max``, shape ``(B, *event)``.
         nfe: Number of network evaluations per row.
-        divergences: Number of points at which the divergence was computed, each with K backward passes (D if the
-            divergence is exact) or, for ``difference``, with K pairs of evaluations.
+        divergences: Number of points per row at which the divergence was computed. Each point takes K backward passes
+            (D if the divergence is exact) or, for ``difference``, K pairs of evaluations.
         residual: Residual of the quadrature, as the root mean square over the dimensions in the straight frame
             (equation 2 of :mod:`scoresde.likelihood.quadrature`), or NaN for the ``coupled`` method.
         change: Change of ``log_prob`` in nats when the tolerances are ten times tighter (ten times looser if the dtype
@@ -61,7 +61,7 @@ class LogLikelihood:
 
 
 def settled(status: Tensor, log_prob: Tensor) -> Tensor:
-    """Return ``status: (B,)`` after marking rows whose ``log_prob: (B,)`` is not finite as failed.
+    """Return a copy of ``status: (B,)`` in which rows with a non-finite ``log_prob: (B,)`` are marked as failed.
 
     Rows that had already failed keep their status. The divergence of a row can be NaN or infinite even if its
     trajectory is finite.

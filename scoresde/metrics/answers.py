@@ -15,7 +15,7 @@ well, so the PSNR itself must also be reported.
 A value for which the truth and all answers are equal, such as a pixel that is always black, has no rank and is left
 out. This rule treats the truth and the answers alike, so the ranks of the other values are still exactly uniform.
 Leaving out every value for which the *answers* are equal would break this symmetry: a rare bright pixel would be left
-out if it is in the truth but kept if it is in an answer, so the highest rank would occur too rarely.
+out if it occurred in the truth, but kept if it occurred in an answer, so the highest rank would occur too rarely.
 
 Standard errors come from a jackknife over the questions (:mod:`scoresde.metrics.measurement`).
 
@@ -79,7 +79,7 @@ def gap(truth: Tensor, answers: Tensor, span: float, hidden: Tensor | None = Non
 
 
 def exact_gap(answers: int) -> float:
-    """Return the expected :func:`gap` for K = ``answers`` exact answers: ``10 log10(2 / (1 + 1/K))`` decibels.
+    """Return the expected :func:`gap` of exact answers in decibels, ``10 log10(2 / (1 + 1/K))`` with K = ``answers``.
 
     >>> round(exact_gap(16), 2)
     2.75
@@ -121,7 +121,7 @@ class Ranks:
         answers: Number K of answers to each question. The ranks run from 0 to K.
         left_out: Number of values that were left out because the truth and all answers are equal.
         stderr: Standard errors of :attr:`relative` from a jackknife over the questions, ``(bins,)``.
-        most: Largest number of ranked values in any one question.
+        most: Largest number of ranked values for any one question.
     """
 
     counts: npt.NDArray[np.int64]
@@ -180,7 +180,7 @@ def ranks(truth: Tensor, answers: Tensor, hidden: Tensor | None = None, bins: in
     Args:
         truth, hidden: See :func:`psnr`.
         answers: The answers, ``(N, K, *event)``.
-        bins: Number of bins of equal size into which the K + 1 ranks are divided, or 0 to use :func:`bins_of`.
+        bins: Number of bins of equal size into which the K + 1 ranks are divided, or 0 for ``bins_of(K)`` bins.
         seed: Seed for breaking ties.
 
     Raises:
@@ -206,11 +206,12 @@ def ranks(truth: Tensor, answers: Tensor, hidden: Tensor | None = None, bins: in
 
 
 def bins_of(answers: int, values: float = math.inf) -> int:
-    """Return the number of bins of equal size into which the ranks among K = ``answers`` answers are divided.
+    """Return the default number of bins for :func:`ranks` if there are K = ``answers`` answers to each question.
 
-    The candidates are the divisors of K + 1 from 2 to 20 and, if none of these is at least 5, the smallest divisor
-    above 20. The result is the largest candidate for which each bin is expected to contain at least five of the ranked
-    values, whose total number is ``values``. If there is no such candidate, the result is the largest candidate.
+    All bins contain the same number of ranks. The candidates are the divisors of K + 1 from 2 to 20 and, if none of
+    these is at least 5, the smallest divisor above 20. The result is the largest candidate for which each bin is
+    expected to contain at least five of the ranked values, whose total number is ``values``. If there is no such
+    candidate, the result is the largest candidate.
 
     >>> bins_of(19), bins_of(16), bins_of(22), bins_of(39, 60)
     (20, 17, 23, 10)
@@ -260,7 +261,7 @@ def ssim(truth: Tensor, estimate: Tensor, span: float, hidden: Tensor | None = N
     """Compute the mean structural similarity of pictures, with Gaussian windows of standard deviation 1.5.
 
     The windows are 11 pixels wide along each axis or, for a smaller picture, as wide as the largest odd number of
-    pixels that fits. Only windows that lie inside the picture count, as in the authors' implementation.
+    pixels that fits. Only windows that lie inside the picture count, as in the implementation by Wang et al.
 
     Args:
         truth: The true pictures, ``(N, C, H, W)``. Signals, ``(N, C, L)``, and volumes, ``(N, C, D, H, W)``, are also

@@ -110,7 +110,7 @@ def find_copies(x: Tensor, train: Tensor, held_out: Tensor, *, k: int = 5, level
     """Test whether samples are copies of training rows.
 
     Args:
-        x: Samples, shape ``(N, *event)``: pixels, or features extracted from them.
+        x: Samples, or features extracted from samples, shape ``(N, *event)``.
         train: Training rows, ``(T, *event)``.
         held_out: At least :data:`HELD_OUT` rows of the same kind that were not used for training, ``(m, *event)``.
         k: Rank of the neighbour in the denominator of equation 1.
@@ -166,9 +166,9 @@ def _ratios(x: Tensor, train: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, T
 
 
 def _p_values(ratio: Tensor, held_out: Tensor) -> Tensor:
-    """Compute the p-values (equation 3) of samples from their ratios, shape ``(N,)``.
+    """Compute the p-values of samples (equation 3) from the ratios ``ratio: (N,)`` of these samples.
 
-    The argument ``held_out: (m,)`` contains the ratios of held-out rows.
+    The argument ``held_out: (m,)`` contains the ratios of held-out rows. The result has shape ``(N,)``.
     """
     ordered, m = held_out.sort().values, len(held_out)
     tail = min(m // 2, max(10, m // 4))
@@ -203,11 +203,11 @@ def nearest_line(
 ) -> str:
     """Summarise in one line how far samples and held-out rows are from the training data.
 
-    Training prints this line when it ends. The test of :func:`find_copies` is applied to at most
-    :data:`LOOKED_AT` samples and as many held-out rows, which takes a second or two. Candidates for nearest neighbours
-    are found from :data:`COARSE` values of each row, and their distances are then computed from all values. To save
-    time, the distance from a training row to its fifth nearest neighbour is approximated by the distance to its nearest
-    neighbour in a subset that contains every fifth training row.
+    The line is printed at the end of training. The test of :func:`find_copies` is applied to at most :data:`LOOKED_AT`
+    samples and as many held-out rows, which takes a second or two. Candidates for nearest neighbours are found from
+    :data:`COARSE` values of each row, and their distances are then computed from all values. To save time, the distance
+    from a training row to its fifth nearest neighbour is approximated by the distance to its nearest neighbour in a
+    subset that contains every fifth training row.
 
     Args:
         samples: Samples, shape ``(N, *event)``. Samples with non-finite values are left out.

@@ -5,10 +5,10 @@ S2 of the two sets:
 
     d^2 = |m1 - m2|^2 + tr(S1) + tr(S2) - 2 tr((S1^{1/2} S2 S1^{1/2})^{1/2}).                        (1)
 
-The functions return d^2, as is usual in the FID literature. Covariances have the divisor N - 1. The last trace is the
-sum of the square roots of the eigenvalues of S1^{1/2} S2 S1^{1/2} = A A^T, where A = S1^{1/2} S2^{1/2}. These square
-roots are computed as the singular values of A, which are real and never negative. Taking the roots of the eigenvalues
-of a singular matrix would instead introduce errors of size sqrt(eps), where eps is the machine epsilon.
+The functions return d^2, as is usual in the FID literature. Covariances are computed with the divisor N - 1. The last
+trace is the sum of the square roots of the eigenvalues of S1^{1/2} S2 S1^{1/2} = A A^T, where A = S1^{1/2} S2^{1/2}.
+These square roots are computed as the singular values of A, which are real and never negative. Taking the roots of the
+eigenvalues of a singular matrix would instead introduce errors of size sqrt(eps), where eps is the machine epsilon.
 
 The estimate is biased upwards. The bias depends on the features and falls as 1/N with the size N of the sets, so values
 are comparable only at equal N. Chong and Forsyth extrapolate to 1/N = 0 from several sizes N. The jackknife estimate of

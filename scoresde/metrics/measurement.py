@@ -81,7 +81,7 @@ def deal(sizes: Sequence[int], blocks: int = BLOCKS, seed: int = 0) -> list[Tens
 
 
 def from_blocks(value: float, without: Sequence[float]) -> Measurement:
-    """Build a measurement from the statistic of all rows and the statistics without each block (equations 1 and 2)."""
+    """Build a measurement from the ``value`` for all rows and the values ``without`` each block (equations 1 and 2)."""
     count = len(without)
     if count < 2:
         return Measurement(value)

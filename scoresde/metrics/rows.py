@@ -8,8 +8,8 @@ Squared distances are computed with a single matrix product,
     |a - b|^2 = |a|^2 + |b|^2 - 2 a.b,                                                              (1)
 
 after the mean of the second set is subtracted from both sets to limit cancellation. Because of rounding, a distance of
-zero is computed as about 1e-8 times the norm of the rows. The function :func:`nearest` must return exact zeros, so it
-recomputes the distances to the selected neighbours directly from a - b.
+zero is computed as about 1e-8 times the norm of the rows. The function :func:`nearest` must return exactly 0 for
+identical rows, so it recomputes the distances to the selected neighbours directly from a - b.
 """
 
 from __future__ import annotations

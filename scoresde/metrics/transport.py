@@ -6,8 +6,8 @@ In one dimension, optimal transport reduces to sorting. The sliced distance of o
     W_p(a, b)^p = int_0^1 |F_a^{-1}(q) - F_b^{-1}(q)|^p dq,
 
 where F_a^{-1} is the quantile function of a. The expectation is estimated by the mean over ``projections`` random
-directions. The result is not rescaled by the dimension d. Because E[(u.m)^2] = |m|^2 / d, shifting a set by a vector m
-gives a sliced distance of |m| / sqrt(d) for p = 2, not |m|.
+directions. The result is not rescaled by the dimension d. Because E[(u.m)^2] = |m|^2 / d, the sliced distance for p = 2
+between a set and the same set shifted by a vector m is |m| / sqrt(d), not |m|.
 
 The estimate is biased upwards for small samples, so compare values only at equal N.
 

@@ -109,7 +109,7 @@ class Operator(Checked, ABC):
         return tuple(self(torch.zeros(1, *self._event)).shape[1:])
 
     def rows(self, index: Tensor) -> Self:
-        """Return the operator for those rows of a batch that ``index``, shape ``(B',)``, selects.
+        """Return a copy of the operator for the rows of a batch that have the indices ``index: (B',)``.
 
         Fields that are tensors must have one row for each sample, or a single row for all samples.
         """

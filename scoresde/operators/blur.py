@@ -67,7 +67,7 @@ class Blur(Linear):
         return y
 
     def _factors(self, x: Tensor) -> Tensor:
-        """Return the factors h, one for each cosine, shape ``(1, 1, *space)``."""
+        """Return the factor h of each cosine, in a tensor of shape ``(1, 1, *space)``."""
         h = torch.ones((), dtype=x.dtype, device=x.device)
         for side in x.shape[2:]:
             j = torch.arange(side, dtype=x.dtype, device=x.device)
@@ -81,7 +81,7 @@ class Blur(Linear):
 
 
 def _cosines(x: Tensor) -> Tensor:
-    """Apply C along all spatial axes of ``x``, and return the coefficients, in the shape of ``x``."""
+    """Apply C along all spatial axes of ``x``, and return the coefficients, which have the shape of ``x``."""
     for axis in range(2, x.ndim):
         x = torch.movedim(torch.movedim(x, axis, -1) @ _basis(x.shape[axis], x).T, -1, axis)
     return x
@@ -95,7 +95,7 @@ def _back(u: Tensor) -> Tensor:
 
 
 def _basis(n: int, like: Tensor) -> Tensor:
-    """Return the orthonormal cosine basis, shape ``(n, n)``, with one row for each frequency."""
+    """Return the orthonormal cosine basis as an ``(n, n)`` matrix with one row for each frequency."""
     i = torch.arange(n, dtype=torch.float64)
     basis = torch.cos(math.pi / n * (i + 0.5) * i[:, None]) * math.sqrt(2 / n)
     basis[0] /= math.sqrt(2)

@@ -72,7 +72,7 @@ class OneOf(Operator):
 
 
 def choices(operator: Operator) -> tuple[Operator, ...]:
-    """Return the operators in a :class:`OneOf`, or a tuple that contains only ``operator`` for any other operator."""
+    """Return the choices of a :class:`OneOf`, or ``(operator,)`` if ``operator`` is of any other class."""
     return operator.choices if isinstance(operator, OneOf) else (operator,)
 
 
@@ -93,8 +93,9 @@ def parse(text: str, *, typed: Typed = True, read_mask: Callable[[str], Tensor] 
     """Build an operator from text, such as ``pool:2``, ``cells``, ``module:Class`` or ``grey/hole/pool:4``.
 
     Args:
-        text: A name in :data:`scoresde.core.tables.OPERATORS`, optionally followed by a colon and the value of its
-            first option; or ``module:Class``; or several of these, joined by slashes, which give a :class:`OneOf`.
+        text: Either ``module:Class``, or a name in :data:`scoresde.core.tables.OPERATORS`, optionally followed by a
+            colon and the value of the operator's first option. Several of these, joined by slashes, give a
+            :class:`OneOf`.
         typed: Which names were typed by a person (:mod:`scoresde.core.registry`).
         read_mask: A function that reads the file in ``mask:FILE`` and returns a boolean mask, which is true where
             values are known. Without this function, ``mask:FILE`` is rejected.

@@ -1,6 +1,7 @@
 """Grey: a colour picture is reduced to its brightness.
 
-For each pixel, the measurement is  y = w . x,  where w are the weights of ITU-R BT.601 for red, green and blue. Hence
+For each pixel, the measurement is  y = w . x,  where x contains the red, green and blue values and w contains their
+weights according to ITU-R BT.601. Hence
 
     A diag(a) A^T = diag(sum_c w_c^2 a_c).
 """

@@ -1,4 +1,4 @@
-"""Masks: some values are known, and the others are missing. ``y = A x`` is x with zeros for missing values.
+"""Masks: some values are known, and the others are missing. In ``y = A x``, the missing values are 0.
 
 A is a diagonal matrix of zeros and ones, so it is its own transpose and its own pseudo-inverse, and equation 2 of
 :mod:`scoresde.operators.base` is a division. A mask may hide whole pixels, in all channels at once, or individual

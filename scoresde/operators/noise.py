@@ -1,4 +1,7 @@
-"""Noise: the measurement is the sample plus Gaussian noise,  y = x + s z.  It is affine in x, but random."""
+"""Noise: the measurement is the sample plus Gaussian noise,  y = x + s z,  with z standard normal.
+
+The measurement is affine in x, but random.
+"""
 
 from __future__ import annotations
 

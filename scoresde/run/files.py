@@ -413,8 +413,8 @@ WRAPPERS = ("_orig_mod", "module")  # components that torch.compile and data par
 def bare_names(module: torch.nn.Module) -> dict[str, str]:
     """Map each name in a module's state dict to the name that it would have if no part of the module were wrapped.
 
-    The wrappers are those of ``torch.compile`` and data parallelism, which add components to the names. They may be
-    anywhere in the module. If two names would become equal, all names are left unchanged.
+    Wrappers are added by ``torch.compile`` and data parallelism, anywhere in the module, and lengthen the names inside
+    them. If two names would become equal, all names are left unchanged.
     """
     parallel = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
     wrapped = {f"{name}.module".lstrip(".") for name, part in module.named_modules() if isinstance(part, parallel)}

@@ -73,10 +73,11 @@ def roles(path: Path | str, arrays: Mapping[str, Array]) -> dict[str, str]:
 
     Returns:
         A mapping from roles to array names. The roles are ``x`` (the data, always present), ``y`` (the labels), and
-        ``c``, ``given`` and ``text`` (the conditions). The roles of arrays with test samples have the suffix ``_test``.
+        ``c``, ``given`` and ``text`` (the conditions). For an array that belongs to the test samples, the role ends in
+        ``_test``.
 
     Raises:
-        DataError: If two arrays could have the same role, or if it is unclear which array holds the data.
+        DataError: If two arrays could have the same role, or if it is unclear which array contains the data.
     """
 
     def named(*tables: tuple[str, ...]) -> list[str]:
@@ -117,12 +118,12 @@ def roles(path: Path | str, arrays: Mapping[str, Array]) -> dict[str, str]:
 
 
 def _is_data(second: Array, first: Array) -> bool:
-    """Whether the second of two unnamed arrays contains data rather than labels."""
+    """Return whether the second of two unnamed arrays contains data rather than labels for the first array."""
     return second.ndim > 1 and second.shape[1:] != (1,) and second.ndim == first.ndim
 
 
 def _without_targets(path: Path, arrays: dict[str, Array]) -> tuple[dict[str, Array], list[str]]:
-    """Leave out label arrays with numbers rather than classes. Return the other arrays, and notes for the user."""
+    """Drop label arrays that contain numbers rather than classes. Return the other arrays and notes for the user."""
     found = roles(path, arrays)
     keys = [found[role] for role in ("y", "y_test") if role in found]
     if not any(arrays[key].dtype.kind == "f" and not _are_classes(arrays[key]) for key in keys):
@@ -133,7 +134,7 @@ def _without_targets(path: Path, arrays: dict[str, Array]) -> tuple[dict[str, Ar
 
 
 def _are_classes(y: Array) -> bool:
-    """Whether an array of floats contains one integer per sample, and few distinct integers in total."""
+    """Return whether an array of floats contains one integer per sample, and few distinct integers in total."""
     if y.ndim == 0 or y.shape not in ((len(y),), (len(y), 1)) or not np.array_equal(y, np.rint(y)):
         return False
     return len(np.unique(y)) <= min(CLASSES, max(2, len(y) / 2))
@@ -352,7 +353,7 @@ def _layout(path: Path | str, key: str, x: Array, reading: Reading) -> tuple[str
 
 
 def _traces(event: tuple[int, ...]) -> bool:
-    """Whether integer events are so long and narrow that they are probably signals with channels, not images."""
+    """Return whether integer events are so long and narrow that they are probably signals, not images."""
     return min(event) < SPACE and max(event) >= 16 and max(event) >= 4 * min(event)
 
 

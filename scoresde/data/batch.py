@@ -36,11 +36,12 @@ class Batch:
         condition: The condition of each row, or ``None``.
         weight: Weight of each value in the loss, with the same shape as ``x0``. It is 0 where the value is unknown.
             ``None`` means 1 everywhere.
-        eps: The noise paired with each row, with the same shape as ``x0``, or ``None`` if there is none.
+        eps: The noise paired with each row, with the same shape as ``x0``, or ``None`` if the rows are not paired with
+            noise.
         augment: The augmentation parameters of each row, ``(B, A)``, which are an input to the network, or ``None`` if
             rows are not augmented. Unlike a condition, the parameters are never dropped at random.
-        clean: The same data in data units, before dequantisation, with the same shape as ``x0``. ``None`` if no
-            operator is applied.
+        clean: The data of ``x0`` in data units, before dequantisation, with the same shape. ``None`` if no operator is
+            applied.
     """
 
     x0: Tensor
@@ -88,7 +89,7 @@ class Rows:
     Args:
         x: Data in data units, shape ``(n, *event)``.
         codec: The map from data units to model units.
-        labels: Class of each row, int64 ``(n,)``, or ``None`` for batches without class labels.
+        labels: Class indexes of the rows, int64 ``(n,)``, or ``None`` for batches without class labels.
         classes: Number of classes.
         given: The rest of the condition of each row, in data units, or ``None``.
         told: The description of the conditions, which is used to convert ``given`` to model units.

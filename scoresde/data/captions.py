@@ -1,8 +1,8 @@
 """Pictures with captions. Each picture ``(3, 8, 16)`` shows two of the bundled digits side by side, in colour.
 
-A caption is a text such as "a red three left of a green seven", or, for the same picture, "a green seven right of a
-red three". Without their order, the words do not say which digit has which colour or which digit is on the left, so a
-model has to use the order of the words.
+A caption is a text such as "a red three left of a green seven", or, for the same picture, "a green seven right of a red
+three". The same words in another order can describe another picture, so a model has to use the order of the words to
+find out which digit has which colour and which digit is on the left.
 
 The training part and the test part share no digit images. They share no captions either: no training caption has the
 same two digits and the same two colours as a test caption, in any order. The samples are the same on every machine.
@@ -50,7 +50,7 @@ def captioned(digits: Raw, train: Tensor, test: Tensor) -> Raw:
 
 
 def _part(digits: Raw, index: Tensor, scenes: Array, noise: Noise) -> tuple[Array, Array]:
-    """Draw one of the ``scenes``, shape ``(k, 4)``, for each of the n rows of ``noise``.
+    """Draw one of the k scenes ``scenes: (k, 4)`` at random for each of the n rows of ``noise``.
 
     Returns:
         The pictures of the drawn scenes, uint8 ``(n, 3, 8, 16)``, and their captions, ``(n,)``.

@@ -7,10 +7,11 @@ values. Each row has a number
     u = hash( seed, content, number of equal rows before it ) / 2^64,                                        (1)
 
 which is uniformly distributed on [0, 1). A row is *held out* if u < f, where f is the test fraction. A remaining row is
-a *validation row* if u < f + 0.05 (1 - f), which holds for about 5 % of the remaining rows, and if it is among the
-:data:`MOST` remaining rows with the smallest u. Since u does not depend on rows with other content, adding or
-reordering data never moves a row between training and test. For images from files, equation 1 omits the number of equal
-rows, so copies of an image are always in the same part. Equal rows of a table are common and may be in different parts.
+a *validation row* if u < f + 0.05 (1 - f), which holds for about 5 % of the remaining rows. If there are more than
+:data:`MOST` such rows, only the :data:`MOST` rows with the smallest u are validation rows. Since u does not depend on
+rows with other content, adding or reordering data never moves a row between training and test. For images from files,
+equation 1 omits the number of equal rows, so copies of an image are always in the same part. Equal rows of a table are
+common and may be in different parts.
 
 A run stores the sorted hashes of its rows (:class:`Identity`). For large data, it stores a single hash of the size, the
 beginning and the end of every file.
@@ -47,7 +48,8 @@ def contents(x: Array, classes: Sequence[str] | None = None, files: Sequence[byt
     Args:
         x: The rows, shape ``(N, *event)``.
         classes: Class name of each row, or ``None`` if the content does not include the class.
-        files: Hash of the file of each row, to be used instead of the values of the row. If empty, the values are used.
+        files: The hash of the file of each row. If this is not empty, the hashes are used instead of the values of the
+            rows.
     """
     found = []
     for i, row in enumerate(files or _plain(x)):
@@ -99,7 +101,7 @@ def held_out(
 
     Args:
         rows: Content hash of each row.
-        seed: Seed of the split.
+        seed: Seed for the split.
         fraction: Fraction of the rows to hold out, in (0, 1).
         copies_apart: Whether equation 1 includes the number of equal rows before a row. This is false only for images
             from files.

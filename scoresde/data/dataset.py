@@ -217,8 +217,8 @@ class Dataset:
         test: Test samples, ``(n_test, *event)``, with the same dtype.
         train_labels: Indexes into ``info.classes``, ``(n_train,)`` int64, or None.
         test_labels: Indexes into ``info.classes``, ``(n_test,)`` int64, or None.
-        log_density: A function that computes the true log density in nats, ``(N,)``, of samples ``(N, *event)`` in data
-            units, or ``None`` if the density is unknown.
+        log_density: A function that maps samples ``(N, *event)`` in data units to their true log densities ``(N,)`` in
+            nats, or ``None`` if the density is unknown.
         validates: Indexes of the validation rows, int64 ``(n_validation,)``. These are training rows that are used only
             to choose between checkpoints.
         identity: Hashes that identify the content of the data, or ``None`` if the data were split by rows.
@@ -274,7 +274,7 @@ class Dataset:
 
     @property
     def trains(self) -> Tensor:
-        """A boolean mask ``(n_train,)`` of the training rows that are not validation rows."""
+        """A boolean mask ``(n_train,)`` that is false for the validation rows among the training rows."""
         mask = torch.ones(len(self.train), dtype=torch.bool)
         if self.validates is not None:
             mask[self.validates] = False
@@ -282,7 +282,7 @@ class Dataset:
 
     @property
     def whole(self) -> Tensor:
-        """A boolean mask ``(n_train,)`` of the training rows in which every value is known."""
+        """A boolean mask ``(n_train,)`` that is true for training rows in which every value is known."""
         if self.complete is None:
             return torch.ones(len(self.train), dtype=torch.bool)
         return self.complete.flatten(1).all(1)
@@ -452,13 +452,13 @@ def load_data(
     Args:
         spec: One of ``NAMES``, or the path of a file or folder. Write ``./digits`` for a file or folder called
             ``digits``, because ``digits`` is one of the names.
-        seed: Seed for sampling toys and for choosing test and validation samples.
+        seed: Seed for sampling toy distributions and for choosing test and validation samples.
         test_fraction: Fraction of the samples to hold out, in (0, 1). Ignored if the source has a test part.
         reading: Options for files that can be read in more than one way.
         split: How to choose the samples to hold out. With ``content``, the content of a sample determines whether it is
-            held out, so that adding or reordering data never moves a sample between training and test. With ``rows``, a
-            random permutation of the rows determines this. All data sets in ``NAMES`` are split by rows, except
-            ``captions``, which comes with a test part.
+            held out, so that adding or reordering data never moves a sample between training and test. With ``rows``,
+            the samples to hold out are chosen by a random permutation of the rows. All data sets in ``NAMES`` are split
+            by rows, except ``captions``, which comes with a test part.
 
     Raises:
         DataError: If ``spec`` is neither a name nor a path, or if the data are unreadable or inconsistent.
@@ -523,7 +523,7 @@ def _captions() -> Raw:
 
 
 def _build(raw: Raw, name: str, source: str, how: How) -> Dataset:
-    """Build a data set: split the rows unless there is a test part, find the units, and convert arrays to tensors."""
+    """Build a data set: split the rows unless there is a test part, determine the units, and create the tensors."""
     units = units_of(raw, source)
     if raw.test is not None and raw.test.shape[1:] != raw.train.shape[1:]:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Search a folder for images, and find the split and class of each image.
+"""Search a folder for images, and determine the class of each image and whether it is a training or a test image.
 
 Images may be at any depth. The classes are the top-level folders or, if there are folders ``train`` and ``test``,
 the folders inside these. Everything in or below a class folder belongs to that class. Files that are not images are
@@ -95,7 +95,7 @@ def pictures_in(folder: Path) -> list[Path]:
 
 
 def _held_out(search: _Search, parts: dict[str, list[Path]]) -> Path | None:
-    """Return the test folder, the validation folder if there are no test images, or ``None`` if neither exists."""
+    """Return the folder to use as the test part (test or else validation), or ``None`` if neither folder exists."""
     folders = [parts[part][0] for part in ("test", "validation") if part in parts]
     if not folders:
         return None
@@ -125,7 +125,7 @@ class _Search:
         self.known = self._known() if alone and not older else {}
 
     def _known(self) -> dict[Path, Path]:
-        """Return the images below ``given``, each keyed by the path, without suffix, of the image it belongs to."""
+        """Return the images below ``given``, keyed by the paths, without suffix, of the images that they describe."""
         folder = self.folder / GIVEN
         if not folder.is_dir():
             return {}

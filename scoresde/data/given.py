@@ -53,7 +53,7 @@ class Sources:
         columns: The table columns that contain these numbers. Empty if the numbers do not come from a table.
         image: Whether the condition contains another picture.
         text: Whether the condition contains a text.
-        operator: The operator whose measurement of the sample is part of the condition, or "".
+        operator: The operator whose measurement of the sample is part of the condition, or "" if there is no operator.
     """
 
     label: bool = False
@@ -141,7 +141,7 @@ class CondInfo:
         vector: Names of the numbers in the condition.
         shift, scale: Mean and standard deviation of each number over the training rows, which are used to standardise
             the numbers.
-        image: Shape of a picture, ``(C, *space)``, or empty if there are no pictures.
+        image: Shape of each picture in the conditions, ``(C, *space)``, or empty if there are no pictures.
         low, high: Lowest and highest value of the pictures. Pictures are mapped from this range to [-1, 1].
         words: The vocabulary. Word i has the index i + 1. All words outside the vocabulary have the index 0.
         features: Number of features of each word if the texts are stored as features, else 0.
@@ -214,7 +214,7 @@ class CondInfo:
         return found if sources.text else replace(found, words=(), features=0)
 
     def translated(self, known: Condition, other: CondInfo) -> Condition:
-        """Convert the word indices of a condition from the vocabulary of ``other`` to this vocabulary."""
+        """Convert the word indices of a condition from the vocabulary of ``other`` to the vocabulary of this object."""
         if known.tokens is None or known.tokens.ndim != 2 or self.words == other.words:
             return known
         index = {word: i + 1 for i, word in enumerate(self.words)}
@@ -291,12 +291,12 @@ class CondInfo:
         return torch.tensor([row + [-1] * (length - len(row)) for row in rows], dtype=torch.int64).reshape(-1, length)
 
     def unknown(self, text: str) -> dict[str, str]:
-        """Map each word of a text that is not in the vocabulary to a suggestion of similar words."""
+        """Suggest similar words for each word in ``text`` that is not in the vocabulary, keyed by that word."""
         known = set(self.words)
         return {word: closest(word, known).partition("?")[0] for word in _words(text) if word not in known}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the description as plain JSON values, without the fields that have their default values."""
+        """Return the description as plain JSON values, leaving out fields that have their default values."""
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in vars(self).items()

@@ -358,7 +358,7 @@ def _picture(image: Image.Image, data: bytes, reading: Reading) -> _Picture:
 
 
 def _squared(image: Image.Image, part: tuple[float, float], side: int, fit: str) -> Image.Image:
-    """Resize the upper left part of an image to a square with ``side`` pixels per side.
+    """Resize the upper left part of an image to a square of ``side`` x ``side`` pixels.
 
     Args:
         image: The image.
@@ -394,7 +394,7 @@ def _bits(image: Image.Image, data: bytes) -> int:
 
 
 def _check_sums(data: bytes) -> None:
-    """Verify the checksum of each chunk of a PNG, because Pillow does not verify the chunks that hold the pixels."""
+    """Verify the checksum of each chunk of a PNG, because Pillow does not verify the chunks that contain the pixels."""
     at = 8
     while True:
         head = data[at : at + 8]
@@ -425,7 +425,7 @@ def _what(data: bytes) -> str:
 
 
 class _Stack:
-    """All images of one bit depth, in a single array with enough channels to hold them all.
+    """All images of one bit depth, in a single array with enough channels to store every image.
 
     Attributes:
         at: File index of each image.
@@ -473,7 +473,7 @@ class _Stack:
 
 
 def _common(a: int, b: int) -> int:
-    """Return the number of channels that an array needs to store images with ``a`` and images with ``b`` channels."""
+    """Return the number of channels that an array needs to store both ``a``-channel and ``b``-channel images."""
     return (3 if max(a, b) > 2 else 1) + (a % 2 == 0 or b % 2 == 0)
 
 

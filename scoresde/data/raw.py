@@ -30,12 +30,12 @@ class Reading(Checked):
         fit: How to resize an image that is not square: ``crop`` (keep the centre), ``pad`` (add black borders)
             or ``stretch``. If ``fit`` is empty and ``size`` is set, such images are rejected.
         layout: Position of the channel axis of an array: ``first``, ``last`` or ``auto``.
-        on_bad: What to do with a file that cannot be read: ``stop`` with an error, or ``skip`` the file.
+        on_bad: What to do if a file cannot be read: ``stop`` (raise an error) or ``skip`` (leave the file out).
         older: Whether to read a folder of images as earlier versions did, for runs without stored row hashes. Those
             versions read only files directly in a class folder, rounded colours to 8 bits, and kept alpha channels.
         columns: Names of the table columns that contain the condition of each sample rather than the sample itself.
-        empty: What to do with an empty cell of a table, or NaN in an array of samples: ``stop`` with an error, or
-            ``keep`` it as an unknown value.
+        empty: What to do with an empty cell of a table, or with NaN in an array of samples: ``stop`` (raise an error)
+            or ``keep`` (treat it as an unknown value).
         needs: The kinds of condition that must be readable: any of ``vector``, ``image`` and ``text``. A condition of
             another kind is left out with a note if it cannot be read.
     """

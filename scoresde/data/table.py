@@ -2,8 +2,8 @@
 and data-frame libraries.
 
 The meaning of a cell is never guessed. Cells that are neither numbers nor classes are rejected with a single error that
-covers all columns. Notes report every decision, such as which column is left out as an index, or which column holds the
-classes.
+covers all columns. Notes report every decision, such as which column is left out as an index, or which column contains
+the classes.
 
 References:
     Shafranovich (2005), RFC 4180, Common format and MIME type for comma-separated values.
@@ -64,7 +64,7 @@ RARE = 0.5  # share of a column up to which cells with words are regarded as mis
 
 
 def is_table(path: Path) -> bool:
-    """Whether a file name has the suffix of a table, gzipped or not."""
+    """Return whether a file name has the suffix of a table, with or without ``.gz``."""
     return path.name.lower().removesuffix(".gz").endswith(TABLE_SUFFIXES)
 
 
@@ -349,7 +349,7 @@ def _rows(path: Path, text: str, separator: str) -> tuple[list[str], list[list[s
 
 
 def _is_header(first: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
-    """Whether the first row names the columns.
+    """Return whether the first row names the columns.
 
     The row is assumed to contain names if one of its words is above a number, or if it contains no numbers and one of
     its words is a usual name for a column of classes, such as ``label``.
@@ -474,7 +474,7 @@ def _counts(column: _Column) -> bool:
 
 
 def _classes(path: Path, columns: Sequence[_Column], keep: Collection[str], notes: list[str]) -> _Column | None:
-    """Find the column that holds the class of each line, if there is one."""
+    """Find the column that contains the class of each line, if there is one."""
     called = [c for c in columns if c.name.lower() in LABELS and c.name not in keep]
     words = [c for c in called if _words(c)]
     points = any(c.name.lower() == "x" and c.numbers is not None for c in columns)  # x and y are coordinates in a plane
@@ -501,7 +501,7 @@ def _classes(path: Path, columns: Sequence[_Column], keep: Collection[str], note
 
 
 def _words(column: _Column) -> bool:
-    """Whether a column has cells that are neither numbers nor missing."""
+    """Return whether a column has cells that are neither numbers nor missing."""
     if column.numbers is not None:
         return False
     return any(not NUMBER.fullmatch(cell) and cell.lower() not in MISSING for cell in column.cells)

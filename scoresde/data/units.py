@@ -119,7 +119,7 @@ class Units:
 
 
 def units_of(raw: Raw, source: str) -> Units:
-    """Determine the levels and range of all rows, and whether columns or channels have their own units.
+    """Determine the levels and range of the values, and whether each column or channel has its own scale.
 
     Raises:
         DataError: If there are no values, only one distinct value, or integers that are too large for float64.
@@ -190,7 +190,7 @@ def _levels(whole: Array, lows: Array, highs: Array, each: bool) -> Levels:
 
 
 def _unlike(x: Array, axes: tuple[int, ...], lows: Array, highs: Array) -> bool:
-    """Whether the channels of images differ in kind, judged by their standard deviations and means."""
+    """Return whether the channels of images differ in kind, judged by their standard deviations and means."""
     if lows.size < 2 or lows.min() == highs.max():
         return False
     some = x[:: max(1, len(x) // 4096)]
@@ -199,14 +199,14 @@ def _unlike(x: Array, axes: tuple[int, ...], lows: Array, highs: Array) -> bool:
 
 
 def _rounded(x: Array, axes: tuple[int, ...], whole: Array) -> bool:
-    """Whether float32 would round values of any column by more than :data:`ROUNDED` times its standard deviation."""
+    """Return whether float32 would round values of any column by more than ``ROUNDED`` standard deviations."""
     with np.errstate(over="ignore", invalid="ignore"):
         lost = np.abs(x - x.astype(np.float32).astype(x.dtype)).max(axes)
         return bool((~(lost <= ROUNDED * x.std(axes, dtype=np.float64)) & ~whole.reshape(lost.shape)).any())
 
 
 def _name_the_absurd(raw: Raw, axes: tuple[int, ...], source: str) -> None:
-    """Warn about a value that is so far from the others that the others fill only a small part of the range."""
+    """Warn about an extreme value if nearly all other values lie in a small part of the range."""
     x = raw.train
     for c in range(x.shape[1]):
         values = x[:, c]

@@ -3,10 +3,11 @@
 Before training, fields that are ``auto`` are resolved: they are replaced by values that suit the data. The resolved
 configuration is printed, saved as ``config.json``, and read back by :func:`scoresde.load`.
 
-A configuration records which of its names were typed by a person, because only such names may import a user's own code
-(:mod:`scoresde.core.registry`). If a configuration is created in Python, all of its names count as typed. If it is read
-from a file, none of its names count as typed, not even in a copy made by ``dataclasses.replace``. To continue training
-with a class of your own, add its name to ``typed``, or replace the name by an object of the class.
+A configuration may refer to the SDE and other objects by name. It records which of these names were typed by a person,
+because only such names may import a user's own code (:mod:`scoresde.core.registry`). If a configuration is created in
+Python, all of its names count as typed. If it is read from a file, none of its names count as typed, not even in a copy
+made by ``dataclasses.replace``. To continue training with a class of your own, add its name to ``typed``, or replace
+the name with an object of the class.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ _TABLES = {"sde": SDES, "predict": PARAMETRIZATIONS, "weighting": WEIGHTINGS, "t
 
 
 def stored_fields() -> tuple[dataclasses.Field[Any], ...]:
-    """Return the fields of a configuration that are stored with a run."""
+    """Return the dataclass fields of :class:`TrainConfig` whose values are stored with a run."""
     return tuple(f for f in dataclasses.fields(TrainConfig) if f.name != "typed")
 
 
@@ -82,27 +83,27 @@ class TrainConfig:
         data: The name of a built-in data set, or a path (see :func:`scoresde.load_data`).
         sde: The SDE: a name in :data:`scoresde.core.tables.SDES`, ``module:Name``, an :class:`~scoresde.SDE`, or an SDE
             class.
-        sde_options: The fields of the SDE, if ``sde`` is a name or a class.
+        sde_options: The values of the SDE's fields, if ``sde`` is a name or a class.
         shift: Factor by which sigma/alpha is multiplied at every t (:class:`scoresde.sde.modified.Shifted`); 1 leaves
             the SDE unchanged.
         predict: What the network outputs: a name in :data:`scoresde.core.tables.PARAMETRIZATIONS`, ``auto``, or a
             :class:`~scoresde.Parametrization`.
-        predict_options: The fields of the parametrisation, if ``predict`` is a name.
+        predict_options: The values of the parametrisation's fields, if ``predict`` is a name.
         weighting: How the loss is weighted: a name in :data:`scoresde.core.tables.WEIGHTINGS` (see
-            :mod:`scoresde.objective.weighting`), ``auto`` (``likelihood`` for a learned path, and otherwise the
-            default of the prediction), or a weighting object.
-        weighting_options: The fields of the weighting, if ``weighting`` is a name.
+            :mod:`scoresde.objective.weighting`), ``auto`` (``likelihood`` for a learned path, and otherwise the default
+            weighting of the parametrisation), or a weighting object.
+        weighting_options: The values of the weighting's fields, if ``weighting`` is a name.
         t_sampler: The distribution of training times: a name in :data:`scoresde.core.tables.TIME_SAMPLERS` (see
             :mod:`scoresde.objective.times`), a sampler object, or ``auto``. With ``auto``, the sampler is ``sqrt`` if
             the weighting is ``native`` and the default grid of the SDE is ``sqrt``. It is ``lognormal`` for EDM's path
             with EDM's loss. In all other cases, it is ``low-discrepancy``, because most weightings are defined for
             uniform times.
-        t_sampler_options: The fields of the time sampler, if ``t_sampler`` is a name.
+        t_sampler_options: The values of the time sampler's fields, if ``t_sampler`` is a name.
         coupling: How noise is paired with data: ``independent``, ``ot`` or ``reflow`` (see
             :mod:`scoresde.objective.coupling`).
         preset: A network size in :data:`scoresde.core.tables.PRESETS`, or ``auto`` (chosen to suit the data).
-        network_options: Fields of the network that override those of the preset. The entry ``network``, if present,
-            names the network to use instead of the preset's.
+        network_options: Options of the network that override the options in the preset. The entry ``network``, if
+            present, names the network to use instead of the preset's.
         learn_variance: Whether the network also learns the variance of the reverse steps of a chain (``ddpm`` or
             ``smld``), with the hybrid loss of :mod:`scoresde.likelihood.chain`.
         augment: How images are augmented in training: a comma-separated list of ``flip``, ``vflip``, ``scale`` and
@@ -117,7 +118,7 @@ class TrainConfig:
         decay: How the learning rate decays: ``cosine`` (to 0 at the end of the run) or ``none``.
         clip: Maximum norm of the gradient; larger gradients are scaled down to this norm.
         ema: Maximum decay of the moving average of the weights.
-        seed: Seed of the data split, the initial weights, the batches and the noise.
+        seed: Seed for the data split, the initial weights, the batches and the noise.
         test_fraction: Fraction of the rows to hold out, if the data have no split of their own.
         split: How the held-out rows are chosen: ``content`` or ``rows`` (see :func:`scoresde.load_data`). Runs made
             before this field was added used ``rows``.
@@ -206,11 +207,11 @@ class TrainConfig:
             raise UsageError(f"unknown preset {self.preset!r}; {closest(self.preset, ['auto', *PRESETS])}")
 
     def fitted(self, highest: Callable[[], float]) -> TrainConfig:
-        """Return the configuration after replacing a ``sigma_max`` of ``auto`` by a value determined from the data.
+        """Return a copy of the configuration in which ``sigma_max``, if it is ``auto``, is set to suit the data.
 
         Args:
-            highest: A function that returns the noise level, in model units, that the path must reach, for example by
-                calling :func:`scoresde.sde.reach.sigma_for`. The function is called only if ``sigma_max`` is ``auto``.
+            highest: A function without arguments that returns the noise level, in model units, that the path must reach
+                (see :func:`scoresde.sde.reach.sigma_for`). The function is called only if ``sigma_max`` is ``auto``.
         """
         if self.sde_options.get("sigma_max") != AUTO:
             return self
@@ -222,8 +223,8 @@ class TrainConfig:
         """Return a copy of the configuration in which the default choices are replaced by values that suit the data.
 
         The fields ``preset``, ``predict``, ``weighting`` and ``t_sampler`` are replaced if they are ``auto``, and the
-        fields ``steps``, ``batch``, ``lr`` and ``warmup`` if they are 0. The batch size is reduced to the number of
-        training rows if there are fewer rows.
+        fields ``steps``, ``batch``, ``lr`` and ``warmup`` if they are 0. A batch size above the number of training rows
+        is reduced to that number.
 
         Args:
             info: The description of the data.
@@ -468,7 +469,8 @@ class TrainConfig:
     def _doors(self, info: DataInfo, channels: bool) -> dict[str, int]:
         """Return the size of each network input that receives a part of the condition.
 
-        The size of an image is its number of channels if ``channels`` is true, and its number of elements otherwise.
+        The size of an input for images is the number of channels if ``channels`` is true, and the number of elements
+        otherwise.
         """
         sources, known = self.sources, info.known
         image = info.shape if sources.operator else known.image if sources.image else ()
@@ -482,7 +484,7 @@ class TrainConfig:
     def nothing(self, info: DataInfo) -> Condition | None:
         """Return a condition whose values are all missing, or ``None`` if ``cond`` lists nothing besides the class.
 
-        In training, a network is shown this condition for each row whose whole condition is dropped. The condition has
+        In training, a network receives this condition for each row whose whole condition is dropped. The condition has
         a single row, which applies to all samples.
         """
         sources, known = self.sources, info.known
@@ -573,7 +575,7 @@ class TrainConfig:
         return tuple(_strings(self.to_dict())) if self.typed else READ
 
     def load_data(self, data: str | None = None) -> Dataset:
-        """Load the data of the run, or other data given by name or path. They are read and split as in training.
+        """Load the data of the run, or other data given by name or path. The data are read and split as in training.
 
         Raises:
             DataError: If the data are missing or unreadable.
@@ -654,7 +656,7 @@ class TrainConfig:
 
 
 def _today(value: Any) -> Any:
-    """Replace outdated names in plain values with the current names."""
+    """Return plain JSON values in which every outdated name is replaced by the current name."""
     if isinstance(value, str):
         return moved(value)
     if isinstance(value, Mapping):
@@ -663,7 +665,7 @@ def _today(value: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Return a value in the form that it has after being written to JSON and read back."""
+    """Convert a value to the form that it would have after being written to JSON and read back."""
     if isinstance(value, Mapping):
         return {k: plain(v) for k, v in value.items()}
     return [plain(v) for v in value] if isinstance(value, list | tuple) else value

@@ -9,11 +9,12 @@ A run folder contains:
 
 A checkpoint is written under a temporary name, flushed to disk and renamed, so it is either complete or absent.
 ``state.json`` stores the size and SHA-256 hash of every other file in the checkpoint and, like the other JSON files of
-a run, a checksum of its own content. Incomplete checkpoints are skipped when a run is loaded. Only folders with the
-names listed above count as checkpoints. A copy under another name belongs to the user: it is neither read nor removed.
+a run, a checksum of its own content. Incomplete checkpoints are skipped when a run is loaded. Only folders that are
+named as shown above count as checkpoints. A copy under another name belongs to the user: it is neither read nor
+removed.
 
-``config.json`` is written after the other files that describe the run, so a folder without it is not a run folder. A
-run without a checkpoint has either just started or stopped before its first checkpoint.
+``config.json`` is written after the other files that describe the run, so a folder without this file does not count as
+a run folder. A run without a checkpoint has either just started or stopped before its first checkpoint.
 """
 
 from __future__ import annotations
@@ -228,7 +229,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def _is_copy(checkpoint: Path) -> bool:
-    """Return whether a checkpoint's ``state.json`` states a step that differs from the step in the folder's name."""
+    """Return whether the step in a checkpoint's ``state.json`` differs from the step in the name of its folder."""
     return _step(checkpoint) not in (-1, int(checkpoint.name.removeprefix("step-")))
 
 
@@ -258,7 +259,7 @@ def save_checkpoint(
 
 
 def drop_older(folder: Path, checkpoint: Path, keep: int = 2) -> None:
-    """Remove old checkpoints, and possibly the former best weights, after ``checkpoint`` was written.
+    """Remove old checkpoints, and possibly the former best weights, once ``checkpoint`` has been written.
 
     Of the checkpoints that are older than ``checkpoint``, the newest ``keep - 1`` are kept. The former best weights
     (see :func:`save_best`) are kept if the current best weights are newer than ``checkpoint`` or cannot be read.
@@ -380,7 +381,8 @@ def newest_checkpoint(folder: Path, *, edited: bool = False) -> Path:
 def chosen_checkpoint(folder: Path, *, edited: bool = False) -> Path:
     """Return the checkpoint whose averaged weights a loaded run uses.
 
-    This is the best checkpoint if training selected it, and otherwise the newest complete checkpoint.
+    This is the best checkpoint, if training selected it and it is usable. Otherwise, it is the newest complete
+    checkpoint.
 
     Args:
         folder: The run folder.
@@ -409,9 +411,10 @@ WRAPPERS = ("_orig_mod", "module")  # components that torch.compile and data par
 
 
 def bare_names(module: torch.nn.Module) -> dict[str, str]:
-    """Map each name in a module's state dict to the same name without ``torch.compile`` and data-parallel wrappers.
+    """Map each name in a module's state dict to the name that it would have if no part of the module were wrapped.
 
-    The wrappers may be anywhere in the module. If two names would become equal, all names are left unchanged.
+    Wrappers are added by ``torch.compile`` and data parallelism, anywhere in the module, and lengthen the names inside
+    them. If two names would become equal, all names are left unchanged.
     """
     parallel = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
     wrapped = {f"{name}.module".lstrip(".") for name, part in module.named_modules() if isinstance(part, parallel)}
@@ -426,9 +429,10 @@ def bare_names(module: torch.nn.Module) -> dict[str, str]:
 
 
 def matching(names: Collection[str], others: Collection[str]) -> dict[str, str]:
-    """Map each name in ``others`` to the name in ``names`` that is the same, except for wrappers.
+    """Map each name in ``others`` to the name in ``names`` that is equal to it, apart from wrapper components.
 
-    A name is mapped to itself if there is no such name, or if names without wrappers would be ambiguous.
+    Wrapper components are those that ``torch.compile`` and data parallelism add. A name is mapped to itself if there is
+    no equal name, or if names without these components would be ambiguous.
     """
 
     def bare(name: str) -> str:
@@ -443,7 +447,8 @@ def matching(names: Collection[str], others: Collection[str]) -> dict[str, str]:
 def load_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
     """Load weights into a module.
 
-    All shapes must match, and so must all names, apart from wrappers (see :func:`bare_names`).
+    All shapes must match. All names must match as well, apart from components added by wrappers (see
+    :func:`bare_names`).
 
     Raises:
         CheckpointError: If a name or a shape differs; the message states the first difference.

@@ -1,7 +1,7 @@
 r"""Parametrisations and losses for pretrained weights of the original code (Song et al. 2021, arXiv:2011.13456).
 
-A network trained with the original code receives x_t without scaling, and a noise label that depends on the SDE. The
-conversion of the network's output to a score also depends on the SDE:
+A network trained with the original code receives two inputs: the unscaled x_t, and a noise label that depends on the
+SDE. The conversion of the network's output to a score also depends on the SDE:
 
     =====================  ==============================  =========================  ===========================
     parametrisation        original model                  label                      score
@@ -83,7 +83,7 @@ class OriginalScore(Score):
 
 @lru_cache(maxsize=8)
 def _sigmas(levels: int, beta_min: float, beta_max: float) -> Tensor:
-    """Return the values of ``sigma_i`` in the original code's table for VP, float64 ``(N,)``."""
+    """Return the original code's table of ``sigma_i`` for VP as a float64 tensor ``(N,)``."""
     chain = DDPM(levels, start=beta_min / levels, end=beta_max / levels)
     return chain.sigma(chain.nodes)
 
@@ -99,7 +99,7 @@ class OriginalLevelEps(OriginalEps):
     levels: int = 1000
 
     def label(self, sde: SDE, t: Tensor) -> Tensor:
-        """Return the level of each node in ``t``, or ``t (N - 1)`` on a continuous path.
+        """Return the index of the noise level at each node in ``t``, or ``t (N - 1)`` on a continuous path.
 
         The result has the same shape as ``t``.
         """

@@ -2,9 +2,9 @@
 
 A run stores a hash of each row (:class:`scoresde.data.content.Identity`) in ``rows.npz``. When the data are read again,
 the hashes show whether they are identical, in another order, grown, shrunk, or different. The first three cases are
-accepted, because rows are split by their content. The last two are rejected, and so are rows whose conditions have
-changed, if the run was trained with conditions. The data of an older run, which has no hashes, are compared with the
-description in ``data.json`` (row counts, range, levels, classes and so on).
+accepted, because rows are split by their content. The last two are rejected. If the run was trained with conditions,
+rows whose conditions have changed are rejected as well. The data of an older run, which has no hashes, are compared
+with the description in ``data.json`` (row counts, range, levels, classes and so on).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ UNITS = ("kind", "shape", "levels", "classes", "names")
 
 
 def placed(config: TrainConfig) -> TrainConfig:
-    """Return the configuration with an absolute path to the data, which is valid in any working directory."""
+    """Return a copy of the configuration in which the path of the data, if there is one, is absolute."""
     path = os.path.expanduser(config.data)
     if config.data in NAMES or not os.path.exists(path):
         return config
@@ -42,9 +42,9 @@ def placed(config: TrainConfig) -> TrainConfig:
 def found(folder: Path, config: TrainConfig) -> str:
     """Return the name or the current path of a run's data.
 
-    The data are looked up at their original path, and then at the same place relative to the run folder, in case the
-    data and the folder were moved together. For an older run with a relative path, they are then looked up relative to
-    each folder above the run folder.
+    The data are looked up first at their original path, and then at the path that was stored relative to the run
+    folder, in case the data and the run folder were moved together. If the original path is relative, as in older runs,
+    the data are finally looked up relative to each folder above the run folder.
     """
     data = config.data
     if data in NAMES or os.path.exists(os.path.expanduser(data)):
@@ -67,14 +67,15 @@ def beside(folder: Path, config: TrainConfig) -> str | None:
 
 
 def keep_identity(folder: Path, data: Dataset, conditions: bool = False) -> None:
-    """Write the identity of the data (the hashes of its rows), merged with the identity from earlier training, if any.
+    """Write the identity of the data (the hashes of their rows), merged with any identity from earlier training.
 
     Nothing is written for data that are not split by content, because they have no identity.
 
     Args:
         folder: The run folder.
         data: The data.
-        conditions: Whether the run is trained with the conditions of the data, so that their hashes are kept as well.
+        conditions: Whether the run is trained with the conditions of the data. If so, hashes that include the
+            conditions are kept as well.
     """
     before, known = kept_identity(folder), data.identity
     if known is None:
@@ -105,7 +106,7 @@ def kept_identity(folder: Path) -> Identity | None:
 
 
 def data_of(folder: Path, config: TrainConfig, data: str | None = None, *, changed: bool = False) -> Dataset:
-    """Load the data of a run, or other data, with the split of the run, and compare them with the data from training.
+    """Load the data of a run, or other data, split them as in training, and compare them with the training data.
 
     Args:
         folder: The run folder.
@@ -123,9 +124,10 @@ def data_of(folder: Path, config: TrainConfig, data: str | None = None, *, chang
 
 
 def read_again(folder: Path, config: TrainConfig, data: str | None = None) -> Dataset:
-    """Read the data of a run, or other data given by name or path, with the run's settings. Changes are not reported.
+    """Read the data of a run, or other data, with the run's settings, and do not report changes since training.
 
-    Conditions are encoded as in training: the words of a text are numbered according to the run's vocabulary.
+    ``data`` is the name or the path of other data. Conditions are encoded as in training: the words of a text are
+    numbered according to the run's vocabulary.
 
     A run without hashes may be older than the current rules for detecting axes and finding pictures. If these rules do
     not reproduce the shape and the numbers of rows that the run recorded, the older rules are used instead.
@@ -217,7 +219,7 @@ def became(folder: Path, data: Dataset, *, changed: bool = False, named: bool = 
 
 
 def _by_description(folder: Path, known: DataInfo, now: DataInfo, *, changed: bool, named: bool) -> str:
-    """Compare the descriptions ``known`` and ``now`` of a run's data, for a run without hashes of its rows."""
+    """Compare the description of a run's data at training time, ``known``, with the current description, ``now``."""
     if named:
         return "unknown"
     for name in ("n_train", "n_test", "low", "high", *UNITS):

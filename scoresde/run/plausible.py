@@ -2,12 +2,12 @@
 
 A comparison of pixels in [0, 1] with pixels in [0, 255] gives metrics that look valid but are meaningless. A file of
 samples does not record the units, but these can often be inferred from the values. Even poor samples lie roughly where
-the data lie: they may be grey, collapsed to one image or to the mean, or noise that spreads to both sides. Samples in
-other units lie elsewhere, or look like the data multiplied by a constant. Let m be the median of the samples and s the
-distance between their 1 % and 99 % quantiles, and let m_data and s_data be the same statistics of the data. Samples are
-rejected if one of these rules applies:
+the data lie: they may be grey, collapsed to one image or to the mean, or noise that extends beyond the range of the
+data on both sides. Samples in other units lie elsewhere, or look like the data multiplied by a constant. Let m be the
+median of the samples and s the distance between their 1 % and 99 % quantiles, and let m_data and s_data be the same
+statistics of the data. Samples are rejected if one of these rules applies:
 
-    1. The samples lie outside the range of the data, extended by a quarter of its width on both sides.
+    1. All samples lie above, or all lie below, the range of the data, extended by a quarter of its width on both sides.
     2. The samples may be the data multiplied by a small factor (s < s_data / 8 and |m - m_data s / s_data| < s), and
        either the medians differ, or the samples fill [-1, 1] or [0, 1].
     3. The data may be the samples multiplied by a small factor, and at least one of these is true: the medians differ,
@@ -144,7 +144,7 @@ def check_units(x: Tensor, data: Dataset, source: str = "the samples") -> None:
 
 
 def _guess(low: Tensor, high: Tensor) -> str:
-    """Guess the intended range of samples, as text, from their minima ``low`` and their maxima ``high``."""
+    """Guess the intended range of samples from their minima ``low`` and maxima ``high``, and return it as text."""
     for a, b in ((0, 1), (-1, 1), (0, 255)):
         slack = SLACK * (b - a)
         if a - slack <= float(low.min()) and float(high.max()) <= b + slack:
@@ -153,7 +153,7 @@ def _guess(low: Tensor, high: Tensor) -> str:
 
 
 def warn_of_units(x: Tensor, codec: Codec, info: DataInfo, stacklevel: int = 3) -> None:
-    """Warn if data differ so much from the training data of a model that they may be in other units.
+    """Warn if data differ so much from a model's training data that they may be in other units.
 
     Such data are not rejected, because likelihoods are often computed to detect outliers.
 
@@ -224,7 +224,7 @@ class _Spread:
         return (self.low >= low - slack) & (self.high <= high + slack)
 
     def apart(self, data: _Spread) -> Tensor:
-        """Return whether the samples lie outside the extended range of the data (rule 1)."""
+        """Return whether all samples lie above, or all lie below, the extended range of the data (rule 1)."""
         room = (data.high - data.low) / 4
         return (self.high < data.low - room) | (self.low > data.high + room)
 
@@ -239,7 +239,7 @@ class _Spread:
         return data._times(self) & (self._moved(data) | one_sided | (self.width > 4000 * data.width))
 
     def _times(self, other: _Spread) -> Tensor:
-        """Return whether these values could be those of ``other`` multiplied by a small factor."""
+        """Return whether these values could be the values of ``other`` multiplied by a small factor."""
         r = self.width / other.width
         return (self.width > 0) & (r < 1 / 8) & ((self.middle - r * other.middle).abs() <= self.width)
 

@@ -1,6 +1,6 @@
 """Read questions from files. A question is a condition, in data units, on the samples to be drawn.
 
-A file or folder contains one or more questions. The samples that a run draws for a question are called its answers:
+The samples that a run draws for a question are called its answers. A file or folder contains one or more questions:
 
     =======================  ==========================================================================================
     an image or a folder     one question for each image; a .txt file next to it has the text, if the run uses texts
@@ -49,11 +49,12 @@ class Questions:
 
     Attributes:
         condition: The conditions, in data units, with one row for each question.
-        names: The name of each question. It is the path of the image without the suffix, or the name of the file and
+        names: The name of each question. It is the path of the image without its suffix, or the name of the file and
             the index of the row.
         what: A noun phrase that says what was read, such as "3 images of 14 x 14 from low".
         labels: A short text for each question, for figures, or an empty tuple.
-        truth: The true sample for each question, ``(n, *event)``, if it is known and is not part of the condition.
+        truth: The true samples, ``(n, *event)``, with one row for each question, or ``None`` if they are unknown or are
+            part of the condition.
         text: The text of each question, or an empty tuple.
         table: The table that the questions were read from, or ``None``.
         places: For each value of a sample, the index of its column in the table, or ``None`` if the value has no
@@ -79,19 +80,19 @@ def ask(
     run: Run, questions: Questions | None, *, text: Sequence[str] = (), label: str | None = None,
     operator: str | None = None, each: int = 1, seed: int = 0,
 ) -> Run:  # fmt: skip
-    """Return the run conditioned on the questions, the texts and the class, or on those of them that are passed.
+    """Return the run conditioned on whichever of the questions, the texts and the class are passed.
 
     Args:
         run: The run.
         questions: The questions that were read from a file, or ``None``.
         text: One text for all questions, or one text for each question.
         label: The class of all samples.
-        operator: The operator by which to measure samples, instead of the run's operator.
+        operator: The operator with which to measure samples, instead of the run's operator.
         each: Number of samples for each question.
         seed: Seed for operators that draw random numbers.
 
     Raises:
-        UsageError: If a part of the condition that the run needs is missing, or the run cannot use a part of it.
+        UsageError: If the run needs a part of the condition that is missing, or cannot use a part that was passed.
     """
     if questions is None and not text:
         return run.given(label)
@@ -157,7 +158,7 @@ def read_questions(run: Run, path: Path, *, mask: Path | None = None, operator: 
 
     Raises:
         UsageError: If the run was trained without a condition, or only with the class, or if the mask cannot be used.
-        DataError: If the file cannot be read, or lacks what the run needs.
+        DataError: If the file cannot be read, or lacks a part of the condition that the run needs.
     """
     sources = _sources(run)
     if not path.exists():
@@ -289,14 +290,15 @@ def _size(shape: Sequence[int]) -> str:
 
 
 def _side(shape: Sequence[int]) -> str:
-    """Format the shape of an array as text: the width and the height of a picture, and otherwise all axes."""
+    """Format a shape as text: the width and height of a picture, or the lengths of all axes of any other array."""
     return f"{shape[-1]} x {shape[-2]}" if len(shape) == 3 else " x ".join(map(str, shape))
 
 
 def _channels(pixels: Array, shapes: Sequence[tuple[int, ...]]) -> Array | None:
-    """Return images ``(N, C, H, W)``, converted from grey to colour or back if one of the shapes requires it.
+    """Return images ``(N, C, H, W)``, converted between grey and colour if this makes them fit one of the shapes.
 
-    If the images cannot be converted to any of the shapes, the result is ``None``.
+    Colour images are converted only if all of their pixels are grey. If the images cannot be converted to any of the
+    shapes, the result is ``None``.
     """
     shape = pixels.shape[1:]
     if shape in shapes:
@@ -470,7 +472,7 @@ def _data_names(run: Run) -> tuple[str, ...]:
 
 
 def _columns_of(sheet: Sheet, sources: Sources, run: Run) -> list[int]:
-    """Return the indices of the columns with the numbers of the condition."""
+    """Return the indices of the table columns that contain the numbers of the condition."""
     wanted, count = run.info.known.vector, len(run.info.known.vector)
     if all(name in sheet.names for name in wanted):
         return [sheet.names.index(name) for name in wanted]
@@ -486,7 +488,7 @@ def _columns_of(sheet: Sheet, sources: Sources, run: Run) -> list[int]:
 
 
 def _places(sheet: Sheet, run: Run, taken: Sequence[int]) -> list[int | None]:
-    """Return the column index of each value of a sample, or ``None`` for a value without a column."""
+    """Return, for each value of a sample, the index of its table column, or ``None`` if it has no column."""
     names, count = _data_names(run), run.info.dims
     if run.info.kind != "vector":
         return []
@@ -497,7 +499,7 @@ def _places(sheet: Sheet, run: Run, taken: Sequence[int]) -> list[int | None]:
 
 
 def _masked(run: Run, questions: Questions, file: Path) -> Questions:
-    """In the samples of the questions, set the values that a mask marks as missing to NaN."""
+    """Return the questions with NaN for every sample value that the mask in ``file`` marks as missing."""
     image = questions.condition.image
     if run.operator is not None and not any(isinstance(choice, Masking) for choice in choices(run.operator)):
         raise UsageError(
@@ -562,7 +564,7 @@ class Asked:
 
     @property
     def cells(self) -> Tensor | None:
-        """Whether each value is known from its question, bool ``(Q, *event)``, or ``None`` if no values are known."""
+        """A mask of the values known from the questions, bool ``(Q, *event)``, or ``None`` if no values are known."""
         seen = self._first
         if seen is None or (hidden := seen.hidden) is None:
             return None
@@ -570,13 +572,13 @@ class Asked:
 
     @property
     def truth(self) -> Tensor | None:
-        """The true sample for each question, ``(Q, *event)``, or ``None`` if it is unknown."""
+        """The true samples ``(Q, *event)``, with one row for each question, or ``None`` if they are unknown."""
         seen = self._first
         return self.questions.truth if seen is None or seen.truth is None else seen.truth
 
     @property
     def given(self) -> Tensor | None:
-        """The measurement or image in each question, ``(Q, *shape)`` in data units, to be shown in figures.
+        """The measurements or images ``(Q, *shape)`` in data units, with one row for each question, for use in figures.
 
         Missing values are NaN. If the questions contain neither measurements nor images, the result is ``None``.
         """
@@ -607,15 +609,16 @@ def write_filled(
 
     The new table has one row for each answer. Known cells, and columns that the model does not use, are written exactly
     as they were typed. Unless there is exactly one answer for each line of the table of questions, two columns are
-    added, which contain the index of the question and the index of the answer to that question.
+    added: the index of the question, and the index of the answer to that question.
 
     Args:
         path: The file to write.
         questions: The questions, which were read from a table.
         lines: The values of each answer as text.
-        index: The position of each answer among all samples, including those that failed, int64 ``(m,)``.
+        index: The positions of the answers among all samples, including failed samples, int64 ``(m,)``.
         each: Number of answers for each question.
-        known: Whether each value is known from its question, bool ``(Q, D)``, or ``None`` if no values are known.
+        known: A mask of the values that are known from the questions, bool ``(Q, D)``, or ``None`` if no values are
+            known.
         names: The name of each value. If the table has no column for a value, one with this name is added.
     """
     sheet, n = questions.table, len(questions)

@@ -81,8 +81,8 @@ class Samples:
         x: The samples, shape ``(n, *event)``. If the data have levels, all values are levels, except known values that
             were bound by :meth:`Run.given`, which are returned exactly as given.
         solution: The result of the solver: its statistics, and the samples in model units.
-        residual: The largest difference between the measurements of each sample and those bound to the run, shape
-            ``(n,)``, in data units. It is ``None`` if no measurements are bound or the operator is not linear.
+        residual: For each sample, the largest difference between its measurements and the measurements bound to the
+            run, in data units, shape ``(n,)``. ``None`` if no measurements are bound or the operator is not linear.
     """
 
     x: Tensor
@@ -102,7 +102,8 @@ class Run:
         spec: The specification from which the model can be rebuilt, or ``None`` if it is unknown.
         step: Number of training steps completed.
         folder: The run folder, or ``None``.
-        device, dtype: Device and precision of the solver states. By default, they are those of the weights.
+        device, dtype: Device and precision of the solver states. The defaults are the device and precision of the
+            weights.
         condition: The condition on the samples, bound by :meth:`given`.
         scale: The guidance scale, bound by :meth:`guided`.
         path: The path on which to sample, bound by :meth:`on`, or ``None`` for the model's own path.
@@ -183,7 +184,7 @@ class Run:
         each: int = 1,
         seed: int = 0,
     ) -> Run:
-        """Return the run with a condition on its samples, or, without arguments, the run without a condition.
+        """Return the run with a condition on its samples. If no arguments are passed, return it without a condition.
 
         Args:
             known: The condition. It is one class for all samples, as an index or a name; one class per sample, shape
@@ -192,7 +193,7 @@ class Run:
                 of a :class:`~scoresde.Condition` contains measurements, or samples that are measured here
                 (:func:`scoresde.run.seen.understood`). NaN marks missing values.
             text: One text for all samples, or a sequence with one text per sample.
-            operator: The operator by which to measure the samples in ``image``, instead of the run's operator.
+            operator: The operator with which to measure the samples in ``image``, instead of the run's operator.
             each: Number of samples for each row of the condition. Sample i belongs to row ``i // each``.
             seed: Seed for operators that draw random numbers.
 
@@ -244,7 +245,7 @@ class Run:
             index: The indices of the rows, int64 ``(n,)``.
             split: The part of the data that ``index`` refers to: ``test``, ``train``, or ``all`` for the training rows
                 followed by the test rows.
-            operator: The operator by which to measure the rows, instead of the run's operator. If the run was trained
+            operator: The operator with which to measure the rows, instead of the run's operator. If the run was trained
                 with several operators, this can be one of them.
             each: Number of samples for each row. Sample i belongs to row ``i // each``.
             seed: Seed for operators that draw random numbers.
@@ -443,7 +444,7 @@ class Run:
             )
 
     def _check_values(self, condition: Condition) -> None:
-        """Reject a condition, in model units, that the model cannot have learned to use."""
+        """Reject a condition that the model cannot have learned to use. ``condition`` is in model units."""
         given = [name for name in SLOTS[1:] if getattr(condition, name) is not None]
         if given and self._dropped == 1:
             raise UsageError(
@@ -474,7 +475,7 @@ class Run:
         return self.config.cond_drop if self.base.classes > 0 or self.config.sources.rich else None
 
     def _check_trained(self, label: Tensor) -> None:
-        """Reject labels, shape ``(B,)`` or ``(1,)``, that did not occur in training."""
+        """Reject any value of ``label``, shape ``(B,)`` or ``(1,)``, that did not occur in training."""
         assert isinstance(self.base, ScoreModel)
         classes, who = self.base.classes, self.folder or "this model"
         for k in sorted(set(label.tolist())):
@@ -498,7 +499,7 @@ class Run:
                 )
 
     def _never_without(self, what: str) -> UsageError:
-        """Return the error for a model that was trained only with conditions and does not support ``what``."""
+        """Return the error that ``what`` is not possible, because the model was never trained without conditions."""
         if not (isinstance(self.base, ScoreModel) and self.base.classes and self.info.classes):
             return UsageError(
                 f"{self.folder or 'this model'} was trained with cond_drop=0, so every training sample had its "
@@ -519,8 +520,8 @@ class Run:
     def example_labels(self, n: int) -> Tensor | None:
         """Return a label for each of ``n`` samples if the run cannot be used without labels, or ``None`` if it can.
 
-        The classes occur in the proportions of the training data, or equally often if the proportions are unknown. The
-        labels for a smaller ``n`` are the first of those for a larger ``n``.
+        The classes occur in the proportions of the training data, or equally often if the proportions are unknown. A
+        larger ``n`` appends labels without changing the earlier ones.
 
         Returns:
             Class indices, int64 ``(n,)``.
@@ -552,7 +553,7 @@ class Run:
         return replace(self, scale=float(scale))
 
     def on(self, path: str | SDE | None) -> Run:
-        """Return the run on another path, which covers only the model's noise levels (:func:`scoresde.convert`).
+        """Return the run on another path, restricted to the noise levels of the model (see :func:`scoresde.convert`).
 
         Args:
             path: The SDE of the path, as a name in :data:`scoresde.core.tables.SDES`, as ``module:Class``, or as an
@@ -561,14 +562,14 @@ class Run:
         return replace(self, path=None if path is None else build(path, SDES, "SDE", typed=True, kind=SDE))
 
     def rows(self, index: Tensor) -> Run:
-        """Return the run with its condition and codec restricted to the rows selected by ``index``, int64 ``(B,)``."""
+        """Return the run with its condition and codec restricted to the rows at the int64 positions ``index: (B,)``."""
         known = None if self.condition is None else self.condition.rows(index)
         seen = None if self.seen is None else self.seen.rows(index)
         return replace(self, codec=self.codec.rows(index), condition=known, seen=seen)
 
     @property
     def _without(self) -> Denoiser:
-        """The model with the inputs that it received in training for rows whose condition was dropped."""
+        """The model without a condition, which receives the same inputs as for dropped conditions in training."""
         nothing = None if self.config is None else self.config.nothing(self.info)
         if nothing is None or not isinstance(self.base, ScoreModel):
             return self.base
@@ -604,7 +605,7 @@ class Run:
     # ------------------------------------------------------------------------------------------------------- keeping
 
     def request(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """Return everything that results depend on, except conditions that differ between rows, as plain JSON values.
+        """Return, as plain JSON values, everything that results depend on, except conditions that differ between rows.
 
         This includes the model, the settings bound to it, and the further settings ``asked``.
         """
@@ -639,7 +640,7 @@ class Run:
         return None if self.condition is None else digest(*_tensors(self.condition))
 
     def _known_of(self, index: Tensor) -> list[Tensor]:
-        """Return the conditions of the rows ``index``, int64 ``(b,)``, or ``[]`` if all rows share one condition."""
+        """Return the conditions of the rows at the int64 positions ``index: (b,)``, or ``[]`` if all rows share one."""
         return [] if self.condition is None or len(self.condition) == 1 else _tensors(self.condition.rows(index))
 
     def _parts_of(self, x: Tensor, keep: str | Path | None, asked: dict[str, Any], start: int) -> Parts | None:
@@ -655,7 +656,7 @@ class Run:
     # ---------------------------------------------------------------------------------------------------------- data
 
     def data(self, data: str | Path | None = None) -> Dataset:
-        """Load the data that the run was trained on, or other data given by name or path, with the split of the run.
+        """Load the data of the run, or other data given by name or path, and split them as in training.
 
         Raises:
             UsageError: If the run was not trained by this package.
@@ -719,19 +720,19 @@ class Run:
         """Draw the samples with indices ``start`` to ``start + n - 1``, in data units.
 
         Args:
-            n: Number of samples. If the condition has several rows, there must be ``n`` of them.
+            n: Number of samples. A condition with more than one row must have ``n`` rows.
             solver: A name in :data:`scoresde.core.tables.SOLVERS`, or a solver.
             seed, start: Random seed, and index of the first sample. For each seed, the sample with a given index is the
                 same in every call.
             denoise: Whether to end with a noise-free step (see :func:`scoresde.sample`).
             brownian: Whether the noise of a stochastic solver comes from one Brownian path per sample, which does not
                 depend on the number of steps.
-            batch: Number of samples solved at once.
+            batch: Number of samples drawn at once.
             watch: A function that is called with a :class:`~scoresde.solvers.Step` in model units after each step of
                 each batch.
             record: Whether to record every step for :meth:`frames`.
-            keep: A folder in which each batch is saved as soon as it is solved (:mod:`scoresde.core.parts`). Batches
-                that are already there are not solved again. The folder may be removed once the samples are returned.
+            keep: A folder in which each batch is saved as soon as it is complete (:mod:`scoresde.core.parts`). Batches
+                that are already there are not computed again. The folder may be removed once the samples are returned.
 
         Raises:
             UsageError: If an option is invalid, or ``keep`` contains samples drawn with other settings.
@@ -841,22 +842,22 @@ class Run:
         batch: int = 256,
         keep: str | Path | None = None,
     ) -> Elbo:
-        """Compute the variational bound on the log-likelihood of data in data units.
+        """Compute a variational lower bound on the log-likelihood of data.
 
         The bound applies to the density of samples generated by the model's reverse SDE. For a guided model, this is
         neither the density of its flow nor the density proportional to ``p(x) p(condition | x)^scale``. The result
         names the density that is bounded.
 
-        Data stored as levels are dequantised with the same uniform numbers as in the first draw of
-        :meth:`log_likelihood`. For a model with nodes, the bound is that of its discrete chain, with one draw per node
+        Data stored as levels are dequantised with the uniform numbers that :meth:`log_likelihood` uses first. For a
+        model with nodes, the bound is that of its discrete chain, with one noisy state per node
         (:func:`scoresde.likelihood.chain.bound`), and ``reconstruction`` contains the term of the decoder.
 
         Args:
             x: Data in data units, shape ``(n, *event)``.
-            dequantise: Whether to dequantise data stored as levels. If false, the bound is on a density.
+            dequantise: Whether to dequantise data stored as levels. If false, the bound applies to a density.
             strata, draws, t_min: See :func:`scoresde.elbo`. A chain ignores these options.
             batch: Number of states evaluated at once.
-            seed, start: Random seed, and index of the first sample. They determine all random draws.
+            seed, start: Random seed, and index of the first sample. They determine all random numbers.
             keep: A folder in which the bounds of each batch of samples are saved, as in :meth:`sample`.
 
         Raises:
@@ -903,7 +904,7 @@ class Run:
             x: Data in data units, shape ``(n, *event)``.
             name: The name of the data, for messages.
             dequantise: Whether all values must be levels, if the run's data have levels. If false, all finite values
-                are accepted, because they all have a density.
+                are accepted, because all of them have a density.
 
         Raises:
             DataError: If the shape differs from that of the run's data, or a value is not finite or not a level of the

@@ -1,4 +1,4 @@
-"""Write samples to files, with a picture and the settings used to draw the samples, and read samples from files."""
+"""Write samples to files, along with a picture and the sampling settings, and read samples from files."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def write_samples(
             :meth:`scoresde.run.run.Run.frames`), or a function that computes them after the samples are written.
         reference: Data ``(m, *event)`` to show with the samples in a figure of points, tables or signals, or a function
             that returns such data or ``None``.
-        codec: The codec of the run, which determines the columns that may be written as integers.
+        codec: The codec of the run, which determines which columns may be written as integers.
         asked: The questions that the samples answer, or ``None``.
 
     Returns:
@@ -176,7 +176,7 @@ def _answers(samples: Samples, info: DataInfo, asked: Asked) -> Figure:
 
 
 def _lines(x: Tensor, codec: Codec | None) -> Iterable[tuple[str, ...]]:
-    """Format a table ``(n, D)`` as text: integers in columns of integers, and :func:`_shortest` in other columns."""
+    """Format the values of a table ``(n, D)`` as text, without decimals in columns that contain only integers."""
     values = x.numpy()
     whole = ((values == np.rint(values)) & np.isfinite(values)).all(0)
     if codec is not None and values.dtype.kind == "f":

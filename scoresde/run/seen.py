@@ -66,7 +66,7 @@ class Seen:
         return len(self.y)
 
     def rows(self, index: Tensor) -> Self:
-        """Return the measurements of the rows selected by ``index``, int64 ``(B,)``."""
+        """Return the measurements of the rows at the int64 positions ``index: (B,)``."""
         index = index.to(self.y.device)
         operator = None if self.operator is None else self.operator.rows(index)
         return type(self)(operator, select(self.y, index), None if self.truth is None else select(self.truth, index))
@@ -78,7 +78,7 @@ class Seen:
 
     @property
     def hidden(self) -> Tensor | None:
-        """Whether each value is unknown, bool ``(n or 1, *event)``, or ``None`` if values are not measured one by one.
+        """A mask of the unknown values, bool ``(n or 1, *event)``, or ``None`` if values are not measured one by one.
 
         For a mask or a crop, the hidden values are unknown. For any other operator, the result is ``None``. If the
         operator itself is not known, values that are NaN in ``y`` are unknown, and so are all values of each row
@@ -139,7 +139,7 @@ class Seen:
 
 
 def tolerance(info: DataInfo) -> float:
-    """Return the largest difference that counts as agreement: half a level width, or 1e-6 of a continuous range."""
+    """Return the tolerance for measurements: half the width of a level, or 1e-6 times the range of continuous data."""
     span = info.high - info.low
     return span / (info.levels - 1) / 2 if info.levels else 1e-6 * (span or 1.0)
 
@@ -184,11 +184,11 @@ def understood(image: Tensor, operator: Operator, noise: Noise, *, named: bool =
     - If the array contains NaN, it is a measurement by a mask, and NaN marks the missing values.
     - If the operator is a mask and the array contains no NaN, the array contains samples. However, rows of a table for
       a model that fills empty cells (``cells``) are already complete, and are returned unchanged.
-    - If the operator is not a mask, but for example ``blur``, the array contains measurements.
+    - If the operator is not a mask (if it is ``blur``, for example), the array contains measurements.
     - If the model was trained with a choice of operators, and one of them is not a mask and keeps the shape, the array
       contains the images that the network receives.
 
-    If the caller named the operator, an array that has the shape of a sample and no NaN contains samples, which are
+    If the caller named the operator, an array without NaN that has the shape of a sample contains samples, which are
     measured by that operator. If the array contains NaN and the operator is a mask, values that this mask hides are
     missing too.
 
@@ -199,8 +199,8 @@ def understood(image: Tensor, operator: Operator, noise: Noise, *, named: bool =
         named: Whether the caller named the operator.
 
     Raises:
-        UsageError: If the array has neither shape, if several operators are possible, if the array contains infinite
-            values, or if it contains NaN although the operator hides no values.
+        UsageError: If the array has neither of these shapes, if several operators are possible, if the array contains
+            infinite values, or if it contains NaN although the operator hides no values.
     """
     event, shape = operator.event or (), tuple(image.shape[1:])
     image = image.double()  # float64 represents any level exactly
@@ -268,7 +268,7 @@ def measured(image: Tensor, operator: Operator, noise: Noise, complete: Tensor |
         image: The samples, ``(n, *event)`` in data units.
         operator: The operator of the model, set up for samples of this shape.
         noise: The source of random numbers for each row.
-        complete: Whether each value of the samples is known, bool ``(n, *event)``, or ``None`` if all values are known.
+        complete: A mask of the known values of the samples, bool ``(n, *event)``, or ``None`` if all values are known.
             An operator that is a mask also hides the unknown values. If the operator is a choice of several, the
             unknown values are NaN in the degraded samples.
     """

@@ -3,8 +3,8 @@
 A configuration (:mod:`scoresde.run.config`) states how a run was trained, and leaves many values to a preset or to the
 data. A specification states the values that were used. It describes the SDE, the parametrisation, the network and the
 codec, each by its registered name and with *all* of its options. Presets are read only when training starts, so a later
-change to a preset does not affect existing runs. For runs made before specifications were
-introduced, the specification is derived from the configuration.
+change to a preset does not affect existing runs. For runs made before specifications were introduced, the specification
+is derived from the configuration.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class ModelSpec:
         return ScoreModel(net, path, meaning, self.classes, self.coupled, self.learn_variance, self.codec)
 
     def resolved(self, model: ScoreModel, typed: Typed) -> ModelSpec:
-        """Return a copy of the specification with all options filled in from ``model``, which it describes."""
+        """Return a copy of the specification with all options filled in from ``model``, the model that it describes."""
         sde = model.sde.path if isinstance(model.sde, Shifted) else model.sde
         network = self.network
         if network is not None:
@@ -131,7 +131,7 @@ class ModelSpec:
 
     @classmethod
     def read(cls, file: Path) -> ModelSpec:
-        """Read a specification from a file that contains the values of :meth:`to_dict`.
+        """Read a specification from a file that contains the output of :meth:`to_dict`.
 
         Raises:
             CheckpointError: If the file is malformed, or the codec does not match its digest.
@@ -210,7 +210,8 @@ def _made(part: Part | None, given: Any, table: Mapping[str, str], what: str, ki
     If ``given`` is already an object of the required kind, it is returned unchanged.
 
     Raises:
-        UsageError: If the class or the options are invalid, or if the run was trained with another built-in part.
+        UsageError: If the class or the options are invalid, or if ``given`` differs from the part in the description
+            and one of the two is built in.
         CheckpointError: If a name that was read from a file is not built in.
     """
     if isinstance(given, kind):
@@ -230,7 +231,7 @@ def _made(part: Part | None, given: Any, table: Mapping[str, str], what: str, ki
 
 
 def _tuples(options: Mapping[str, Any], factory: Any) -> dict[str, Any]:
-    """Return the options of a part, in which all lists are converted to tuples.
+    """Return a copy of the options of a part with all lists converted to tuples.
 
     If the default of an option is a tuple, a single value is converted to a tuple as well.
     """

@@ -94,7 +94,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _flush() -> None:
-    """Flush standard output before signal handling returns to normal."""
+    """Flush standard output. Call this function while the signal handlers are still installed."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):  # the process that reads the output has ended

@@ -50,7 +50,7 @@ class Option(click.Option):
     Args:
         under: The heading in the full help.
         first: Whether the short help shows the option.
-        sets: If the option sets a field, the group to which this field belongs, otherwise ``None``.
+        sets: If the option sets a field, the group of the field (see :class:`Fields`). Otherwise, ``None``.
     """
 
     def __init__(
@@ -128,7 +128,10 @@ class Fields:
     hidden: tuple[str, ...] = ()
 
     def factory(self, name: str | None) -> Any:
-        """Return the named class or function, or ``None`` if the library selects it or the name is unknown."""
+        """Return the class or function that builds the object.
+
+        Return ``None`` if ``name`` is unknown, or if the library selects the class or function.
+        """
         if self.option is None:
             return self._get(next(iter(self.table))) if len(self.table) == 1 else None
         return None if name is None or (name not in self.table and ":" not in name) else self._get(name)
@@ -169,7 +172,7 @@ class Fields:
 
 
 def settings(assignments: tuple[str, ...], groups: tuple[str, ...]) -> dict[str, dict[str, str]]:
-    """Group assignments by the text before the dot in their names.
+    """Parse assignments of the form ``GROUP.NAME=VALUE`` or ``NAME=VALUE``, and collect them by group.
 
     ``("sde.beta_max=18", "clip=2")`` becomes ``{"sde": {"beta_max": "18"}, "": {"clip": "2"}}``.
     """
@@ -238,7 +241,7 @@ class Command(click.Command):
         return {flag: p for p in options for flag in (*p.opts, *p.secondary_opts)}
 
     def _chosen(self, ctx: click.Context, args: list[str]) -> dict[str, str]:
-        """Return the name of each object that the command builds, as given on the command line or by default."""
+        """Return the names of the objects to build, from ``args`` or by default, keyed by the selecting parameter."""
         known, deciding = self._known(ctx), {f.option for f in self.fields}
         found = {p.name: str(p.default) for p in known.values() if p.name in deciding and isinstance(p.default, str)}
         for word, following in zip(args, [*args[1:], ""], strict=False):
@@ -248,7 +251,11 @@ class Command(click.Command):
         return {str(k): v for k, v in found.items()}
 
     def _field(self, ctx: click.Context, flag: str, chosen: Mapping[str, str]) -> tuple[Fields, str, bool]:
-        """Return the object and the field that an undeclared option sets, and whether the field is a flag."""
+        """Return the field that an undeclared option sets.
+
+        Returns:
+            The declaration of the object, the name of the field, and whether the field is a flag.
+        """
         names = [_plain(flag), *([_plain(flag)[3:]] if flag.startswith("--no-") else [])]
         for everywhere in (False, True):
             found = []
@@ -319,7 +326,7 @@ class Command(click.Command):
     def _format_fields(
         self, ctx: click.Context, formatter: click.HelpFormatter, fields: Fields, name: str | None
     ) -> None:
-        """Write one row for each field of the named object, and one row for each other object, listing its fields."""
+        """Write one row for each field of the named object, and one row that lists the fields of each other object."""
         factory = fields.factory(name)
         taken = self._known(ctx)
         if factory is not None:
@@ -364,7 +371,7 @@ def echo(text: str, *, err: bool = False) -> None:
 
 
 def told(ctx: click.Context | None, message: ScoresdeError | Preempted | Stopped | Advice) -> str:
-    """Return the library's message, followed by the options of this command that solve the problem."""
+    """Return the text of a message, followed by the options of this command that solve the problem, if any."""
     if ctx is not None and isinstance(message, Problems):
         ways = [flags(ctx, problem.answers) for problem in message.problems]
         texts = [

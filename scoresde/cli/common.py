@@ -80,7 +80,7 @@ def builds(*fields: Fields) -> Callable[[F], F]:
 def own_class(operator: str | None) -> str | None:
     """Return ``operator`` if it names a user-defined class, and ``None`` otherwise.
 
-    The run may have been trained with such a class.
+    If a run was trained with such a class, the user must name the class again to load the run.
     """
     typed = operator or ""
     return operator if ":" in typed and typed.partition(":")[0] not in OPERATORS else None
@@ -305,7 +305,7 @@ class SolverChoice:
 
     @property
     def short(self) -> str:
-        """The name to use in folder names, such as ``multistep``, or ``class`` for ``module:Class``."""
+        """The name of the solver in folder names, such as ``multistep``, or ``class`` for ``module:Class``."""
         return self.name.rpartition(":")[2].lower()
 
 
@@ -326,7 +326,7 @@ def solver_options(
         first: The options that the short help shows.
         set_first: Whether the short help also shows ``--set``.
         steps: The default value of ``--steps``.
-        unless: Default values for the options of individual solvers in this command, keyed by the name of the solver.
+        unless: For some solvers, the default values of their options in this command, keyed by the name of the solver.
         what, rtol: The help texts of ``--solver`` and ``--rtol``.
     """
 
@@ -463,7 +463,7 @@ class Conditioning:
         return self.of(run) if self.label is not None else run.typical(n, seed).guided(self.guidance)
 
     def each(self, run: Run, known: Any) -> Run:
-        """Return the run with guidance and with each sample conditioned on its own class, as listed in ``known``."""
+        """Return the run with guidance, and with each sample conditioned on its own class in ``known``."""
         return run.given(known).guided(self.guidance)
 
     @property

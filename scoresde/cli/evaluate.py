@@ -215,7 +215,7 @@ class _Asks:
     """The options that apply with ``--given``, which conditions a run on rows of the data (the questions).
 
     Args:
-        split: The split of the rows that the run is conditioned on.
+        split: The split that contains the rows, ``test`` or ``train``.
         each: Number of answers to each question.
         operator: The operator that measures the rows, or ``None`` to use the run's operator.
         limit: Maximum number of questions, or 0 for no limit.
@@ -246,13 +246,13 @@ class _Asks:
         self, session: Session, data: Dataset, n: int, built: Solver, solver: SolverChoice, batch: int,
         metrics: list[str] | None,
     ) -> tuple[Tensor, dict[str, Any], Judgement | None]:  # fmt: skip
-        """Draw the answers, which are samples of the run, and compare them with the truth.
+        """Condition the run on rows of the data, draw samples (the answers), and compare the answers with the rows.
 
-        If ``metrics`` is ``None``, the metrics are all those that can be computed for these answers.
+        If ``metrics`` is ``None``, every metric that can be computed for these answers is used.
 
         Returns:
-            The answers ``(N, *event)`` in data units, a record of how they were drawn, and their metrics, which are
-            ``None`` if ``metrics`` is empty.
+            The answers ``(N, *event)`` in data units, a record of how the answers were drawn, and the metrics of the
+            answers. If ``metrics`` is empty, ``None`` is returned instead of the metrics.
         """
         from ..core.progress import Progress
         from ..study.answers import ask, judge, questions, training_rows
@@ -282,7 +282,7 @@ class _Asks:
 
 @dataclass(frozen=True, eq=False)
 class _Source:
-    """The samples and data to compare, from a run or from a file of samples."""
+    """The data to compare samples with and, if the samples come from a file, the samples themselves."""
 
     data: Dataset
     home: Path
@@ -293,7 +293,7 @@ class _Source:
 def _source(session: Session, samples: Path | None, units: str, data: str | None, reading: Reading) -> _Source:
     """Load the data, and load the samples if they come from a file.
 
-    Samples from a file do not require a model and, if --data is given, they do not require a run.
+    If the samples come from a file, no model is loaded. If ``data`` is given as well, no run is needed.
     """
     from ..data import load_data
     from ..data.raw import AS_IS
@@ -332,10 +332,10 @@ def _source(session: Session, samples: Path | None, units: str, data: str | None
 def _draw(
     session: Session, data: Dataset, n: int, built: Solver, solver: SolverChoice, batch: int
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Draw samples from the run, and return the successful ones in data units with a record of how they were drawn.
+    """Draw samples from the run. Return the successful samples in data units, and a record of how they were drawn.
 
-    If the condition of the run contains more than the class, the run is conditioned on held-out rows, so that its
-    samples are distributed like the data.
+    If the run was trained with conditions other than the class, it is conditioned on held-out rows, so that its samples
+    are distributed like the data.
     """
     import torch
 

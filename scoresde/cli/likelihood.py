@@ -216,7 +216,10 @@ def _report(session: Session, facts: dict[str, Any], files: list[Path], how: lis
 
 
 def _name(found: dict[str, Any], several: bool) -> str:
-    """Return a prefix for a line about a data set: the run, if ``found`` has one, and the data, if ``several``."""
+    """Return the prefix of a line about the data set ``found``.
+
+    The prefix names the run if ``found`` contains its name, and names the data set if ``several`` is set.
+    """
     return "".join(f"{found[key]}: " for key, shown in (("run", "run" in found), ("data", several)) if shown)
 
 
@@ -240,7 +243,10 @@ def _check(found: dict[str, Any]) -> str:
 
 
 def _lines(found: dict[str, Any], several: bool, given: bool = False) -> str:
-    """Format the result for a data set. With ``given``, the line says that the result is log p(x | c)."""
+    """Format the result for a data set.
+
+    If ``given`` is set, the text says that the result is the likelihood given the conditions.
+    """
     name = _name(found, several)
     told = " given the conditions" if given else ""
     text = f"{name}{_figure(found)}{told}  (n = {found['n']:,} of {found['of']:,}, {found['split']}"
@@ -280,7 +286,7 @@ def _against(found: dict[str, Any], pairs: dict[str, Any], by: str = "") -> str:
 
 
 def _figure(found: dict[str, Any], sign: str = "") -> str:
-    """Format a value with its error, such as ``1.9020 ± 0.0388 bits/dim``.
+    """Format a value with its standard error, such as ``1.9020 ± 0.0388 bits/dim``.
 
     If ``sign`` is "+", positive values have a plus sign.
     """

@@ -50,7 +50,7 @@ class Asking:
 
     Args:
         given: A file or folder with images or rows to condition on (the questions), or ``None``.
-        each: Number of samples for each question, or ``None`` if it was not given.
+        each: Number of samples for each question, or ``None`` if the user did not set it.
         mask: A file with the mask of the samples in ``given``, or ``None``.
         operator: The operator that measures the samples in ``given``, or ``None`` to use the run's operator.
         text: One text for all questions, or one text for each question.
@@ -70,7 +70,7 @@ class Asking:
     def own(self) -> str | None:
         """The operator if it is a user-defined class, otherwise ``None``.
 
-        The run may have been trained with such a class.
+        If the run was trained with this class, the user must name the class again to load the run.
         """
         return own_class(self.operator)
 
@@ -277,7 +277,10 @@ def _identity(known: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _differing(samples: Samples, run: Run, answers: Asked | None, session: Session) -> dict[str, Any]:
-    """Find and report the samples whose measurements differ from the given ones, and return a record of them."""
+    """Find and report the samples whose measurements differ from the given measurements by more than the tolerance.
+
+    Return a record of these samples.
+    """
     from ..run.seen import tolerance
 
     if samples.residual is None:

@@ -92,8 +92,8 @@ def work_in(
         total, rows: See :class:`Work`.
         facts: The name of the result's JSON file, which is written last. The requests are in this file, or in
             ``request.json`` in the same folder.
-        requests: Function that returns the requests in the form in which they are saved. It is called only if a
-            finished result exists.
+        requests: Function that returns the requests of the parts (see :mod:`scoresde.core.parts`), in the form in which
+            they are saved. It is called only if a finished result exists.
 
     Raises:
         UsageError: If the folder contains the result of another command, or files but nothing to resume from.

@@ -4,9 +4,9 @@ With  m = to_model(x),  the densities of x and m differ by the Jacobian determin
 
     log p(x) = log p(m) + log_det(x),        log_det(x) = log |dm/dx|.                                        (1)
 
-The dimension D of a row (:meth:`Codec.dims`) is its true dimension, which may differ from the number of values stored
-for the row. Codecs can be composed: :class:`Composed` applies several codecs in order, starting from the data, and
-adds their log-determinants.
+The dimension D of a row (:meth:`Codec.dims`) is the dimension of the space on which the density of the row is defined.
+It may differ from the number of values stored for the row. Codecs can be composed: :class:`Composed` applies several
+codecs in order, starting from the data, and adds their log-determinants.
 
 A network takes and returns arrays with the shape of the data. If a codec changes the shape (for example, a projection
 onto a subspace), ``show`` applies the linear part of the map from model units to data units, and ``hide`` applies the
@@ -58,7 +58,7 @@ class Codec(ABC):
         """Return ``log |dm/dx|`` in nats: one number for all rows, a tensor ``(B,)``, or ``None`` if undefined."""
 
     def dims(self, x: Tensor, condition: object = None) -> int | Tensor:
-        """Return the true dimensions of the rows of ``x: (B, *event)``: one number for all rows, or int64 ``(B,)``."""
+        """Return the dimension D of each row of ``x: (B, *event)``: one number for all rows, or int64 ``(B,)``."""
         return dims(x)
 
     def model_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -84,7 +84,7 @@ class Codec(ABC):
 
     @property
     def continuous(self) -> Codec:
-        """The codec without the part :attr:`levels`. It maps continuous values to continuous values."""
+        """The codec without its part :attr:`levels`. It maps continuous values to continuous values."""
         return self
 
 

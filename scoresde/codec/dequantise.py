@@ -1,7 +1,7 @@
 """Conversion of discrete levels, such as 8-bit pixels and counts, to continuous values.
 
 Discrete data have no density. Uniform dequantisation gives them a density by spreading each level k over its cell
-[k, k + w), where w is the distance between two levels:
+[k, k + w), where w is the distance between adjacent levels:
 
     to_model(k) = k + w u,      u uniform on [0, 1).
 
@@ -34,14 +34,14 @@ __all__ = ["Levels"]
 class Levels(Codec):
     """Equally spaced levels, either the same for all elements of an event or different for each column or channel.
 
-    Each argument is a single number or a tensor whose shape broadcasts to an event. If they are
-    tensors, ``count`` has dtype int64, and ``low`` and ``high`` have dtype float64.
+    Each argument is a single number or a tensor whose shape broadcasts to an event. A tensor ``count`` has dtype int64,
+    and tensors ``low`` and ``high`` have dtype float64.
 
     Args:
         low: The lowest level, in data units.
         high: The highest level, in data units.
-        count: The number of levels, at least 2 if it is a single number. In a tensor, an entry may also be 1, or 0 for
-            a column that is continuous and stays unchanged.
+        count: The number of levels. A single number must be at least 2. An entry of a tensor may also be 1, or 0 to
+            mark a continuous column, which stays unchanged.
     """
 
     low: float | Tensor
@@ -80,7 +80,7 @@ class Levels(Codec):
 
     @property
     def width(self) -> float | Tensor:
-        """The distance between levels, in data units: 0 for a continuous column, and 1 if there is only one level."""
+        """The distance between adjacent levels, in data units: 0 for a continuous column, and 1 for a single level."""
         if isinstance(self.count, int):
             return (self.high - self.low) / (self.count - 1)
         found = torch.where(self.count > 1, (self.high - self.low) / (self.count - 1).clamp(min=1), 1.0)
@@ -96,9 +96,10 @@ class Levels(Codec):
         return self
 
     def to_model(self, x: Tensor, condition: object = None, noise: Tensor | None = None) -> Tensor:
-        """Return a random point in the cell of each level in ``x: (B, *event)``, with the dtype of ``noise``.
+        """Replace each level in ``x: (B, *event)`` with a random point in the cell of that level.
 
-        Without noise, return ``x`` itself, which contains the lower ends of the cells.
+        The result has the dtype of ``noise``. Without noise, return ``x`` unchanged, because each level is the lower
+        end of its cell.
         """
         if noise is None:
             return x

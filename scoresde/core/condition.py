@@ -99,7 +99,7 @@ class Condition:
         return self._each(lambda value: value.to(dtype) if value.is_floating_point() else value)
 
     def dropped(self, mask: Tensor) -> Condition:
-        """Return a copy in which all values of each row with a true entry in ``mask: (B,)`` are marked as missing."""
+        """Return a copy in which all values are marked as missing in the rows where ``mask: (B,)`` is true."""
         if self.label is not None and not self.classes:
             raise UsageError("cannot drop labels because the number of classes is unknown; pass classes= to Condition")
         found = self.expand(len(mask))

@@ -64,7 +64,7 @@ class Problem:
 
     Attributes:
         message: What is wrong, and which data are affected, in terms of the Python API.
-        answers: The parameters that would fix the problem, with the values to use. The mapping is empty if only a
+        answers: The parameters that would fix the problem, each with the value to use. The mapping is empty if only a
             change to the data would help.
     """
 
@@ -78,7 +78,7 @@ class Problems(DataError):
     Args:
         where: The file or folder that contains the data.
         problems: One or more problems.
-        notes: Further remarks for the user, one sentence each, which are not part of the message.
+        notes: Further remarks for the user, which are not part of the message. Each remark is one sentence.
     """
 
     def __init__(self, where: object, problems: Sequence[Problem], notes: Sequence[str] = ()) -> None:

@@ -147,10 +147,10 @@ def _writable(path: Path) -> None:
 
 
 def _replace_folder(temporary: Path, target: Path) -> None:
-    """Replace one folder with another.
+    """Replace the folder ``target`` with the folder ``temporary``.
 
-    At every moment, either one of the two folders exists under the target name, or the old folder exists under a name
-    that :func:`clear_leftovers` recognises.
+    At every moment, either the old or the new folder is at the path ``target``, or the old folder has a name that
+    :func:`clear_leftovers` recognises.
     """
     aside = target.with_name(f".{target.name}.old-{os.getpid()}-{next(_numbers)}")
     _writing.add(aside.name)
@@ -358,10 +358,10 @@ def _checksum(content: Any) -> str:
 
 
 def check_format(path: Path, stored: Any) -> None:
-    """Reject a file written by an incompatible version.
+    """Reject a file that was written by an incompatible version of this package.
 
     Raises:
-        CheckpointError: If this version cannot read the format of the file. The message states the format.
+        CheckpointError: If the installed version cannot read the format of the file. The message states the format.
     """
     found = stored.get("format") if isinstance(stored, dict) else None
     if not _readable(found):
@@ -429,7 +429,10 @@ def check_kinds(kinds: Sequence[str], known: Sequence[str]) -> Sequence[str]:
 
 
 def append_line(path: Path, content: Mapping[str, Any]) -> None:
-    """Append one JSON object as a line, completely or not at all. If the last line is incomplete, start a new line."""
+    """Append one JSON object to a file as a separate line, even if the last line of the file is incomplete.
+
+    If the line cannot be written completely, the part that was written is removed again.
+    """
     try:
         if os.path.exists(path):
             regular(path)
@@ -454,7 +457,7 @@ def append_line(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]], separator: str = ",") -> Path:
-    """Write a table to a CSV file. An empty ``header`` leaves out the line of column names."""
+    """Write a table to a CSV file. If ``header`` is empty, the file has no line of column names."""
     with (
         atomic(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
@@ -507,7 +510,10 @@ def write_tensors(
 
 
 def _tensor_checksum(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
-    """Return the SHA-256 hash of the header and of the tensors (names, dtypes, shapes and bytes), sorted by name."""
+    """Return the SHA-256 hash of the values in the header and of the tensors, as hexadecimal digits.
+
+    The hash covers the name, dtype, shape and bytes of each tensor. The order of the tensors does not matter.
+    """
     import torch
 
     found = hashlib.sha256(_checksum(facts).encode())

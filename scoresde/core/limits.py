@@ -46,8 +46,8 @@ class Range:
         low, high: The ends of the range.
         above, below: Whether to exclude the lower and the upper end, respectively.
         infinite: Whether infinity is allowed.
-        seconds: For counts, the minimum time that one unit takes, in seconds. The error message for a count that is
-            too large states the total time.
+        seconds: If the number is a count of steps, the minimum time that one step takes, in seconds. The error message
+            for a count that is too large states the time that all steps would take.
         hint: An explanation that is appended to the error message for a number outside the range.
     """
 
@@ -68,7 +68,7 @@ class Range:
     def noun(self, whole: bool = False) -> str:
         """Describe the range in words, for example as ``a number > 0 and <= 1``.
 
-        With ``whole``, only integers are allowed.
+        If ``whole`` is set, the description says that the number must be an integer.
         """
         told = self.infinite or self.high < math.inf
         words = "an integer" if whole else "a number" if told else "a finite number"

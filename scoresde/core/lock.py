@@ -1,7 +1,8 @@
 """A lock that allows one writer per folder, and that the operating system releases when the writing process ends.
 
 The lock is an ``flock`` on the file ``.lock``. The file also records which process holds the lock, but only for use in
-messages. A file that a killed process left behind, or that was copied along with the folder, does not lock anything.
+messages. A lock file that a killed process left behind, or that was copied along with the folder, does not lock
+anything.
 """
 
 from __future__ import annotations

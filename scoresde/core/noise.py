@@ -12,16 +12,16 @@ with the counter-based generator Philox4x32-10 and the Box-Muller transform. Ten
 
 turn a 128-bit counter (c0, c1, c2, c3) and a 64-bit key (k0, k1) into four 32-bit words, where hi and lo are the upper
 and lower halves of a 64-bit product. The integer arithmetic gives the same result on every device, so a row keeps its
-noise if the rows are divided into batches, distributed over devices, or reduced to the rows that are not yet finished.
+noise when the rows are divided into batches or distributed over devices, and when finished rows are dropped.
 
-If the steps of a solver change, so do its random numbers, unless ``brownian`` is set. In that case, each sample has a
-Brownian path W on [0, 1], and the random numbers of the steps are increments of this path. The path is refined where it
-is evaluated (Levy's midpoint construction),
+If the steps of a solver change, so do its random numbers, unless ``brownian`` is set. If ``brownian`` is set, each
+sample has a Brownian path W on [0, 1], and the random numbers of the steps are scaled increments of this path. The path
+is refined where it is evaluated (Levy's midpoint construction),
 
     W((a + b)/2) = (W(a) + W(b))/2 + sqrt((b - a)/4) z,
 
-where z is a standard normal number whose address is the midpoint. For a fixed seed, each sample then converges to a
-single image as the number of steps grows.
+where z is a standard normal number whose address depends on the midpoint. For a fixed seed, each sample then converges
+to a single image as the number of steps grows.
 
 References:
     Salmon, Moraes, Dror and Shaw (2011), Parallel random numbers: as easy as 1, 2, 3, SC '11,
@@ -126,7 +126,10 @@ class Noise:
         return Noise(self.seed, self.indices[index], self.brownian)
 
     def _words(self, size: int, stream: str, step: int | Tensor) -> Tensor:
-        """Return uniform 32-bit words, int64 ``(B, n)``, where ``n`` is ``size`` rounded up to a multiple of 4."""
+        """Return an int64 tensor ``(B, n)`` of uniform 32-bit words.
+
+        Here, n is ``size`` rounded up to a multiple of 4.
+        """
         if isinstance(step, int) and not 0 <= step < 2**32:
             raise UsageError(f"the step of a draw must be an integer >= 0 and < 2^32, got {step}")
         if stream not in STREAMS:
@@ -151,7 +154,7 @@ class Noise:
         stream: str = "solver",
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """Return a tensor of independent standard normal numbers, shape ``(B, *shape)``.
+        """Return a tensor of shape ``(B, *shape)`` that contains independent standard normal numbers.
 
         ``step`` is one integer for all rows, or an int64 tensor of shape ``(B,)``.
         """
@@ -168,8 +171,8 @@ class Noise:
         """Return standard normal numbers ``(B, *shape)`` for a solver step from time ``t`` to time ``s``.
 
         Without ``brownian``, the numbers depend on the step index ``step`` but not on the times, and the numbers of
-        different steps are independent. With ``brownian``, they are ``(W(s) - W(t)) / sqrt(|s - t|)``, where W is the
-        Brownian path. In that case, the times must be in [0, 1].
+        different steps are independent. With ``brownian``, the numbers are ``(W(s) - W(t)) / sqrt(|s - t|)``,
+        where W is the Brownian path, and the times must be in [0, 1].
         """
         if not self.brownian:
             return self.normal(shape, step, "solver", dtype)
@@ -193,7 +196,7 @@ class Noise:
             )
 
     def path(self, t: float | Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Return the values W(t) of the samples' Brownian paths as a float64 tensor, shape ``(B, *shape)``.
+        """Return a float64 tensor of shape ``(B, *shape)`` with the value W(t) of the Brownian path of each sample.
 
         ``t`` is a time in [0, 1]: one number for all rows, or a tensor of shape ``(B,)``.
         """
@@ -225,7 +228,7 @@ class Noise:
         stream: str = "dequantise",
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """Return a tensor of independent uniform numbers on [0, 1), shape ``(B, *shape)``.
+        """Return a tensor of shape ``(B, *shape)`` that contains independent uniform numbers in [0, 1).
 
         Each number has 24 random bits, so that rounding to float32 never gives 1. ``step`` is one integer for all
         rows, or an int64 tensor of shape ``(B,)``.
@@ -241,7 +244,7 @@ class Noise:
         stream: str = "probe",
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """Return a tensor of independent random signs, each -1 or 1, shape ``(B, *shape)``.
+        """Return a tensor of shape ``(B, *shape)`` that contains independent random signs, each -1 or 1.
 
         ``step`` is one integer for all rows, or an int64 tensor of shape ``(B,)``.
         """
@@ -255,9 +258,9 @@ _PURPOSES = {"step": 0, "epoch": 1, "dropout": 2, "augment": 3, "validation": 4}
 
 
 def keyed(seed: int, n: int, purpose: str = "step") -> torch.Generator:
-    """Return the random generator for draw ``n`` in training.
+    """Return the random generator that training uses for ``purpose`` in step or epoch ``n``.
 
-    Its seed is a hash of ``seed``, ``n`` and ``purpose``, computed with the finaliser of SplitMix64.
+    The seed of the generator is a hash of ``seed``, ``n`` and ``purpose``, computed with the finaliser of SplitMix64.
     """
     key = (seed * 0x9E3779B97F4A7C15 + (n + 2) * 0xBF58476D1CE4E5B9 + _PURPOSES[purpose]) % 2**64
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):

@@ -86,10 +86,11 @@ def opened(path: str | os.PathLike[str]) -> io.BufferedReader:
 
 
 def read_bytes(path: str | os.PathLike[str], most: int | None = None) -> bytes:
-    """Return the content of a regular file of at most ``most`` bytes.
+    """Return the content of a regular file.
 
     Raises:
-        OSError: If the file does not exist, is not a regular file or is too large.
+        OSError: If the file does not exist, is not a regular file, does not fit into memory, or is larger than ``most``
+            bytes.
     """
     _fits(regular(path), most)
     with open(path, "rb") as file:
@@ -125,7 +126,7 @@ def _bytes(count: int) -> str:
 
 
 def is_gzip(path: Path) -> bool:
-    """Return whether the content of a file is in gzip format, whatever its name."""
+    """Return whether the content of a file is in gzip format. The name of the file does not matter."""
     with opened(path) as file:
         return file.read(2) == GZIP
 
@@ -237,10 +238,10 @@ def _hold(file: IO[bytes], size: int, packed: bool = False) -> None:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parse JSON, with limited nesting depth and with integers of at most 64 bits. Bytes are decoded as UTF-8.
+    """Parse JSON, but reject deep nesting and integers that do not fit into 64 bits. Bytes are decoded as UTF-8.
 
     Raises:
-        ValueError: If the text is not valid JSON, or exceeds one of these limits.
+        ValueError: If the text is not valid JSON, is nested too deeply, or contains an integer that is too large.
     """
     try:
         value = json.loads(text if isinstance(text, str) else text.decode("utf-8"), parse_int=_whole)

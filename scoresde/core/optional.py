@@ -20,7 +20,7 @@ def optional(what: str, kept: str = "") -> Iterator[None]:
 
     Args:
         what: The output that the block creates, as the subject of the warning.
-        kept: A clause for the end of the warning, which says what has been saved.
+        kept: A clause that says what has been saved. It is appended to the warning.
 
     >>> import warnings
     >>> with warnings.catch_warnings(record=True) as caught, optional("samples.png", "the samples are in samples.npz"):

@@ -38,7 +38,7 @@ Packed = tuple[dict[str, "Tensor"], dict[str, Any]]  # the tensors of a result, 
 
 
 class Parts:
-    """The parts of a result that are stored in a folder, all for the same request.
+    """The stored parts of one result. All parts are in the same folder and belong to the same request.
 
     Args:
         folder: The folder for the parts, which is created when the first part is written.
@@ -75,7 +75,7 @@ class Parts:
         pack: Callable[[T], Packed],
         unpack: Callable[[Mapping[str, Tensor], Mapping[str, Any]], T],
     ) -> T:
-        """Return the stored result of a range of rows. If there is none, compute it with ``solve`` and store it.
+        """Return the stored result of a range of rows. If no result is stored, compute it with ``solve`` and store it.
 
         Args:
             index: The consecutive row indices of the range, int64 ``(b,)``.
@@ -117,7 +117,7 @@ def plain_request(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_request(asked: Mapping[str, Any], kept: Mapping[str, Any], whose: str) -> None:
-    """Check that stored results belong to the same request as the current one.
+    """Check that stored results belong to the current request.
 
     Args:
         asked: The current request.

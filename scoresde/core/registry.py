@@ -67,8 +67,8 @@ def resolve(
 
     Raises:
         UsageError: If a typed name is unknown, if its module or attribute does not exist or cannot be imported, or if
-            the attribute is neither a class nor a function. If the result is a user's own function, it also raises
-            ``UsageError`` when an error occurs inside it.
+            the attribute is neither a class nor a function. A user's own function is returned in a wrapper that also
+            raises ``UsageError`` if the function fails.
         CheckpointError: If a name that was read from a file is not in the table.
     """
     name = moved(name)
@@ -122,7 +122,7 @@ def _imported(module: str, attribute: str, what: str) -> Any:
 
 
 def _own(function: Any, what: str) -> Any:
-    """Wrap a user's own function so that the message of any error inside the function names it."""
+    """Wrap a user's own function so that any error inside it becomes a ``UsageError`` that names the function."""
 
     @functools.wraps(function)
     def called(*args: Any, **options: Any) -> Any:
@@ -193,9 +193,9 @@ def construct(
 ) -> Any:
     """Call a class or function with the options that a user chose, and return the result.
 
-    The value of an option may itself be a name, such as a solver's grid, which the constructed object looks up later.
-    The object does not know where the name came from, so ``module:Name`` values that were read from a file are rejected
-    here.
+    The value of an option may itself be a name that the constructed object looks up later, such as the name of a
+    solver's grid. The object cannot tell whether a person typed this name, so ``module:Name`` values that were read
+    from a file are rejected here.
 
     Raises:
         UsageError: If an option is unknown, missing or invalid.

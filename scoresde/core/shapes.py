@@ -144,22 +144,22 @@ def select(a: Tensor, index: Tensor) -> Tensor:
 
 
 def flat(x: Tensor) -> Tensor:
-    """Flatten ``x: (B, *event)`` to vectors, shape ``(B, D)``, where D is 1 for events of shape ``()``."""
+    """Flatten each event of ``x: (B, *event)``, and return a tensor of shape ``(B, D)``. For scalar events, D is 1."""
     return x.flatten(1) if x.ndim > 1 else x[:, None]
 
 
 def sum_flat(x: Tensor) -> Tensor:
-    """Return the sum of ``x: (B, *event)`` over the event axes, shape ``(B,)``."""
+    """Sum ``x: (B, *event)`` over the event axes, and return a tensor of shape ``(B,)``."""
     return flat(x).sum(1)
 
 
 def mean_flat(x: Tensor) -> Tensor:
-    """Return the mean of ``x: (B, *event)`` over the event axes, shape ``(B,)``."""
+    """Average ``x: (B, *event)`` over the event axes, and return a tensor of shape ``(B,)``."""
     return flat(x).mean(1)
 
 
 def rms_flat(x: Tensor) -> Tensor:
-    """Return the root mean square of ``x: (B, *event)`` over the event axes, shape ``(B,)``."""
+    """Compute the root mean square of each event of ``x: (B, *event)``, and return a tensor of shape ``(B,)``."""
     x = flat(x)
     norm: Tensor = torch.linalg.vector_norm(x, dim=1)
     return norm / math.sqrt(x.shape[1])

@@ -5,7 +5,7 @@ SIGTERM and SIGUSR1) or :class:`~scoresde.core.errors.Stopped` (for SIGINT) wher
 exceptions are not subclasses of ``Exception``, so code that catches errors does not catch them. There are three special
 cases:
 
-- Work that must not be interrupted runs inside :func:`held`, and the exception is raised at the end of that block.
+- Work that must not be interrupted runs in a :func:`held` block. The exception is raised at the end of the block.
 - During training, the signal is remembered until the current step is done (:meth:`Interrupts.remember`).
 - Nothing is raised during an import, because interrupting the import of a compiled module can leave it unusable. The
   exception is raised shortly afterwards.

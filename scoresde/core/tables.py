@@ -2,7 +2,8 @@
 
 The tables are plain dictionaries of strings, ``"name": "module:Class"``, so that ``scoresde --help`` can list the names
 without importing torch. To add an SDE, a solver, a network or a parametrisation, write one class in one file and add
-one line here. A class that is not in a table is given as ``mymodule:MySDE`` (see :mod:`scoresde.core.registry`).
+one line here. The name of any other class is written as ``module:Class``, such as ``mymodule:MySDE`` (see
+:mod:`scoresde.core.registry`).
 """
 
 from __future__ import annotations

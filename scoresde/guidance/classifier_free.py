@@ -1,6 +1,6 @@
 """Classifier-free guidance, which moves the estimate of a conditional model away from that of an unconditional model.
 
-A guided model is itself a denoiser, so solvers do not need to support guidance.
+A guided model is itself a denoiser, so it can be used with any solver.
 
 References:
     Ho and Salimans (2022), Classifier-free diffusion guidance, arXiv:2207.12598.

@@ -1,4 +1,4 @@
-"""Functions for writing pictures and reporting their paths, which all plot commands share."""
+"""Functions that all plot commands use to write pictures and to print the paths of the pictures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def picture_option(default: str) -> Decorator:
 
 
 def target(out: Path | None, default: Path) -> Path:
-    """Return the file to write. An unknown format is rejected before anything is computed."""
+    """Return the path of the picture to write. An unknown format is rejected before anything is computed."""
     file = out or default
     suffix = file.suffix.lstrip(".").lower()
     if suffix not in FORMATS:

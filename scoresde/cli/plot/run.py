@@ -193,7 +193,7 @@ def compass(n: int, levels: int, condition: Conditioning, out: Path | None, sess
 
 
 def _times(run: Run, text: str | None) -> Tensor:
-    """Parse times within the model's interval, or return default times if ``text`` is ``None``."""
+    """Parse times, and check that the model is defined at each time. Without ``text``, return default times."""
     import torch
 
     low, high = run.model.domain.interval("sample")

@@ -328,7 +328,11 @@ def test_data_in_memory_are_as_data_in_a_file(tmp_path: Path) -> None:
     ("options", "error", "message"),
     [
         ({"given": Condition(label=torch.zeros(60).long())}, UsageError, "as the argument classes instead"),
-        ({"given": Condition(tokens=torch.zeros(60, 2, 3)), "text": ["a"] * 60}, UsageError, "pass only one of the two"),
+        (
+            {"given": Condition(tokens=torch.zeros(60, 2, 3)), "text": ["a"] * 60},
+            UsageError,
+            "pass only one of the two",
+        ),
         ({"given": Condition(tokens=torch.zeros(60, 2).long())}, DataError, "must hold strings and have shape"),
         ({"given": Condition(vector=torch.zeros(1, 2))}, DataError, "but there are 60 samples"),
         ({"text": ["a"] * 59}, DataError, "but there are 60 samples"),

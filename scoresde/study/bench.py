@@ -57,8 +57,8 @@ DRAWS = 8  # number of sets of training samples over which the floor is averaged
 class Case:
     """A solver and its budget, which is a number of evaluations (``asked``) or a ``tolerance``.
 
-    For a solver that is run with its own settings, ``asked`` and ``tolerance`` are ``None``. If the budget is too small for a single step,
-    ``solver`` is ``None``.
+    For a solver that is run with its own settings, ``asked`` and ``tolerance`` are ``None``. If the budget is too small
+    for a single step, ``solver`` is ``None``.
     """
 
     name: str

@@ -32,7 +32,7 @@ def animate(frames: Array, kind: str, low: float, high: float, names: Sequence[s
         names: Names of the coordinates of vectors, or of the channels of signals.
 
     Returns:
-        One picture per frame, uint8 ``(height, width, 3)``, all of the same size.
+        One picture per frame, each uint8 ``(height, width, 3)``. All pictures have the same size.
     """
     values = np.asarray(plain(frames), dtype=np.float64)
     if kind in ("image", "volume"):
@@ -64,20 +64,20 @@ def animate(frames: Array, kind: str, low: float, high: float, names: Sequence[s
 def animate_pair(
     left: Array, right: Array, titles: Sequence[tuple[str, str]], kind: str, low: float, high: float
 ) -> list[Pixels]:
-    """Draw every frame of two animations side by side, each with a title.
+    """Draw two animations side by side, frame by frame, with a title above each of them.
 
     Only the first channel of signals and the first two coordinates of vectors are drawn. The colour of a point shows
-    the direction from the centre to the point's final position in the left animation.
+    the direction from the centre of all points to this point in the last frame of the left animation.
 
     Args:
         left, right: Frames of shape ``(F, N, *event)`` in data units, where the event is an image ``(C, H, W)``, a
             volume ``(C, D, H, W)``, a signal ``(C, L)`` or a vector ``(D,)``.
-        titles: The left and right titles of each frame.
+        titles: For each frame, the left and the right title.
         kind: ``"image"``, ``"volume"``, ``"signal"`` or ``"vector"``.
         low, high: The image values to draw as black and as white.
 
     Returns:
-        One picture per frame, uint8 ``(height, width, 3)``, all of the same size.
+        One picture per frame, each uint8 ``(height, width, 3)``. All pictures have the same size.
     """
     pair = [np.nan_to_num(np.asarray(plain(x), dtype=np.float64)) for x in (left, right)]
     if pair[0].shape != pair[1].shape or len(pair[0]) != len(titles):
@@ -126,8 +126,8 @@ def save_gif(path: str | os.PathLike[str], pictures: Sequence[Pixels], seconds: 
 
     Args:
         path: File to write. Missing folders are created.
-        pictures: The frames, uint8 ``(height, width, 3)`` each.
-        seconds: Approximate total duration of all frames before the last, in seconds.
+        pictures: The frames, each uint8 ``(height, width, 3)``.
+        seconds: Approximate total duration of all frames except the last, in seconds.
         hold: Duration of the last frame, in seconds.
     """
     from PIL import Image

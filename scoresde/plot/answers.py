@@ -1,12 +1,14 @@
 """Plots of the answers of a conditional model to several questions.
 
 A question is a condition, such as a low-resolution image, and its answers are samples drawn under this condition.
-Images are laid out in a sheet with one row of images for each question: the given image, the first answers, the mean
-and the standard deviation of all answers, and the truth if it is known. Pixels that were not given are tinted. The
-given image is enlarged to the size of the answers without interpolation, so that its pixels remain visible.
+Images are laid out in a sheet with one row of images for each question. From left to right, a row shows the given
+image, the first answers, the mean and the standard deviation of all answers, and the truth if it is known. Pixels that
+were not given are tinted. The given image is enlarged to the size of the answers without interpolation, so that its
+pixels remain visible.
 
-Signals have a row of panels for each question, with a panel for each channel. Tables have a panel for each column. If
-the answers to a single question are many vectors, none of whose values were given, their distribution is shown instead.
+Signals are drawn in one row of panels for each question, with one panel for each of the first three channels. Tables
+are drawn in one panel for each column. The distribution of the answers is drawn instead if there is only one question,
+its answers are many vectors, and none of the values of these vectors were given.
 """
 
 from __future__ import annotations
@@ -65,7 +67,7 @@ def answers_figure(
     title: str = "",
     names: Sequence[str] = (),
 ) -> Figure:
-    """Draw the condition of each question, the answers, their mean and standard deviation, and the truth if known.
+    """Draw the condition of each question, the answers, their mean and standard deviation, and the truth.
 
     Args:
         answers: Samples ``(Q, K, *event)`` in data units: K answers to each of Q questions. An answer that contains a
@@ -75,7 +77,7 @@ def answers_figure(
         given: The condition of each question, ``(Q, *shape)`` in data units, with NaN for values that were not given.
             For vectors, ``*shape`` must equal ``*event``. For other kinds, ``*shape`` must have as many axes as
             ``*event``, but the sizes may differ.
-        truth: The true samples, ``(Q, *event)``, with NaN in the rows where they are unknown.
+        truth: The true samples, ``(Q, *event)``, with NaN for the questions whose truth is unknown.
         labels: A short text for each question.
         title: A description of the questions, such as "pooled by 2".
         names: Names of the columns of vectors, or of the channels of signals.
@@ -116,9 +118,10 @@ def answers_figure(
 
 
 def _moments(x: Floats) -> tuple[Floats, Floats]:
-    """Return the mean and the standard deviation of the answers ``(Q, K, *event)``, each ``(Q, *event)``.
+    """Return the mean and the standard deviation over the K answers to each question, each ``(Q, *event)``.
 
-    Both are NaN where all answers are missing. The standard deviation is also NaN where there is only one answer.
+    The answers have shape ``(Q, K, *event)``. The results are NaN where all answers are missing, and the standard
+    deviation is also NaN where there is only one answer.
     """
     there = np.isfinite(x)
     count = there.sum(1)
@@ -194,7 +197,7 @@ def _enlarged(picture: Floats, size: tuple[int, ...]) -> Floats:
 
 
 def _pixels(picture: Floats, low: float, high: float) -> Pixels:
-    """Convert an image ``(C, H, W)`` to RGB bytes ``(H, W, 3)``. Pixels with a value that is NaN are tinted."""
+    """Convert an image ``(C, H, W)`` to RGB bytes ``(H, W, 3)``. A pixel is tinted if any of its values is NaN."""
     colours = picture if len(picture) in (1, 3, 4) else picture[:1]
     unknown = np.isnan(colours).any(0)
     drawn = image_grid(np.where(np.isnan(colours), low, colours)[None], 1, low, high, pad=0)
@@ -208,7 +211,7 @@ def _heat(deviation: Floats) -> tuple[Pixels, float]:
     All images share one colour scale, which starts at 0.
 
     Returns:
-        The colours ``(R, H, W, 3)``, and the largest standard deviation that is shown.
+        The colours, uint8 ``(R, H, W, 3)``, and the largest standard deviation in all images.
     """
     from matplotlib import colormaps
 
@@ -221,7 +224,7 @@ def _heat(deviation: Floats) -> tuple[Pixels, float]:
 
 
 def _sheet(groups: Sequence[Pixels]) -> tuple[Pixels, list[float]]:
-    """Arrange groups of pictures ``(R, K, H, W, 3)`` side by side, with a wider gap between two groups.
+    """Arrange groups of pictures ``(R, K, H, W, 3)`` side by side, with wide gaps between the groups.
 
     Returns:
         The sheet, uint8 ``(height, width, 3)``, and the centre of each column in pixels.

@@ -83,8 +83,8 @@ def points_of(x: Array, name: str) -> Floats:
 def window(values: Floats) -> tuple[Floats, Floats]:
     """Return the lowest and the highest value to show in each column of ``values``, as two arrays ``(D,)``.
 
-    The shape of ``values`` is ``(N, D)``. A value is left out as an outlier if its distance from the range of the
-    middle 98 % of the values in its column exceeds the width of that range.
+    The shape of ``values`` is ``(N, D)``. Outliers are ignored. Let R be the range of the middle 98 % of the values in
+    one column. A value in this column is an outlier if its distance from R exceeds the width of R.
     """
     low, high = np.quantile(values, [0.01, 0.99], axis=0)
     width = np.where(high > low, high - low, np.inf)
@@ -93,10 +93,10 @@ def window(values: Floats) -> tuple[Floats, Floats]:
 
 
 def halves(widths: Floats, names: Sequence[str] = ()) -> Floats:
-    """Compute the half-widths ``(2,)`` of a plot window for two coordinates whose ranges have the widths ``widths``.
+    """Compute the half-widths ``(2,)`` of a plot window from the widths of the ranges of two coordinates.
 
     Both coordinates get the same scale unless the ratio of their widths exceeds a limit. The limit is lower for
-    coordinates with names, because these are columns of a table.
+    coordinates with names, because these are columns of a table and may have different units.
     """
     most, least = float(widths.max()), float(widths.min())
     if least > 0 and most > (UNLIKE[1] if len(names) else UNLIKE[0]) * least:
@@ -119,7 +119,7 @@ def literal(text: str, length: int = 200) -> str:
 
 
 def column_names(names: Sequence[str], count: int, length: int = 24) -> list[str]:
-    """Return ``count`` column titles: the names, or x0, x1, ... if the number of names differs from ``count``."""
+    """Return ``count`` column titles: ``names``, or x0, x1, ... if the number of names differs from ``count``."""
     return [literal(name, length) for name in names] if len(names) == count else [f"x{i}" for i in range(count)]
 
 

@@ -1,9 +1,10 @@
 """Plots of the calibration of a conditional model: the ranks of the truth among the answers, and the coverage.
 
-The left panel shows how many values have each rank, relative to uniform ranks. The right panel shows how often a
-central interval of the answers contains the truth, against the level of the interval. The error bars show two standard
-errors. For exact answers, both plots follow the dashed lines to within the error bars. Ranks that pile up at both ends,
-and a coverage below the diagonal, are signs of answers that differ too little.
+The left panel shows how often each rank occurs, relative to its frequency if all ranks were equally likely. The right
+panel shows the fraction of true values inside a central interval of the answers as a function of the interval's level.
+The error bars show two standard errors. For exact answers, both plots follow the dashed lines to within the error bars.
+Ranks that pile up at both ends, and a coverage below the diagonal, are signs of answers that differ too little from one
+another.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ def calibration(
     """Plot the ranks of the truth and the coverage of central intervals, for one or several sets of values.
 
     Args:
-        ranks: The frequency of each bin of ranks, relative to uniform ranks, and the standard error of this frequency,
-            each ``(bins,)``, keyed by the name of the set. There are at most seven sets. An unknown standard error is
-            NaN.
-        coverage: The fraction of true values inside the interval of each level, and the standard error of this
-            fraction, each ``(L,)``, keyed by the name of the set.
+        ranks: For each set, keyed by name, the frequencies of the bins of ranks and their standard errors, each
+            ``(bins,)``. Frequencies are relative to those of uniform ranks, and an unknown standard error is NaN. At
+            most seven sets can be drawn.
+        coverage: For each set, keyed by name, the fractions of true values inside the intervals and their standard
+            errors, each ``(L,)``.
         levels: The levels of the intervals, ``(L,)``, between 0 and 1.
     """
     known = finite(levels, "levels", 1)

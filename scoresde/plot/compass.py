@@ -16,7 +16,7 @@ __all__ = ["compass"]
 
 
 def compass(log_snr: Array, cosine: Array, error: Array, title: str | None = None, note: str | None = None) -> Figure:
-    """Plot the cosine similarity and relative error of a learned score against the exact score at each noise level.
+    """Plot how closely a learned score matches the exact score at each noise level, as a cosine and a relative error.
 
     Args:
         log_snr: Log-SNRs of the noise levels, ``(L,)``.

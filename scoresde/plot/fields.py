@@ -72,7 +72,9 @@ def score_fields(
     density: Array | None = None,
     points: Array | None = None,
 ) -> Figure:
-    """Draw scores at several times, over the density or over points drawn from it, with one row of panels per score.
+    """Draw one or more scores as arrows, with a row of panels for each score and a column for each time.
+
+    The density, and points drawn from the density, are shown behind the arrows if they are given.
 
     Args:
         x_grid, y_grid: Evenly spaced x coordinates ``(X,)`` and y coordinates ``(Y,)``.

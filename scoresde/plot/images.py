@@ -36,8 +36,8 @@ def image_grid(x: Array, columns: int | None = None, low: float = -1.0, high: fl
             drawn. One channel is drawn as grey, three as RGB, and four as RGBA composited on white. With any other
             number of channels, the first six are drawn as grey images side by side, each scaled to the middle 99 % of
             its values in ``x``.
-        columns: Number of images per row. The default is ``ceil(sqrt(N))``, or a number that makes the sheet roughly
-            square in pixels if channels are drawn side by side.
+        columns: Number of images per row. The default is ``ceil(sqrt(N))``. If channels are drawn side by side, the
+            default makes the sheet roughly square in pixels.
         low: The value to draw as black, or as transparent in an alpha channel.
         high: The value to draw as white, or as opaque in an alpha channel.
         pad: Width of the grey lines between and around the images, in pixels.
@@ -116,9 +116,10 @@ def save_images(
 
 
 def _side_by_side(values: Floats) -> Floats:
-    """Arrange the channels of ``(N, C, H, W)`` side by side as grey images in [0, 1], ``(N, 1, H, C (W + 1) + 1)``.
+    """Arrange the channels of images ``(N, C, H, W)`` side by side in grey images ``(N, 1, H, C (W + 1) + 1)``.
 
-    Each channel has its own scale. Lines of a single grey pixel separate the channels and frame the result.
+    Each channel is scaled separately to [0, 1]. Vertical grey lines, one pixel wide, separate the channels and mark the
+    left and right edges of each image.
     """
     n, channels, height, width = values.shape
     least, most = np.quantile(values, [0.005, 0.995], axis=(0, 2, 3), keepdims=True)
@@ -138,7 +139,7 @@ def save_image_grid(
     columns: int | None = None,
     magnify: int | None = None,
 ) -> None:
-    """Write :func:`image_grid` as a PNG file.
+    """Arrange images on a sheet with :func:`image_grid`, and write the sheet to a PNG file.
 
     Args:
         path: File to write. Missing folders are created.

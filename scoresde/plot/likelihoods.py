@@ -20,8 +20,8 @@ __all__ = ["likelihood_histogram"]
 def likelihood_histogram(sets: Mapping[str, Array], unit: str, ax: Axes | None = None) -> Figure:
     """Draw a histogram for each data set, with a dashed line at the mean. The legend also states the means.
 
-    All histograms have area 1 and the same bin width. This is the smallest of the widths that the rule of Freedman and
-    Diaconis (1981) gives for the data sets, unless there would be too few or too many bins.
+    All histograms have area 1 and the same bin width. The bin width is the smallest of the widths that the rule of
+    Freedman and Diaconis (1981) gives for the data sets, unless there would be too few or too many bins.
 
     Args:
         sets: Values ``(n,)`` of at most seven data sets, keyed by name.

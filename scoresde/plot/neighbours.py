@@ -1,9 +1,9 @@
 """Plots of samples next to their nearest training rows, for visual inspection.
 
 Images are drawn in pairs, with the sample above its nearest training row. A signal or vector is drawn in blue over its
-nearest training row in grey, with each column of a table in units of its standard deviation. Pairs flagged by the check
-for copies have a vermilion frame. Points in the plane are drawn in a single panel with the training data, where a line
-joins each sample to its nearest training row, and flagged samples are vermilion.
+nearest training row in grey. The columns of a table are standardised first. Pairs flagged by the check for copies have
+a vermilion frame. Points in the plane are all drawn in a single panel, over the training data. A line joins each sample
+to its nearest training row, and flagged samples are vermilion.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def neighbour_sheet(
         low: The image value to draw as black.
         high: The image value to draw as white.
         flagged: Indices of the pairs to mark as flagged.
-        data: The training rows, shape ``(T, *event)``. They are drawn behind points in the plane, and their mean
-            and standard deviation are used to normalise other vectors.
+        data: The training rows, shape ``(T, *event)``, or ``None``. They are drawn behind points in the plane, and
+            their mean and standard deviation are used to standardise other vectors.
         names: Names of the two coordinates of points in the plane, for the axis labels.
 
     Raises:
@@ -140,7 +140,7 @@ def _points(a: Floats, b: Floats, flagged: Collection[int], data: Array | None, 
 
 
 def _lines(ax: Axes, sample: Array, nearest: Array) -> None:
-    """Plot the values of a sample and its nearest training row against position, with channels one after another."""
+    """Plot the values of a sample and of its nearest training row as lines, with the channels placed end to end."""
     ax.plot(np.ravel(nearest), color=GREY, linewidth=2.2, marker="o", markersize=2.5)
     ax.plot(np.ravel(sample), color=BLUE, linewidth=1.0, marker="o", markersize=1.5)
     tidy(ax)

@@ -36,7 +36,8 @@ def trajectories(
 
     Args:
         t: Times ``(T,)`` of the states, from noise to data.
-        paths: Trajectories ``(T, N)``, keyed by panel title. Trajectory i of each set starts from the same noise.
+        paths: Sets of trajectories ``(T, N)``, keyed by panel title. Trajectory i starts from the same noise in every
+            set.
         shown: Number of trajectories to draw as lines. Trajectory i has the same colour in each panel. The shading is
             estimated from all trajectories.
         data: Values of the data ``(M,)``, drawn as a grey histogram behind the histogram of the last states.
@@ -90,7 +91,10 @@ def trajectories(
 
 
 def _law(ax: Axes, times: Floats, x: Floats, edges: Floats) -> None:
-    """Shade the density, scaled to its maximum at each time so that a narrow density is no darker than a wide one."""
+    """Shade the density of the states at each time.
+
+    The density is divided by its maximum at each time, so that a narrow density is no darker than a wide density.
+    """
     density = np.stack([np.histogram(row, edges)[0] for row in x]).astype(np.float64)
     density = _smooth(density) / np.maximum(_smooth(density).max(axis=1, keepdims=True), 1e-300)
     middles = (edges[1:] + edges[:-1]) / 2

@@ -1,11 +1,11 @@
 """Work-precision plots, which show the errors of solvers against the number of model evaluations on logarithmic axes.
 
-There are two panels, with a line for each solver. The first panel shows the distance to the converged solution. This
-distance falls with slope -k for a solver of order k, until it is limited by rounding or by the error of the converged
-solution. The second panel shows the sliced W2 distance to data. The grey band is the range of this distance for real
-data, and the dotted line is its value for the converged solution. Once a solver reaches the dotted line, more
-evaluations bring no further improvement. Lines differ in marker and colour, and also in dash pattern if there are more
-than seven solvers.
+There are two panels, with a line for each solver. The first panel shows the distance to the converged solution
+(:mod:`scoresde.study.bench`). This distance falls with slope -k for a solver of order k, until it is limited by
+rounding or by the error of the converged solution. The second panel shows the sliced W2 distance to held-out data. The
+grey band is the range of this distance for real data, and the dotted line is its value for the converged solution. Once
+a solver reaches the dotted line, more evaluations bring no further improvement. Lines differ in marker and colour, and
+also in dash pattern if there are more than seven solvers.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def work_precision(
 
 
 def _shown(points: Floats, column: int) -> Floats:
-    """Return the points ``(k, 2)``, with columns evaluations and distance, that logarithmic axes can show."""
+    """Return the points that logarithmic axes can show, as pairs ``(k, 2)`` of evaluations and distance."""
     pairs = points[:, [0, column]]
     return pairs[(np.isfinite(pairs) & (pairs > 0)).all(axis=1)]
 

@@ -146,9 +146,10 @@ def _traces_of(x: Array, name: str) -> Floats:
 def _panels(
     panels: Sequence[Axes], values: Floats, span: Floats, names: Sequence[str], colour: str | None = None, rows: int = 0
 ) -> None:
-    """Draw signals ``(N, C, L)`` in one panel per channel, on the scale set by the range of the signals ``span``.
+    """Draw signals ``(N, C, L)`` in one panel per channel.
 
-    Each panel has space for N signals or for ``rows`` signals, whichever number is larger.
+    The scale of each channel is set by the range of the signals ``span`` in this channel. Each panel has space for N
+    signals or for ``rows`` signals, whichever number is larger.
     """
     colours = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
     several = values.shape[1] > 1 or len(names) == span.shape[1]
@@ -179,7 +180,7 @@ def _panels(
 
 
 def _marks(low: float, high: float) -> list[float]:
-    """Choose two or three round numbers from ``low`` to ``high``, or the limits if this range has fewer than two."""
+    """Choose two or three round numbers between ``low`` and ``high``, or return these limits if that is impossible."""
     from matplotlib.ticker import MaxNLocator
 
     for most in (2, 3, 4):
@@ -272,7 +273,7 @@ def samples_figure(
         kind: ``"image"``, ``"volume"``, ``"signal"`` or ``"vector"``; vectors with two coordinates are drawn as points.
         low: The image value to draw as black.
         high: The image value to draw as white.
-        reference: Data to compare with, in the shape of ``x``. The number of samples may differ.
+        reference: Data to compare with. The shape must equal the shape of ``x``, except for the number of rows.
         names: Names of the coordinates of vectors, or of the channels of signals.
     """
     if kind == "vector":

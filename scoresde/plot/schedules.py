@@ -34,10 +34,11 @@ class Schedule:
     Attributes:
         name: Name for the legend.
         t: Times in ascending order, shape ``(T,)``.
-        alpha, sigma, log_snr: The schedule at the times ``t``, each of shape ``(T,)``.
+        alpha, sigma, log_snr: The coefficients alpha and sigma and the log-SNR at the times ``t``, each of shape
+            ``(T,)``.
         beta: The rate ``-2 d log alpha / dt``, shape ``(T,)``.
         g2: The squared diffusion coefficient ``g^2``, shape ``(T,)``. It equals ``beta`` for variance-preserving SDEs.
-        nodes: The log-SNR at the nodes of a solver's grid, shape ``(S + 1,)``.
+        nodes: The log-SNR at the nodes of a solver's time grid with S steps, shape ``(S + 1,)``.
         training: The log-SNR at randomly drawn training times, shape ``(K,)``.
     """
 
@@ -135,7 +136,10 @@ def _within(rate: Floats) -> Floats:
 
 
 def _share(curve: Schedule) -> tuple[Floats, Floats]:
-    """Return the midpoint in log-SNR of each solver step, and the fraction of all steps per unit of log-SNR there."""
+    """Return the midpoint of each solver step in log-SNR, and the density of steps at the midpoint.
+
+    The density is the fraction of all steps per unit of log-SNR. Steps with an infinite log-SNR are left out.
+    """
     nodes = np.asarray(plain(curve.nodes), dtype=np.float64)
     steps = len(nodes) - 1
     nodes = nodes[np.isfinite(nodes)]

@@ -1,9 +1,9 @@
 """Strip plots of samples over time, with time running from left to right.
 
 A strip plot has one or more blocks, one below another. A block shows states of shape ``(T, N, *event)``, with a column
-for each of the T times. Images form a sheet of pixels with a row for each of the N images. Points and signals have a
-panel for each time. Each point has the same colour at all times, so that mixing is visible. The colour shows the
-direction from the centre to the point's state at a chosen time.
+for each of the T times. Images are arranged in a sheet, in which each of the N rows shows one image at all times. For
+points and signals, there is one panel for each time. Each point has the same colour at all times, so that mixing is
+visible. The colour shows the direction from the centre of all points to this point at a chosen time.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def strips(
         columns: A label for each of the T columns.
         kind: ``"image"``, ``"volume"``, ``"signal"`` or ``"vector"``.
         low, high: The image values to draw as black and as white.
-        coloured_by: Vectors ``(N, D)`` whose directions determine the colours of the points. The default is the last
-            states of the first block.
+        coloured_by: Vectors ``(N, D)``, whose directions from their mean determine the colours of the N points. The
+            default is the last states of the first block.
         note: Line of text below the figure.
 
     Raises:
@@ -81,9 +81,9 @@ def strips(
 def _blocks(
     width: float, titles: Sequence[str], heights: Sequence[float], note: str | None
 ) -> tuple[Figure, list[SubFigure]]:
-    """Create a figure with a titled subfigure for each block, and with a note at the bottom.
+    """Create a figure with a titled subfigure for each block, and with the note, if any, at the bottom.
 
-    The heights of the blocks are in inches, without titles and labels.
+    The heights of the blocks are in inches, and do not include titles and labels.
     """
     below = 0.0 if note is None else 0.25
     tall = [height + TITLE + (below if i == len(heights) - 1 else 0.0) for i, height in enumerate(heights)]
@@ -157,7 +157,7 @@ def _point_strips(
 
 
 def _signal_strips(states: Mapping[str, Floats], columns: Sequence[str], note: str | None) -> Figure:
-    """Draw the first channels of the signals one below another, with the same axes in all panels."""
+    """Draw the first channel of each signal, one signal below another, with the same axes in all panels of a block."""
     figure, rows = _panels(states, columns, 1.5, note)
     step = 1.1 * max(float(np.ptp(x[:, :, 0], axis=2).max()) for x in states.values()) + 1e-9
     for title, x in states.items():

@@ -1,18 +1,18 @@
 """A comparison of the answers of a conditional model with the truth.
 
-A question is the condition of a row of the data, such as its class, a vector, a low-resolution picture, or its
-non-empty cells. The row itself is the truth, and the answers are samples that the model draws under this condition. For
-each question, K answers are compared with the truth by the metrics of :mod:`scoresde.metrics.answers`. The values
-expected for exact answers follow from equation 1 of that module. If a mask marks the missing values, only the missing
-values are compared.
+A question is a condition taken from one row of the data, such as the row's class, a vector, a low-resolution version of
+the row, or its non-empty cells. The row itself is the truth, and the answers are samples that the model draws under
+this condition. For each question, the metrics of :mod:`scoresde.metrics.answers` compare K answers with the truth.
+Exact answers are draws from the true conditional distribution, and the values to expect for them follow from equation 1
+of that module. If a mask marks values as missing, only these values are compared.
 
 Errors of pictures are measured relative to the range of the data. Columns of a table, channels of a signal and picture
-channels with different units are divided by their standard deviations, so that a PSNR of 0 dB means an error as large
-as the standard deviation.
+channels with different units are divided by their standard deviations, so that a PSNR of 0 dB means a root-mean-square
+error as large as the standard deviation.
 
-The PSNR of the answers is reported next to that of *training rows*, which are drawn at random for each question and so
-serve as answers that ignore the question. Since they are drawn from the distribution of all rows, they pass every test
-of calibration, although they are useless as answers.
+The PSNR and the structural similarity of the answers are reported next to those of *training rows*. These rows are
+drawn at random for each question, and serve as answers that ignore the question. Because they are drawn from the
+distribution of all rows, they pass every test of calibration, although they are useless as answers.
 """
 
 from __future__ import annotations
@@ -79,12 +79,12 @@ class Answers:
         x: The answers, ``(N, K, *event)`` in data units.
         info: Description of the data.
         codec: The map from data units to model units. Its scales are used to compare values with different units.
-        seen: The measurements of the true samples, on which the answers are conditioned, or ``None`` if there are none.
+        seen: The measurements on which the answers are conditioned, or ``None`` if there are no measurements.
         rows: For each question, the index of its row in the split, int64 ``(N,)``.
         split: The split that the rows belong to.
         failed: Number of questions that were left out because at least one of their answers failed.
-        solution: The result of the solver for all answers, including those to the questions that were left out, or
-            ``None``.
+        solution: The solver's result for all answers, including the answers to the questions that were left out, or
+            ``None`` if this result is not available.
     """
 
     truth: Tensor
@@ -104,7 +104,7 @@ class Answers:
 
     @property
     def scale(self) -> Tensor | None:
-        """The scales by which values are divided before comparison, or ``None`` if all values share one range."""
+        """The scales by which values are divided for a comparison, or ``None`` if all values share one range."""
         affine = self.codec.continuous
         own = self.info.kind in ("vector", "signal")
         return affine.scale if isinstance(affine, Affine) and (own or affine.scale.numel() > 1) else None
@@ -138,7 +138,8 @@ class Column:
     Attributes:
         name: The name of the column.
         ranks: The ranks of the true values among the answers.
-        coverage: The fraction of true values inside the central interval of the answers, keyed by the interval's level.
+        coverage: For each level, the fraction of true values that lie in the central interval of the answers at this
+            level.
     """
 
     name: str
@@ -148,27 +149,29 @@ class Column:
 
 @dataclass(frozen=True, eq=False)
 class Judgement:
-    """The quality of the answers to a set of questions. Values that were not computed are ``None``.
+    """The quality of the answers to a set of questions. Attributes that were not computed are ``None`` or empty.
 
     Attributes:
         questions: Number of questions.
         each: Number of answers to each question, K.
         hidden: Whether only values hidden by a mask are compared.
         unit: A description of the unit in which values are compared.
-        psnr_one, psnr_mean: The PSNR of a single answer, and that of the mean of all answers to a question. The mean
-            is not rounded to levels.
-        gap: ``psnr_mean - psnr_one``. The expected value for exact answers is :attr:`exact_gap`.
+        psnr_one, psnr_mean: The PSNR of a single answer, and the PSNR of the mean of all answers to a question. The
+            mean is not rounded to levels.
+        gap: The difference ``psnr_mean - psnr_one``. The expected value for exact answers is :attr:`exact_gap`.
         ssim_one, ssim_mean: The structural similarity between the truth and a single answer, and between the truth and
             the mean of all answers to a question.
         seen: The share of answers that agree with the given measurements.
         largest: The largest difference between the measurements of an answer and the given measurements.
-        ranks: The ranks of the true values among the answers, over all values that are compared.
-        coverage: The fraction of true values inside the central interval of the answers, keyed by the interval's level.
+        ranks: The ranks of all compared true values among the answers.
+        coverage: For each level, the fraction of true values that lie in the central interval of the answers at this
+            level.
         columns: The calibration of each column of a table.
-        spread: The standard deviation of the answers relative to the error of their mean. It is 1 for exact answers.
-        ignorant: The PSNR and the structural similarity of training rows, which ignore the question, keyed by the names
-            of the corresponding fields, such as ``psnr_one``.
-        skipped: The metrics that could not be computed, each with the reason.
+        spread: The ratio of the spread of the answers to the error of their mean. Apart from sampling errors, the ratio
+            is 1 for exact answers.
+        ignorant: The PSNR and the structural similarity of training rows that serve as answers. The keys are the names
+            of the corresponding attributes, such as ``psnr_one``.
+        skipped: The reasons why metrics could not be computed, keyed by metric.
     """
 
     questions: int
@@ -244,7 +247,7 @@ def ask(
     """Condition a run on rows of a data set, and draw several answers for each row.
 
     Args:
-        run: A conditional run, to which the guidance and the probability path to use are already bound.
+        run: A conditional run, with the guidance and the path to use already set.
         data: The data set.
         rows: Indices of the rows to use as questions, int64 ``(N,)``, as returned by :func:`questions`.
         split: The split that the rows belong to.
@@ -256,8 +259,9 @@ def ask(
         watch: Called after each step of each batch.
 
     Raises:
-        UsageError: If the run was trained without a condition, or the data lack part of the run's condition.
-        NumericalError: If no question is left, because each has at least one answer that failed.
+        UsageError: If ``rows`` is empty, the run was trained without a condition, or the data do not contain every part
+            of the run's condition.
+        NumericalError: If every question has at least one answer that failed.
     """
     if not len(rows):
         raise UsageError("there are no questions; choose at least one row")
@@ -335,7 +339,8 @@ def judge(
     Args:
         answers: The answers and the truth.
         metrics: Names in :data:`scoresde.core.tables.ANSWERS`, or ``None`` for all metrics that can be computed.
-        training: Training rows ``(T, *event)`` to judge as answers that ignore the question, or ``None``.
+        training: Training rows ``(T, *event)`` that serve as answers that ignore the question, or ``None`` to leave
+            out this comparison.
         seed: Seed for breaking ties between ranks, and for choosing training rows.
 
     Raises:
@@ -384,7 +389,10 @@ def judge(
 
 
 def _ignorant(training: Tensor, count: int, each: int, seed: int) -> Tensor | None:
-    """Draw ``each`` distinct training rows for each of ``count`` questions, or return ``None`` if there are too few."""
+    """Draw ``each`` distinct training rows for each of ``count`` questions.
+
+    If there are too few training rows, return ``None``.
+    """
     if len(training) < max(2, each):
         return None
     order = torch.randperm(len(training), generator=torch.Generator().manual_seed(seed))
@@ -413,7 +421,7 @@ def _coverage(truth: Tensor, x: Tensor, hidden: Tensor | None) -> dict[float, Me
 
 
 def _column(info: DataInfo, truth: Tensor, x: Tensor, hidden: Tensor | None, seed: int, i: int) -> Column:
-    """Judge the calibration of column ``i`` of a table."""
+    """Compute the calibration of column ``i`` of a table."""
     part = (truth[:, i : i + 1], x[:, :, i : i + 1], None if hidden is None else hidden[:, i : i + 1])
     count = len(truth) if hidden is None else int(hidden[:, i].sum())
     counted = ranks(*part, bins_of(x.shape[1], count), seed + i + 1)
@@ -510,8 +518,8 @@ def _plain_coverage(found: Mapping[float, Measurement]) -> dict[str, Any]:
 def write_calibration(folder: Path, found: Judgement, facts: Mapping[str, Any]) -> list[Path]:
     """Write ``evaluation.json`` and, if there are ranks, ``calibration.png``.
 
-    The picture shows the ranks and the coverage: separately for each column of a table with two to six columns, and
-    for all values together otherwise. If the picture cannot be drawn, a warning is issued.
+    The picture shows the ranks and the coverage. If the data are a table with two to six columns, each column is shown
+    separately. Otherwise, all values are shown together. If the picture cannot be drawn, a warning is issued.
 
     Args:
         folder: Folder to write to.

@@ -1,4 +1,4 @@
-"""A comparison of solvers at several budgets of model evaluations, all starting from the same prior samples.
+"""A comparison of solvers at several budgets of model evaluations. All solvers start from the same prior samples.
 
 Two distances are measured, both in model units. The first is the distance between a solver's result x and the
 *converged* solution x*,
@@ -6,16 +6,17 @@ Two distances are measured, both in model units. The first is the distance betwe
     rms = sqrt( mean of (x - x*)^2 over samples and dimensions ).
 
 The converged solution is the solution of the probability flow from the same prior samples with a tolerance of 1e-6
-(1e-8 in float64). Both x and x* are taken before the final noise-free step. Stochastic solvers do not approximate x*,
-so this distance is not computed for them.
+(1e-8 in float64). Both x and x* are taken before the final noise-free step of :func:`scoresde.sample`. Stochastic
+solvers do not approximate x*, so this distance is not computed for them.
 
 The second distance depends on both the solver and the model. It is the sliced 2-Wasserstein distance
-(:mod:`scoresde.metrics`) between the samples, after the noise-free step, and held-out data, which are dequantised if
-they are stored as levels. With few samples, this distance is biased upwards and does not fall to 0. The *floor* is the
-lowest value to expect. It is the distance between an equal number of training samples and the same held-out data. The
-distance for a deterministic solver tends to that for the converged solution as the solver's steps shrink.
+(:mod:`scoresde.metrics`) between the samples and held-out data. The samples are taken after the noise-free step, and
+held-out data that are stored as levels are dequantised. With few samples, this distance is biased upwards and does not
+fall to 0. The *floor* is the lowest value to expect. It is the distance between an equal number of training samples and
+the same held-out data. As the steps of a deterministic solver shrink, its distance tends to the distance for the
+converged solution.
 
-A solver with a fixed grid takes as many steps as the number of evaluations allows. An adaptive solver is run at several
+A solver with a fixed grid takes as many steps as the budget of evaluations allows. An adaptive solver is run at several
 tolerances, and the number of evaluations that it used is reported. Any other solver is run once with its own settings.
 The reported evaluations and seconds do not include the noise-free step.
 """
@@ -54,9 +55,10 @@ DRAWS = 8  # number of sets of training samples over which the floor is averaged
 
 @dataclass(frozen=True)
 class Case:
-    """A solver with its budget, which is a number of evaluations (``asked``) or a tolerance.
+    """A solver and its budget, which is a number of evaluations (``asked``) or a ``tolerance``.
 
-    ``solver`` is ``None`` if the budget is too small for a single step.
+    For a solver that is run with its own settings, ``asked`` and ``tolerance`` are ``None``. If the budget is too small
+    for a single step, ``solver`` is ``None``.
     """
 
     name: str
@@ -74,7 +76,7 @@ class BenchRow:
         asked: Number of evaluations in the solver's budget.
         tolerance: Value of ``rtol`` and ``atol`` for a solver whose budget is a tolerance.
         nfe: Number of evaluations that the solver used, averaged over the samples.
-        rms: Root-mean-square distance between the samples that succeeded and the converged solution.
+        rms: Root-mean-square distance per dimension between the samples that succeeded and the converged solution.
         sliced_w2: Sliced W2 distance between the samples and held-out data.
         seconds: Time that the solver took for all samples, in seconds.
         failed: Number of samples that failed.
@@ -103,10 +105,10 @@ class BenchRow:
 
 @dataclass(frozen=True)
 class Floor:
-    """The sliced W2 distance between training data and held-out data, over several draws of training data.
+    """The sliced W2 distance between training rows and held-out rows, for several random draws of training rows.
 
     Attributes:
-        mean, least, most: Mean, smallest and largest distance.
+        mean, least, most: Mean, smallest and largest distance over the draws.
         samples, held_out: Number of training rows in each draw, and number of held-out rows.
     """
 
@@ -123,7 +125,7 @@ class Bench:
 
     Attributes:
         rows: One row for each solver and budget.
-        converged: The row of the converged solution.
+        converged: The row for the converged solution.
         floor: The floor of the sliced W2 distance, or ``None`` if no data were given.
     """
 
@@ -193,12 +195,12 @@ def bench(
     Args:
         run: A trained run, conditioned or not. A run conditioned on one class is compared with data of that class.
         solvers: Solvers, keyed by the name shown in the results.
-        nfe: Numbers of evaluations for the solvers with a fixed grid.
+        nfe: Budgets for the solvers with a fixed grid, as numbers of evaluations.
         n: Number of samples.
         seed: Seed for the prior samples, for the solvers' noise and for choosing rows of the data.
-        data: The data that the run was trained on. Without them, the sliced W2 distance is not measured.
+        data: The data that the run was trained on, or ``None`` to leave out the sliced W2 distance.
         batch: Maximum number of samples per batch.
-        on_row: Called with each row, starting with that of the converged solution.
+        on_row: Called with each row of the results, starting with the row for the converged solution.
 
     Raises:
         UsageError: If an option is invalid, or no solver can run.
@@ -271,14 +273,17 @@ def _at(solver: Solver, tolerance: float) -> Solver:
 
 
 def _rms(solution: Solution, converged: Solution) -> float | None:
-    """Return the root-mean-square distance per dimension over the rows that succeeded in both solutions, if any."""
+    """Return the root-mean-square distance per dimension between two solutions.
+
+    Rows that failed in either solution are left out. The result is ``None`` if no rows remain.
+    """
     ok = solution.ok & converged.ok
     gap = (solution.x[ok].double() - converged.x[ok].double()).square()
     return float(gap.mean().sqrt()) if bool(ok.any()) else None
 
 
 def _denoised(model: Denoiser, x: Tensor, batch: int) -> Tensor:
-    """Return the model's estimates ``x0_hat``, in the shape of ``x``, at the time at which sampling ends."""
+    """Return the model's estimates ``x0_hat`` for the states ``x`` at the time at which sampling ends."""
     t, rows = model.domain.interval("sample")[0], torch.split(torch.arange(len(x), device=x.device), batch)
     with torch.no_grad():
         return torch.cat([model.rows(index)(x[index], t).x0 for index in rows])
@@ -334,7 +339,7 @@ def _fixed(value: float | None, digits: int) -> str:
 
 
 def bench_table(found: Bench) -> str:
-    """Format the results as text, with one table of solvers and budgets for each quantity."""
+    """Format the results as text: for each quantity, a table with a row per solver and a column per budget."""
     by_solver: dict[str, list[BenchRow]] = {}
     for row in found.rows:
         by_solver.setdefault(row.solver, []).append(row)
@@ -378,7 +383,7 @@ def bench_table(found: Bench) -> str:
 def write_bench(folder: Path, found: Bench, made: Mapping[str, Any]) -> list[Path]:
     """Write ``bench.csv`` (the rows), ``bench.json`` (the settings), and the figure ``work-precision.png``.
 
-    The figure is written last, if there are distances to show. If the figure cannot be drawn, a warning is issued.
+    The figure is written last, and only if there are distances to show. If it cannot be drawn, a warning is issued.
 
     Returns:
         The paths of the files, starting with the figure if there is one.

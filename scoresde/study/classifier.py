@@ -1,10 +1,10 @@
 """A small classifier that is trained on the labels of a data set and provides features for comparing samples.
 
-The classifier can also be used to check the classes of samples. It is trained with cross-entropy on the training split
-in model units. A small amount of Gaussian noise is added to every sample, so that the features do not depend on
-individual pixels. The seed determines all random draws. The features are the values of the last hidden layer, scaled to
-a mean square of 1 on the training split. The accuracy is measured on the held-out split, and its standard error is
-binomial.
+The classifier can also be used to check the classes of samples. It is trained with the cross-entropy loss on the
+training split in model units. During training, a small amount of Gaussian noise is added to every sample, so that the
+features do not depend on individual pixels. The seed determines all random draws. The features are the values of the
+last hidden layer, scaled to a mean square of 1 on the training split. The accuracy is measured on the held-out split,
+and its standard error is binomial.
 
 The weights are stored in ``classifier.safetensors``, and everything else in ``classifier.json``. Loading these files
 does not execute code.
@@ -85,7 +85,8 @@ class TrainedClassifier:
         info: Description of the training data.
         codec: The map from data units to the units of the network.
         config: The training settings.
-        accuracy: Fraction of the held-out samples that are classified correctly, or NaN if they have no labels.
+        accuracy: Fraction of the held-out samples that are classified correctly, or NaN if these samples have no
+            labels.
         held_out: Number of held-out samples with labels.
     """
 
@@ -206,7 +207,8 @@ def load_classifier(folder: Path, device: torch.device | str = "cpu", *, edited:
         edited: Whether to accept ``classifier.json`` even if it was edited after it was written.
 
     Raises:
-        CheckpointError: If the folder does not contain a classifier, or the classifier was edited or is damaged.
+        CheckpointError: If the folder does not contain a classifier, if its files are damaged, or if
+            ``classifier.json`` was edited and ``edited`` is not set.
     """
     path = folder / FACTS
     if not os.path.lexists(path):
@@ -244,7 +246,7 @@ def load_classifier(folder: Path, device: torch.device | str = "cpu", *, edited:
 
 
 def weights_digest(tensors: Mapping[str, Any]) -> str:
-    """Compute the SHA-256 digest of the names, dtypes, shapes and bytes of the weights, sorted by name."""
+    """Compute the SHA-256 digest of the names, dtypes, shapes and bytes of the weights, in the order of their names."""
     found = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

@@ -54,8 +54,8 @@ def exact_score(info: DataInfo, codec: Codec, sde: SDE, train: Tensor) -> tuple[
         train: The training set in data units, ``(K, *event)``.
 
     Returns:
-        The model, a description of its score, and a note on how to interpret a comparison with this score. The note is
-        ``None`` if none is needed.
+        The model, a description of its score, and a note on how to interpret a comparison with this score, or ``None``
+        if no note is needed.
     """
     mixture = known_mixture(info, codec, sde)
     if mixture is not None:
@@ -75,9 +75,9 @@ def exact_score(info: DataInfo, codec: Codec, sde: SDE, train: Tensor) -> tuple[
 
 @dataclass(frozen=True)
 class Compass:
-    """The distance of a model's score from the exact score.
+    """The differences between a model's score and the exact score at L noise levels.
 
-    Each tensor of shape ``(L, 3)`` contains the 10 % quantile, the mean and the 90 % quantile over the samples.
+    The columns of a tensor of shape ``(L, 3)`` are the 10 % quantile, the mean and the 90 % quantile over the samples.
 
     Attributes:
         log_snr: Noise levels as log-SNR, float64 ``(L,)``, decreasing.
@@ -99,19 +99,20 @@ class Compass:
 
 @checked(n=COUNT, levels=Range(2, 10_000), seed=SEED)
 def measure(run: Run, data: Dataset, *, n: int = 256, levels: int = 25, seed: int = 0) -> Compass:
-    """Compare the learned score with the exact score at noisy held-out samples, for each noise level.
+    """Compare the learned score with the exact score at noisy held-out samples, for several noise levels.
 
     Args:
         run: The trained run. If the run is conditioned on one class, only the training data and held-out data of this
             class are used.
         data: The data that the run was trained on.
         n: Maximum number of held-out samples.
-        levels: Number of noise levels, evenly spaced in log-SNR over the model's time interval.
+        levels: Number of noise levels. The levels are evenly spaced in log-SNR over the model's time interval.
         seed: Seed for the noise.
 
     Raises:
         UsageError: If the model has no score.
-        DataError: If there are no training samples or no held-out samples of the class.
+        DataError: If the run is conditioned on one class, and the training data or the held-out data have no samples of
+            this class.
     """
     if not run.model.domain.has_score:
         raise UsageError(f"{run.folder} was trained on coupled (data, noise) pairs, so it has no score to compare")
@@ -150,7 +151,10 @@ def measure(run: Run, data: Dataset, *, n: int = 256, levels: int = 25, seed: in
 
 
 def _band(values: Tensor, middle: float | None = None) -> Tensor:
-    """Return a tensor ``(3,)``: the 10 % quantile, the mean (or ``middle``, if given) and the 90 % quantile."""
+    """Return the 10 % quantile, the mean (or ``middle``, if given) and the 90 % quantile of ``values``.
+
+    The shape of the result is ``(3,)``.
+    """
     low, high = torch.quantile(values, torch.tensor([0.1, 0.9], dtype=values.dtype)).tolist()
     return torch.tensor([low, float(values.mean()) if middle is None else middle, high], dtype=torch.float64)
 
@@ -166,9 +170,9 @@ class ScoreFields:
         t: Times, float64 ``(T,)``.
         x, y: Coordinates of the grid points along the two axes, each ``(G,)``.
         learned: The learned score, ``(T, 2, G, G)``, which is the gradient of the log density in the plot units.
-        exact: The score of the density from which the data are drawn, ``(T, 2, G, G)``, or ``None`` if this density is
-            unknown.
-        density: The density from which the data are drawn, ``(T, G, G)``, or ``None`` if it is unknown.
+        exact: The exact score of the noisy data, ``(T, 2, G, G)``, or ``None`` if the density of the data is unknown.
+        density: The exact density of the noisy data, ``(T, G, G)``, up to a constant factor at each time, or ``None``
+            if the density of the data is unknown.
         points: Noisy held-out data, ``(T, N, 2)``.
     """
 

@@ -1,12 +1,12 @@
-"""Sample quality, measured with several metrics on the same features and compared with the values for real data.
+"""Sample quality, measured by several metrics of the same features and compared with the values for real data.
 
 Samples are compared with *reference* data, which are either the held-out split or, as in published Fréchet distances,
 the training split. The metrics (:mod:`scoresde.metrics`) depend on the number of rows and on the features, so a value
-on its own means little. Each value is therefore shown next to the *floor*, which is the value of the same metric for an
-equal number of real rows from the other split against the same reference. If the value for the samples reaches the
-floor, the metric cannot distinguish the samples from real data. A value below the floor suggests that some samples are
-copies. If the other split has fewer rows than there are samples, the values of biased metrics for these rows are not a
-floor, and a note below the table points this out.
+on its own means little. Each value is therefore shown next to a *floor*. To compute the floor, an equal number of real
+rows from the other split is compared with the same reference by the same metric. If the value for the samples reaches
+the floor, the metric cannot distinguish the samples from real data. A value below the floor suggests that some samples
+are copies. If the other split has fewer rows than there are samples, its values are not a floor for biased metrics, and
+a note below the table of results says so.
 
 The check for copies examines individual samples instead. It flags a sample that is closer to a training row than
 held-out data would be. It uses pixels by default, because features are meant to ignore the details that distinguish two
@@ -90,9 +90,9 @@ class Evaluation:
         reference: The statistics with which the samples were compared, and the name, hash and resizing of the features.
         n: Number of samples.
         n_real: Number of real rows used for the floor.
-        copies_by: Name and hash of the features for the check for copies, or ``None``.
-        origins: For each sample, the origin of the nearest training row, which is the row's file or its position in the
-            source (:meth:`scoresde.data.Dataset.origin`). The tuple is empty if there was no check for copies.
+        copies_by: Name and hash of the features for the check for copies, or ``None`` if there are no such features.
+        origins: For each sample, the origin of the nearest training row: its file, or its position in the source (see
+            :meth:`scoresde.data.Dataset.origin`). The tuple is empty if there was no check for copies.
     """
 
     rows: tuple[MetricRow, ...]
@@ -105,15 +105,16 @@ class Evaluation:
 
     @property
     def features(self) -> int:
-        """Number of features of each row."""
+        """Number of features per row."""
         return len(self.reference.moments.mean)
 
 
 def metrics_by_name(names: Sequence[str]) -> dict[str, Metric]:
     """Look up metrics by name.
 
-    A name ``module:function`` refers to a function that takes the features of the samples, ``(N, d)``, and those of the
-    reference, ``(M, d)``. It returns a number or a :class:`~scoresde.metrics.Measurement`.
+    A name ``module:function`` refers to a user-defined function. Its arguments are the features of the samples,
+    ``(N, d)``, and the features of the reference, ``(M, d)``. It must return a number or a
+    :class:`~scoresde.metrics.Measurement`.
 
     Raises:
         UsageError: If a name is unknown.
@@ -136,24 +137,25 @@ def evaluate(
     check: bool = True,
     on_metric: Callable[[MetricRow], None] | None = None,
 ) -> Evaluation:
-    """Compare samples with data by metrics of their features, and check the samples for copies of training rows.
+    """Compute metrics that compare features of samples and data, and check the samples for copies of training rows.
 
     Args:
         x: Samples in data units, ``(N, *event)``.
         data: The data that the model was trained on, including the held-out split.
         extractor: The feature extractor for the metrics.
         metrics: Metrics, keyed by name (see :func:`metrics_by_name`).
-        against: The split to compare with, ``"test"`` or ``"train"``. The floor comes from the other split.
-        reference: Statistics to compare with instead of those of the split ``against``.
+        against: The split to compare with, ``"test"`` or ``"train"``. The floor is computed from the other split.
+        reference: Statistics to compare with instead of the statistics of the split ``against``.
         copies: The feature extractor for the check for copies, or ``None`` for no check. If there are too few held-out
             rows, the check is skipped with a warning.
         limit: Maximum number of reference rows, drawn at random, or 0 for all rows.
         seed: Seed for choosing the rows.
-        check: Whether to reject samples that seem to be in different units (:mod:`scoresde.run.plausible`).
+        check: Whether to reject samples whose units seem to differ from those of the data
+            (:mod:`scoresde.run.plausible`).
         on_metric: Called with each row of the result.
 
     Raises:
-        DataError: If the samples seem to be in different units.
+        DataError: If ``check`` is set and the units of the samples seem to differ from those of the data.
         UsageError: If an option is invalid, or the reference was computed with other features.
     """
     splits = {"test": data.test, "train": data.train}
@@ -224,7 +226,7 @@ def compare(
         x: Features of the samples, ``(N, d)``.
         reference: The statistics to compare with.
         metrics: Metrics, keyed by name.
-        real: Features of real rows for the floor, ``(R, d)``.
+        real: Features of real rows for the floor, ``(R, d)``, or ``None`` for no floor.
         on_metric: Called with each row.
 
     Raises:
@@ -295,7 +297,7 @@ def _choose(x: Tensor, limit: int, seed: int) -> Tensor:
 
 
 def evaluation_table(found: Evaluation) -> str:
-    """Format the results as text."""
+    """Format the results of an evaluation as text."""
     reference, copies = found.reference, found.copies
     head = ("", "samples", "real data")
     lines = [head] if found.rows else []
@@ -331,7 +333,7 @@ def evaluation_table(found: Evaluation) -> str:
 
 
 def _without_bias(measured: Measurement) -> Measurement:
-    """Return the value extrapolated to infinite data, with the standard error of the original value.
+    """Return the value extrapolated to an infinite number of rows, with the standard error of the original value.
 
     The jackknife's pseudo-values are B theta - (B - 1) theta_b, where theta is the original value, and theta_b is the
     value without block b of the B blocks. The extrapolated value is the mean of the pseudo-values, and the standard
@@ -364,7 +366,7 @@ def _nearest(origin: int | Path) -> dict[str, Any]:
 def write_evaluation(
     folder: Path, found: Evaluation, made: Mapping[str, Any], pictures: tuple[DataInfo, Tensor, Tensor] | None = None
 ) -> list[Path]:
-    """Write ``evaluation.json``. If ``pictures`` is given and there was a check for copies, draw ``neighbours.png``.
+    """Write ``evaluation.json`` and, if ``pictures`` is given and there was a check for copies, ``neighbours.png``.
 
     The picture shows the most suspicious samples with their nearest training rows. If the picture cannot be drawn, a
     warning is issued.
@@ -399,7 +401,7 @@ def write_evaluation(
 
 
 def described(found: Evaluation) -> dict[str, Any]:
-    """Return the results as JSON-serialisable values, with ``None`` for numbers that are not finite."""
+    """Return the results of an evaluation as JSON-serialisable values, with ``None`` for non-finite numbers."""
     reference, copies = found.reference, found.copies
     facts: dict[str, Any] = {
         "metrics": {
@@ -434,11 +436,10 @@ def described(found: Evaluation) -> dict[str, Any]:
 
 
 def resolved_options(solver: Solver, model: Denoiser) -> dict[str, Any]:
-    """Return the options of a solver with the values that the solver chooses for automatic settings.
+    """Return the options of a solver, with automatic settings replaced by the values that the solver chooses.
 
-    Automatic settings are ``auto`` or ``None``. They are resolved for the grid; for the order, correction and tapering
-    of a multistep solver; and for the method and absolute tolerance of the probability flow. Other options are
-    unchanged.
+    An automatic setting is ``auto`` or ``None``. It is replaced if it is the grid, the order, correction or tapering of
+    a multistep solver, or the method or absolute tolerance of the probability flow. Other options are unchanged.
     """
     found = options_of(solver)
     if found.get("grid") == "auto":

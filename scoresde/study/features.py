@@ -1,6 +1,6 @@
-"""Features for comparing samples.
+"""Feature extractors for comparing samples with data.
 
-An extractor maps each event in data units to a feature vector.
+An extractor maps each event (one sample, or one row of the data) in data units to a feature vector.
 
 ===================  ============================================================================
 name                 features
@@ -12,9 +12,10 @@ name                 features
 ===================  ============================================================================
 
 Distances between samples and data depend on the features. Every extractor therefore has a *hash* of its weights, its
-options and the map from data units to model units. For a function, the hash covers the source file that defines it, but
-not any weights that it reads. An extractor also records how it *resizes* its input. A :class:`Reference` contains the
-statistics of real data together with the hash and the resizing, and rejects features from any other extractor.
+options and the map from data units to model units. For a function, the hash covers the source file that defines the
+function, but not any weights that the function reads. An extractor also records how it *resizes* its input. A
+:class:`Reference` contains the statistics of real data together with the hash and the resizing, and rejects features
+from any other extractor.
 
 References:
     Heusel et al. (2017), arXiv:1706.08500: the Inception features.
@@ -114,7 +115,7 @@ def classifier_features(classifier: TrainedClassifier, info: DataInfo) -> Extrac
     """Build an extractor whose features, ``(B, width)``, are the last hidden layer of a trained classifier.
 
     Raises:
-        UsageError: If the classifier was trained on data of another shape.
+        UsageError: If the classifier was trained on data of a different shape.
     """
     if classifier.info.shape != info.shape:
         raise UsageError(
@@ -201,9 +202,10 @@ def inception(info: DataInfo, weights: Path | None = None, device: torch.device 
 
 
 def read_features(path: Path) -> dict[str, Tensor]:
-    """Read features from an ``.npz`` file.
+    """Read features from an ``.npz`` file, and return them keyed by array name.
 
-    The file has the arrays ``samples`` and ``reference``, and optionally ``train``, each of shape ``(N, d)``.
+    The file must contain the arrays ``samples`` and ``reference``, and may contain ``train``. Each array has shape
+    ``(N, d)``, where d is the same for all arrays.
 
     Raises:
         DataError: If the file cannot be read, a required array is missing, or an array has the wrong shape.
@@ -244,7 +246,7 @@ def extractor_by_name(
             there are enough samples per class and the classifier is better than chance, and ``pixels`` otherwise.
         data: The data to compare with.
         folder: The folder of the classifier. If the folder does not contain a classifier, one is trained and saved
-            there.
+            there. If ``folder`` is ``None``, a classifier is trained but not saved.
         device: Device to compute on.
         told: Called with each message about the training of a classifier.
         edited: Whether to accept a classifier even if its file ``classifier.json`` was edited.
@@ -317,7 +319,7 @@ class Reference:
 
     @classmethod
     def load(cls, path: Path) -> Reference:
-        """Read a file written by :meth:`save`.
+        """Load reference statistics from a file written by :meth:`save`.
 
         Raises:
             CheckpointError: If the file does not contain reference statistics.
@@ -338,7 +340,7 @@ class Reference:
             ) from None
 
     def check(self, extractor: Extractor) -> None:
-        """Reject an extractor that differs from the one used for the statistics.
+        """Reject an extractor that differs from the extractor with which the statistics were computed.
 
         Raises:
             UsageError: If the hash or the resizing differs.
@@ -355,7 +357,7 @@ class Reference:
 
 
 def _units(codec: Codec) -> Any:
-    """Return those parts of a codec's description on which features depend.
+    """Return the parts of a codec's description that affect features.
 
     For a codec with a single such part, only the options of this part are returned, so that old hashes stay valid.
     """

@@ -1,4 +1,4 @@
-"""The numbers behind the pictures of ``scoresde plot``, computed from models, data and SDEs.
+"""The values shown in the pictures of ``scoresde plot``, computed from models, data and SDEs.
 
 States are divided by their typical size at time t and drawn in data units,
 
@@ -68,21 +68,21 @@ def even_times(sde: SDE, count: int, start: float, end: float) -> Tensor:
 
 
 def column_labels(t: Tensor) -> list[str]:
-    """Return a label such as ``t = 0.25`` for each of the times ``t``, shape ``(T,)``."""
+    """Return a label such as ``t = 0.25`` for each time in the tensor ``t``."""
     return [f"t = {s:.2f}" if s >= 0.01 else f"t = {s:.1g}" for s in t.tolist()]
 
 
 def size_note(sde: SDE, t: Tensor) -> str:
     """Return a sentence about the scaling in equation 1, for the caption of a picture.
 
-    The sentence is empty if the scaling has no effect at the times ``t``, shape ``(T,)``.
+    The result is an empty string if the scaling has no effect at any time in the tensor ``t``.
     """
     same = bool(((torch.hypot(*sde.coefficients(t.double())) - 1).abs() < 0.01).all())
     return "" if same else r" States are divided by $(\alpha_t^2 + \sigma_t^2)^{1/2}$."
 
 
 def _finite(*states: Tensor) -> None:
-    """Raise an error if any of the states ``(T, n, *event)`` is not finite and therefore cannot be drawn."""
+    """Raise an error if any of the states ``(T, n, *event)`` contains a non-finite value, which cannot be drawn."""
     bad = max(int((~torch.isfinite(x)).transpose(0, 1).flatten(1).any(1).sum()) for x in states)
     if bad:
         raise NumericalError(
@@ -110,7 +110,7 @@ def schedule_of(name: str, sde: SDE, seed: int = 0) -> Schedule:
 
 @checked(count=COUNT, seed=SEED)
 def training_log_snr(sde: SDE, count: int, seed: int = 0) -> Tensor:
-    """Return the log-SNR, ``(count,)``, at random times drawn as in training with the default settings for ``sde``."""
+    """Return the log-SNR at ``count`` random times, drawn as in training with the default settings for ``sde``."""
     info = DataInfo("points", "points", "vector", (2,), -1.0, 1.0, None, (), 2, 1)
     config = TrainConfig(sde=sde).resolved(info)
     parametrization = build(config.predict, PARAMETRIZATIONS, "prediction", typed=True, **config.predict_options)
@@ -134,9 +134,9 @@ class Dissolved:
         jump: The states ``x_t = alpha x_0 + sigma eps``, with the same noise eps at all times, ``(T, N, *event)`` in
             model units.
         chain: The states ``x_t = A x_s + S z``, computed from one time s to the next time t with new noise z at each
-            step, ``(T, N, *event)`` in model units.
-        spread: Root mean square of ``(x_t - alpha x_0) / sigma`` over the N rows and all elements, ``(2, T)``. The
-            first row is for the jump, and the second for the chain. All values are 1 up to sampling error.
+            step, ``(T, N, *event)`` in model units. The coefficients A and S follow from the SDE.
+        spread: Root mean square of ``(x_t - alpha x_0) / sigma`` over the N samples and all their elements, ``(2, T)``.
+            Row 0 is for ``jump``, and row 1 is for ``chain``. Apart from sampling errors, all values are 1.
     """
 
     t: Tensor
@@ -152,7 +152,7 @@ def dissolve(sde: SDE, x0: Tensor, t: Sequence[float] | Tensor, noise: Noise) ->
         sde: The SDE.
         x0: Data in model units, ``(N, *event)``.
         t: Increasing times, ``(T,)``.
-        noise: The random numbers for the N rows.
+        noise: The random numbers for the N samples.
     """
     times, shape = torch.as_tensor(t, dtype=torch.float64), tuple(x0.shape[1:])
     eps = noise.normal(shape, 0, "prior", x0.dtype)
@@ -173,12 +173,12 @@ def dissolve(sde: SDE, x0: Tensor, t: Sequence[float] | Tensor, noise: Noise) ->
 
 @dataclass(frozen=True)
 class Undone:
-    """Trajectories of samples from noise to data, with the model's estimates of the data along the way.
+    """Trajectories of samples from noise to data, with the model's estimates of the data at each time.
 
     Attributes:
         t: Decreasing times, float64 ``(T,)``.
         x: The states, ``(T, n, *event)``, in the plot units of equation 1.
-        x0: The estimates ``x0_hat(x_t, t)`` at these states, ``(T, n, *event)`` in data units.
+        x0: The model's estimates of the data, ``x0_hat(x_t, t)``, ``(T, n, *event)`` in data units.
         nfe: Number of model evaluations per sample, not including the evaluations for the estimates.
     """
 
@@ -206,9 +206,10 @@ def undo(run: Run, n: int, solver: Solver, count: int, *, seed: int = 0) -> Undo
 
 
 def frames_between(columns: int, frames: int) -> int:
-    """Return the smallest number of time points, at least ``frames``, that allows ``columns`` equally spaced columns.
+    """Return the smallest number of time points from which a picture with equally spaced columns can be made.
 
-    The first column is the first time point, and the last column is the last time point.
+    The number is at least ``frames``. The first of the ``columns`` columns shows the first time point, and the last
+    column shows the last time point.
 
     >>> frames_between(9, 40), frames_between(9, 2)
     (41, 9)
@@ -226,7 +227,7 @@ def write_reverse(run: Run, found: Undone, file: Path, columns: int, gif: bool =
         The paths of the files.
 
     Raises:
-        NumericalError: If a state is not finite.
+        NumericalError: If a state or an estimate of the data is not finite.
     """
     from ..plot import animate_pair, save_figure, save_gif, strips
 
@@ -254,10 +255,11 @@ def write_reverse(run: Run, found: Undone, file: Path, columns: int, gif: bool =
 
 
 def projection(run: Run, train: Tensor) -> tuple[Tensor, str]:
-    """Return the direction ``(D,)``, float64 in model units, onto which trajectories are projected, and its name.
+    """Choose the direction onto which trajectories are projected, and return this direction and its name.
 
-    If the data have at most three dimensions, this is the first coordinate axis. Otherwise, it is the direction in
-    which the training data ``train``, ``(M, *event)`` in data units, vary most.
+    The direction is a float64 unit vector ``(D,)`` in model units. If the data have at most three dimensions, it is the
+    first coordinate axis. Otherwise, it is the direction in which the training data ``train`` vary most. The shape of
+    ``train`` is ``(M, *event)``, in data units.
     """
     if run.info.dims <= 3:
         return torch.eye(run.info.dims, dtype=torch.float64)[0], "first coordinate"
@@ -283,7 +285,7 @@ class Paths:
 
 @checked(n=COUNT, seed=SEED, frames=FRAMES)
 def paths(run: Run, n: int, flow: Solver, noisy: Solver, axis: Tensor, *, seed: int = 0, frames: int = 240) -> Paths:
-    """Draw ``n`` samples with each of two solvers, and project their trajectories onto ``axis``, shape ``(D,)``."""
+    """Draw ``n`` samples with each of two solvers, and project their trajectories onto the direction ``axis``."""
     low, high = run.model.domain.interval("sample")
     times = make_grid("auto", run.model.domain.sde, frames - 1, high, low)
     alpha, sigma = run.model.domain.sde.coefficients(times)

@@ -6,9 +6,10 @@ detector of out-of-distribution data that uses only the likelihood p,
 
     auroc = P( p(this) < p(first) ) + P( p(this) = p(first) ) / 2,                                           (1)
 
-over all pairs that consist of one sample from each set. A value of 0.5 means that the likelihood does not distinguish
-the two sets, and a value of 1 means that it separates them completely. The likelihood alone is not a good detector.
-Images that are simpler than the training data often have a higher likelihood, and the AUROC is then below 0.5.
+where P(condition) is the fraction of pairs that satisfy the condition, among all pairs of one sample from each set. A
+value of 0.5 means that the likelihood does not distinguish the two sets, and a value of 1 means that it separates them
+completely. The likelihood alone is not a good detector. Images that are simpler than the training data often have a
+higher likelihood, and the AUROC is then below 0.5.
 
 Two runs are compared on the same n samples with the same noise. Most of the variation between the samples, and most of
 the error of the estimated likelihoods, is then common to both runs. This common part cancels in the difference d_i
@@ -18,7 +19,7 @@ between the two likelihoods of sample i. The reported values are
 
 The standard error of the difference is often far below the standard error of the mean likelihood under either run. It
 does not include the randomness of training, which can be measured only by training again with other seeds. The
-comparison is fair only if both runs were trained on the samples, or neither was.
+comparison is fair only if the samples were used to train both runs or neither run.
 
 References:
     Nalisnick et al. (2019), Do deep generative models know what they don't know?, arXiv:1810.09136.
@@ -78,10 +79,10 @@ class Chosen:
         label: Class of each sample, int64 ``(n,)``, or ``None`` if the samples are not conditioned on their classes.
         row: Position of each sample in its source (see :class:`~scoresde.Dataset`), int64 ``(n,)``, or ``None`` if the
             positions are unknown.
-        files: File of each sample, or an empty tuple if the samples do not have files of their own.
-        left: Number of rows of the data set that are not in the split, including rows with empty cells.
-        source: The data set, and the index of each sample in it, int64 ``(n,)``. Test rows are counted after the
-            training rows. The method :meth:`given` requires this attribute.
+        files: File of each sample, or an empty tuple if the samples are not stored in separate files.
+        left: Number of rows of the data set outside the split. Rows with empty cells count as outside.
+        source: The data set, and the index of each sample in the data set, int64 ``(n,)``. The indices of the test rows
+            follow those of the training rows. The method :meth:`given` requires this attribute.
     """
 
     name: str
@@ -155,10 +156,10 @@ class Chosen:
             seed: Seed for the random draws.
             strata: Number of model evaluations per sample for the variational bound, or 0 for no bound.
             batch, memory, check, watch: See :meth:`scoresde.Likelihood.__call__`.
-            keep: A folder in which each batch is saved as soon as it is finished. The bounds are saved in its subfolder
-                ``elbo``.
-            without: The same run without conditions, to compute likelihoods without conditions as well, or ``None``.
-                These additional likelihoods are not checked for convergence.
+            keep: A folder in which each batch is saved as soon as it is finished. The bounds are saved in the subfolder
+                ``elbo``, and the likelihoods without conditions in the subfolder ``without``.
+            without: The same run without conditions, if likelihoods without conditions are to be computed as well, or
+                ``None``. These additional likelihoods are not checked for convergence.
         """
         bound, begins = None, likelihood.t_min
         domain = run.model.domain
@@ -192,8 +193,8 @@ def choose(
 ) -> Chosen:
     """Choose the samples whose likelihoods are to be computed.
 
-    The samples chosen with a smaller ``limit`` are the first of those chosen with a larger ``limit``, and each sample
-    keeps its random draws.
+    The samples chosen with a smaller ``limit`` are the first of those chosen with a larger ``limit``. The random
+    numbers used for the likelihood of a sample therefore do not depend on ``limit``.
 
     Args:
         run: The run.
@@ -264,7 +265,8 @@ def check_comparable(run: Run, first: Run, *, by_class: bool = False) -> None:
         by_class: Whether each sample is conditioned on its class.
 
     Raises:
-        UsageError: If the data of the runs differ in shape, levels, columns or, with ``by_class``, classes.
+        UsageError: If the data of the runs differ in shape, levels or columns, or if ``by_class`` is set and the data
+            differ in their classes.
     """
     for name, of in (
         ("shape", lambda r: r.info.shape),
@@ -307,7 +309,7 @@ def trained_on(run: Run, x: Tensor) -> Tensor | None:
     """Find the samples that are identical to a training row of a run.
 
     Args:
-        run: A run whose training data can be read.
+        run: The run.
         x: Samples in data units, shape ``(n, *event)``.
 
     Returns:
@@ -374,7 +376,7 @@ class Scored:
         index: Indices of the samples in the split, int64, shape ``(n,)``.
         scores: Likelihoods under the probability flow.
         elbo: Variational bounds, or ``None`` if they were not requested.
-        bound_t_min: Lower limit of the time integral in the bound or, for a discrete chain, the chain's lowest node.
+        bound_t_min: Lower limit of the time integral in the bound. For a discrete chain, the chain's lowest node.
         run: Folder of the run that computed the likelihoods, or ``None`` if there is only one run.
         row, files: Position of each sample in its source, int64 ``(n,)``, and the file of each sample (see
             :class:`Chosen`).
@@ -397,7 +399,8 @@ class Scored:
     def gain(self) -> Measurement | None:
         """The mean of log p(x | c) - log p(x), in the unit of the scores, or ``None`` if log p(x) was not computed.
 
-        A positive value means that the conditions carry information about the samples.
+        Here, c is the condition of sample x. A positive value means that the conditions carry information about the
+        samples.
         """
         if self.plain is None:
             return None
@@ -406,7 +409,7 @@ class Scored:
 
     @property
     def bound(self) -> Tensor | None:
-        """The variational bound for each sample, ``(n,)``, in the unit of the scores, or ``None`` if there are none."""
+        """The bound for each sample, ``(n,)``, in the unit of the scores, or ``None`` if no bounds were requested."""
         if self.elbo is None:
             return None
         sign = 1 if self.scores.bits_per_dim is None else -1
@@ -480,11 +483,12 @@ class Scored:
         return facts
 
     def _elbo(self, elbo: Elbo) -> dict[str, Any]:
-        """Return the mean of the bound, its standard error and its terms, for the samples with a finite bound.
+        """Return the mean of the bound, its standard error, and the mean of each term of the bound.
 
-        The terms add up to the mean. The stored terms belong to a bound on ``-log p``. For a density in nats, the mean
-        is a bound on ``log p``, so the signs of the terms are reversed. The entry ``steps`` splits the diffusion term
-        into its strata, or into the steps of a chain, from data to noise.
+        The means are over the samples with a finite bound. The means of the terms add up to the mean of the bound. The
+        stored terms belong to a bound on ``-log p``. For a density in nats, the mean is a bound on ``log p``, so the
+        signs of the terms are reversed. The entry ``steps`` splits the diffusion term into its strata, or into the
+        steps of a chain, in order from data to noise.
         """
         bound = self.bound
         assert bound is not None
@@ -512,7 +516,7 @@ def how_told(summary: Mapping[str, Any]) -> str:
 
 
 def _solved(scored: Scored) -> Tensor:
-    """Return the likelihoods of the samples, float64 ``(n,)``, in the unit of the scores. Failed samples have NaN."""
+    """Return the likelihoods, float64 ``(n,)``, in the unit of the scores, with NaN for samples that failed."""
     scores = scored.scores
     return torch.where(scores.model.ok, scores.values.double(), torch.nan)
 
@@ -533,7 +537,7 @@ def write_scores(folder: Path, sets: Sequence[Scored], made: Mapping[str, Any], 
 
     Args:
         folder: Folder to write to.
-        sets: The samples of each data set, with their likelihoods under one or more models.
+        sets: The samples and their likelihoods, with one item for each pair of a data set and a run.
         made: The summaries and settings to write to ``likelihood.json``, as JSON-serialisable values.
         kinds: The kinds of files to write, from :data:`KINDS`. The JSON file is always written.
 
@@ -563,10 +567,10 @@ def write_scores(folder: Path, sets: Sequence[Scored], made: Mapping[str, Any], 
 
 
 def units(sets: Sequence[Scored]) -> dict[str, str]:
-    """Return the units of the table columns, keyed by column. Columns without a unit are omitted.
+    """Return the units of the columns in the tables of :func:`write_scores`, keyed by column.
 
-    These units do not apply to :meth:`Scored.summary`. Its entries with the same names are in bits/dim for data stored
-    as levels, and in nats otherwise.
+    Columns without a unit are omitted. These units do not apply to :meth:`Scored.summary`. The entries of the summary
+    with the same names are in bits/dim for data stored as levels, and in nats otherwise.
     """
     there = {
         "bits_per_dim": any(s.scores.bits_per_dim is not None for s in sets),
@@ -591,7 +595,10 @@ def _titles(sets: Sequence[Scored]) -> list[str]:
 
 
 def _columns(sets: Sequence[Scored]) -> dict[str, np.ndarray]:
-    """Return the columns of the table, keyed by name. Each column covers the samples of all sets, in order."""
+    """Return the columns of the table of likelihoods, keyed by name.
+
+    Each column contains the values for the samples of all sets, in order.
+    """
     found: dict[str, list[np.ndarray]] = {}
     for scored in sets:
         scores, model = scored.scores, scored.scores.model

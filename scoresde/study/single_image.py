@@ -1,12 +1,12 @@
 """A data set made from a single picture. Learning this data set is the simplest task for a generative model.
 
-The data distribution is a single point, so all exact results are known: x0_hat is the picture at every noise level, the
-probability flow leads straight to the picture from any noise, and all samples are identical. It is easy to see how well
-a network has learned the picture. At low noise, the picture is visible in the network's input. At high noise, the
-network must generate the picture from its weights alone.
+The data distribution is a single point, so all exact results are known: the ideal estimate x0_hat is the picture at
+every noise level, the probability flow leads straight to the picture from any noise, and all samples are identical. It
+is easy to see how well a network has learned the picture. At low noise, the picture is visible in the network's input.
+At high noise, the network must generate the picture from its weights alone.
 
 The picture is stored as an ordinary data set in an ordinary run folder. The data set contains many copies of the
-picture, so that each batch covers different noise levels.
+picture, so that each batch contains several copies with different noise levels.
 """
 
 from __future__ import annotations

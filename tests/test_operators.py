@@ -317,7 +317,7 @@ def test_bad_text(text: str, message: str) -> None:
         (JPEG(), (1, 8), "pictures with 1 or 3 channels"),
         (JPEG(), (2, 8, 8), "pictures with 1 or 3 channels"),
         (Blur(), (8,), "vectors"),
-        (Mask(torch.ones(1, 5, 5, dtype=torch.bool)), (1, 8, 8), "the mask has 5 x 5 pixels, but the samples have 8 x 8 pixels"),
+        (Mask(torch.ones(1, 5, 5, dtype=torch.bool)), (1, 8, 8), "5 x 5 pixels, but the samples have 8 x 8 pixels"),
     ],
 )  # fmt: skip
 def test_samples_that_an_operator_does_not_apply_to(operator: Operator, event: tuple[int, ...], message: str) -> None:

@@ -470,7 +470,7 @@ def test_everything_that_a_run_was_told_must_be_given(shell: Shell, of: Callable
     shell.refuses(
         f"sample {run} --given p.png",
         2,
-        "needs the fields label, image, but it lacks label",
+        "needs the fields label, image, but this one lacks label",
         "(on the command line: --label)",
     )
     shell.refuses(f"sample {run} --label 3", 2, "lacks image", "(on the command line: --given)")

@@ -332,7 +332,7 @@ def test_a_changed_digit_is_refused(shell: Shell, whole: Path, name: str) -> Non
         load("run")
     assert error.value.parameter == "edited"
     for line in ("info", "sample", "likelihood", "evaluate", "bench", "train --resume", "reflow", "plot reverse"):
-        shell.refuses(f"{line} run", 3, name, "run", "here: --edited")
+        shell.refuses(f"{line} run", 3, name, "run", "on the command line: --edited")
 
 
 def test_a_change_made_on_purpose(shell: Shell, moons: str) -> None:

@@ -163,7 +163,7 @@ def test_a_condition_must_have_every_part_of_cond() -> None:
     full = Condition(label=torch.tensor([1]), vector=torch.zeros(1, 2), tokens=torch.zeros(1, 1).long())
     assert run.given(full).sample(2, HEUN).x.shape == (2, 3)
     for name in ("label", "vector", "tokens"):
-        with pytest.raises(UsageError, match=rf"needs the fields label, vector, tokens, but it lacks {name}"):
+        with pytest.raises(UsageError, match=rf"needs the fields label, vector, tokens, but this one lacks {name}"):
             run.given(replace(full, **{name: None}))
     with pytest.raises(UsageError, match=r"not trained to use the field 'image'.*cond='image'"):
         run.given(replace(full, image=torch.zeros(1, 3)))

@@ -61,7 +61,10 @@ def test_a_preset_that_changes_changes_no_run(
     ("change", "words"),
     [
         (lambda s: {**s, "path": {"name": "ve", "options": {}}}, r"config\.json has sde 'vp', but .* has 've'"),
-        (lambda s: {**s, "codec": [{"name": "affine", "options": {"shift": 0.0, "scale": 9.0}}]}, "not match digest"),
+        (
+            lambda s: {**s, "codec": [{"name": "affine", "options": {"shift": 0.0, "scale": 9.0}}]},
+            "not match its digest",
+        ),
         (lambda s: {**s, "shift": 3.0}, r"disagree on shift \(1.0 and 3.0\)"),
         (lambda s: {**s, "classes": -7}, "classes must be an integer >= 0, got -7"),
         (lambda s: {**s, "classes": float("inf")}, "not a valid model specification: OverflowError"),

@@ -241,7 +241,10 @@ class Command(click.Command):
         return {flag: p for p in options for flag in (*p.opts, *p.secondary_opts)}
 
     def _chosen(self, ctx: click.Context, args: list[str]) -> dict[str, str]:
-        """Return the names of the objects to build, from ``args`` or by default, keyed by the selecting parameter."""
+        """Return the name of each object to build, keyed by the option that selects the object.
+
+        The name is the option's value in ``args`` or, if the option is not in ``args``, its default.
+        """
         known, deciding = self._known(ctx), {f.option for f in self.fields}
         found = {p.name: str(p.default) for p in known.values() if p.name in deciding and isinstance(p.default, str)}
         for word, following in zip(args, [*args[1:], ""], strict=False):

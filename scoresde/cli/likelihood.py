@@ -67,7 +67,7 @@ def _how(assignments: tuple[str, ...], **typed: Any) -> Likelihood:
     fields=(HOW,),
 )  # fmt: skip
 @option("--elbo", under="Likelihood", first=True, is_flag=True,
-        help="Also compute the variational bound of the SDE model.")  # fmt: skip
+        help="Also compute the variational bound on the likelihood under the reverse SDE.")  # fmt: skip
 @option("--strata", under="Likelihood", type=Whole(STEPS), default=64,
         help="Number of model evaluations per sample for the variational bound.")  # fmt: skip
 @option("--check/--no-check", under="Likelihood", default=True,

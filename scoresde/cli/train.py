@@ -200,11 +200,11 @@ def _refuse_new_settings(run: str) -> None:
 
 
 def _named_again(config: TrainConfig, run: str, folder: Path) -> tuple[TrainConfig, Any]:
-    """Return the configuration with the class names that the user repeated, and the network or ``None``.
+    """Return the configuration of a run to resume with the class names that the user typed, and the user's network.
 
-    The user must repeat the names of classes that are not built in, and cannot change these names. If the network was
-    passed as an object when the run was created, the run does not contain its name. In that case, the network that the
-    user named is built and returned. Otherwise, the second return value is ``None``.
+    To resume a run, the user must repeat the names of classes that are not built in, and cannot change these names. If
+    the network was passed as an object when the run was created, the run does not contain its name. In that case, the
+    network that the user named is built and returned. Otherwise, the second return value is ``None``.
     """
     from dataclasses import replace
 

@@ -114,7 +114,8 @@ class _Search:
     Args:
         folder: The folder.
         older: See :class:`~scoresde.data.Reading`.
-        alone: Whether images in a folder ``given`` may be conditions of the other images instead of samples.
+        alone: Whether images in a subfolder named ``given`` may be conditions of the other images, rather than samples
+            themselves.
     """
 
     def __init__(self, folder: Path, older: bool, alone: bool = True) -> None:

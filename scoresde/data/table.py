@@ -199,7 +199,7 @@ class Sheet:
     commas: bool = False
 
     def column(self, place: int) -> list[str]:
-        """Return the cells of column ``place``, counted from 0, without surrounding spaces and with decimal points."""
+        """Return the stripped cells of column ``place`` (counted from 0), with points in place of decimal commas."""
         cells = [row[place].strip() for row in self.rows]
         return [cell.replace(",", ".") if self.commas and COMMA.fullmatch(cell) else cell for cell in cells]
 

@@ -57,8 +57,8 @@ def rows_within(budget: int, model: Denoiser, x: Tensor, passes: int = 0, backwa
         budget: Memory budget in bytes.
         model: The denoiser.
         x: Data in model units, shape ``(B, *event)``.
-        passes: Number of backward passes per evaluation if the result is to be differentiated (K, or D for an exact
-            divergence), and 0 otherwise. If the result is to be differentiated, equation 2 is also used for finite
+        passes: If the result is to be differentiated, the number of backward passes per evaluation (K, or D for an
+            exact divergence), otherwise 0. Unless it is 0, the memory is estimated by equation 2, even for finite
             differences.
         backward: Whether the computation includes any backward passes.
 

@@ -353,7 +353,10 @@ class Likelihood(Checked):
         return replace(self, rtol=factor * self.rtol, atol=factor * self.atol), resolved
 
     def _warn(self, change: Tensor, dims: int, other: Likelihood) -> None:
-        """Warn if the change of any row is too large. The change is NaN for rows that were not checked."""
+        """Warn if the log-likelihood of any row differs too much between the two solutions.
+
+        The tensor ``change`` contains the absolute differences in nats, and NaN for rows that were not checked.
+        """
         checked = change[~change.isnan()]
         bits = checked / (dims * math.log(2))
         if not len(checked) or float(bits.max()) <= ALLOWED:

@@ -227,9 +227,9 @@ def _legal(parametrization: Parametrization, sde: SDE) -> tuple[float, float]:
         name = type(parametrization).__name__
         raise UsageError(
             f"at the last noise level of {type(sde).__name__}, no signal is left (alpha = 0), so a network that "
-            f"predicts {name} does not determine the data there; without that level, sampling would not start from the "
-            "distribution at the end of the chain (Lin et al. 2024, arXiv:2305.08891). Predict v, x0, velocity or edm, "
-            "or use a last beta below 1",
+            f"predicts {name} does not determine the data there. This level cannot be left out, because sampling must "
+            "start from the distribution at the end of the chain (Lin et al. 2024, arXiv:2305.08891). Predict v, x0, "
+            "velocity or edm, or use a last beta below 1",
             parameter="predict",
             value="v",
         )

@@ -176,8 +176,8 @@ class EDM(Parametrization):
     """Prediction of the EDM residual on any path (Karras et al. 2022, arXiv:2206.00364, eq. 7 and tab. 1).
 
     The denoised data are ``x0_hat = c_skip x + c_out F``, and the network's input is ``c_in x``. For data with standard
-    deviation s = ``data_std`` per element, the coefficients give the target unit variance and amplify the network's
-    error as little as possible:
+    deviation s = ``data_std`` per element, the coefficients are chosen so that the target of F has unit variance and
+    the network's error is amplified as little as possible:
 
         c_skip = alpha s^2 / n,   c_out = sigma s / sqrt(n),   c_in = 1 / sqrt(n),   n = alpha^2 s^2 + sigma^2.
     """

@@ -250,8 +250,8 @@ def _columns(method: str, ndim: int, dtype: torch.dtype, device: torch.device) -
 class _Attempt:
     """The part of a round that runs on the device: one attempted step for each active row.
 
-    The sums  s_i = sum_j a_ij k_j  of all stages, followed by the sums for the error estimates, are accumulated
-    together. One element-wise operation adds a slope to all sums that use it, so the slope need not be kept.
+    One tensor contains the sums  s_i = sum_j a_ij k_j  of all stages and, after them, the sums for the error estimates.
+    One element-wise operation adds a new slope to all sums that use it, so the slope need not be kept.
     (A matrix product would round differently for different batch sizes.)
     """
 

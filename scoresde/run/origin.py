@@ -1,10 +1,10 @@
 """Find the data of a run again, and compare them with the data that the run was trained on.
 
 A run stores a hash of each row (:class:`scoresde.data.content.Identity`) in ``rows.npz``. When the data are read again,
-the hashes show whether they are identical, in another order, grown, shrunk, or different. The first three cases are
-accepted, because rows are split by their content. The last two are rejected. If the run was trained with conditions,
-rows whose conditions have changed are rejected as well. The data of an older run, which has no hashes, are compared
-with the description in ``data.json`` (row counts, range, levels, classes and so on).
+the hashes show whether the data are unchanged, re-sorted, grown, shrunk, or different. The first three cases are
+accepted, because the content of a row decides whether it is a training or a test row. The last two are rejected. If the
+run was trained with conditions, rows whose conditions have changed are rejected as well. The data of an older run,
+which has no hashes, are compared with the description in ``data.json`` (row counts, range, levels, classes and so on).
 """
 
 from __future__ import annotations

@@ -136,8 +136,8 @@ def check_units(x: Tensor, data: Dataset, source: str = "the samples") -> None:
     raise DataError(
         f"{source}: the values{where}{others} range from {theirs.low[k]:g} to {theirs.high[k]:g}, but those of "
         f"{data.info.name} range from {ours.low[k]:g} to {ours.high[k]:g}; samples must be in data units, and these "
-        "seem to be in different units. Pass the two values that correspond to the lowest and the highest value of the "
-        "data, or confirm that the samples are in data units",
+        "seem to be in different units. Pass the sample values that correspond to the lowest and to the highest value "
+        "of the data, or confirm that the samples are in data units",
         parameter="units",
         value=_guess(theirs.low, theirs.high),
     )

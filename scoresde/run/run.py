@@ -438,7 +438,7 @@ class Run:
             option = {"label": "label", "tokens": "given" if self.info.known.features else "text"}
             raise UsageError(
                 f"{self.folder or 'this model'} was trained with cond={self.config.cond!r}, so a condition needs the "
-                f"fields {', '.join(name for name, needs in needed.items() if needs)}, but it lacks "
+                f"fields {', '.join(name for name, needs in needed.items() if needs)}, but this one lacks "
                 f"{' and '.join(lacking)}",
                 parameter=option.get(lacking[0], "given"),
             )

@@ -186,8 +186,8 @@ def inception(info: DataInfo, weights: Path | None = None, device: torch.device 
     digest = file_digest(path)
     if not digest.startswith(expected):
         raise UsageError(
-            f"features inception: {path} contains different weights; its SHA-256 digest must begin with {expected}, "
-            f"got {digest[:8]}; download the file again"
+            f"features inception: {path} does not contain the expected weights; its SHA-256 digest must begin with "
+            f"{expected}, got {digest[:8]}; download the file again"
         )
     network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
     network = network.to(device).eval()

@@ -286,7 +286,7 @@ def _fit(
         with optional("the figure of the loss"):
             _loss_figure(folder, None if best is None else best.step)
     if not quiet:
-        with optional("the check for copies"):
+        with optional("the line on the nearest training samples"):
             x = _few_samples(run, data) if shown_samples is None else shown_samples
             lines.append(nearest_line(x, data.filled, data.test, spec.codec.continuous.to_model))
         print(printable("\n".join(lines)), file=sys.stderr)

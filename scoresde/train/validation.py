@@ -54,8 +54,8 @@ class Best:
     def against(self, losses: Tensor, step: int) -> dict[str, Any]:
         """Decide between the best weights and the last weights, and return the comparison and the decision.
 
-        The tensor ``losses: (n,)`` contains the loss of each row for the last weights, and ``step`` is their step. The
-        result contains only plain values.
+        The tensor ``losses: (n,)`` contains the loss of each row for the last weights, and ``step`` is the training
+        step of these weights. The result contains only plain values.
         """
         difference = losses - self.losses
         error = float(difference.std()) / math.sqrt(len(losses)) if len(losses) > 1 else math.inf
@@ -149,8 +149,8 @@ class Validation:
     def choose(self, losses: Tensor, step: int, folder: Path | None) -> dict[str, Any]:
         """Decide between the best weights and the last weights, and return the comparison and the decision.
 
-        The tensor ``losses: (n,)`` contains the loss of each row for the last weights, and ``step`` is their step. If
-        ``folder`` is given, the result is also written into it.
+        The tensor ``losses: (n,)`` contains the loss of each row for the last weights, and ``step`` is the training
+        step of these weights. If ``folder`` is given, the result is also written into it.
         """
         assert self.best is not None
         told = self.best.against(losses, step)

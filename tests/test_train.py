@@ -463,7 +463,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_time(tmp_path: Path, monk
 
 def test_there_is_no_talk_of_a_checkpoint_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Seen(monkeypatch, lambda call, t: torch.full((len(t),), math.inf))
-    with pytest.raises(NumericalError, match=r"step 1 because the loss or its gradient is not finite \(loss inf") as error:
+    with pytest.raises(NumericalError, match=r"step 1 because .* is not finite \(loss inf") as error:
         fit(TINY, out=tmp_path / "r", quiet=True)
     assert "checkpoint" not in str(error.value)
 
@@ -491,7 +491,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(monkeypat
         ({"weighting": "test_weighting:by_hand", "weighting_options": {"k": 1}}, "is a function and has no options"),
         ({"t_sampler": "log"}, "unknown time sampler 'log'"),
         ({"t_sampler_options": {"mean": 1}}, "time sampler 'sqrt' has no option 'mean'"),
-        ({"t_sampler": "lognormal", "t_sampler_options": {"mean": 99}}, "outside the training times of .* use another mean"),
+        ({"t_sampler": "lognormal", "t_sampler_options": {"mean": 99}}, "the training times of .* use another mean"),
         ({"t_sampler": "sqrt", "weighting": "likelihood"}, "Likelihood.* is defined for times uniform in t"),
         ({"t_sampler": "importance"}, r"mean square of the loss is .* times that with uniform times .*error='edm'"),
         ({"t_sampler": "importance", "weighting": "x0"}, "mean square of the loss"),

@@ -71,7 +71,7 @@ def better(truth: Tensor, first: Tensor, second: Tensor, hidden: Tensor) -> Meas
 def restore(args: argparse.Namespace) -> list[tuple[str, list[Tensor]]]:
     """Compare one network for all tasks with a specialist for each, and return rows of pictures for the figure."""
     data = load_data("digits")
-    truth, span = data.test.double(), data.info.high - data.info.low
+    truth, span = data.test[: args.n].double(), data.info.high - data.info.low
     one = trained(data, "/".join(TASKS), args)
     own = {task: trained(data, task, args) for task in TASKS}
     print("\n| task | linear | specialist | one network | specialist minus one network | gap, specialist | gap, one |")
@@ -82,7 +82,7 @@ def restore(args: argparse.Namespace) -> list[tuple[str, list[Tensor]]]:
         _, seen = measured(parse(task).on(data.info.shape, data.info.low, data.info.high), data.train, seed=2)
         hidden = torch.ones(1, *data.info.shape, dtype=torch.bool)
         if isinstance(operator, Masking):
-            hidden = ~operator.known(data.info.shape)
+            hidden = (~operator.known(data.info.shape)).expand(1, *data.info.shape)
         best = linear(seen.nan_to_num(), data.train, hidden)(y.nan_to_num())
         by = {
             name: drawn(run, y, task, args.each, args.solver_steps) for name, run in (("own", own[task]), ("one", one))
@@ -151,14 +151,16 @@ def figure(path: str, rows: list[tuple[str, list[Tensor]]], each: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=2_000, help="training steps of each network")
+    parser.add_argument("--parts", nargs="+", default=["restore", "colour"], choices=["restore", "colour"])
     parser.add_argument("--each", type=int, default=256, help="number of answers to each question")
+    parser.add_argument("--n", type=int, default=180, help="number of held-out digits to restore")
     parser.add_argument("--hues", type=int, default=16, help="number of colourings of each digit")
     parser.add_argument("--solver-steps", type=int, default=10, help="steps of the solver (multistep)")
     parser.add_argument("--figure", default="docs/images/palette.png", help="file of the figure (empty: no figure)")
     parser.add_argument("--rows", nargs="+", type=int, default=[0, 1], help="held-out digits in the figure")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    rows = [*restore(args), *colour(args)]
+    rows = [row for part in args.parts for row in {"restore": restore, "colour": colour}[part](args)]
     if args.figure:
         figure(args.figure, rows, args.each)
 

@@ -195,7 +195,7 @@ def main() -> None:
     operator = parse(args.cond).on(data.info.shape, data.info.low, data.info.high)
     hidden = torch.ones(1, *data.info.shape, dtype=torch.bool)
     if isinstance(operator, Masking):
-        hidden = ~operator.known(data.info.shape)
+        hidden = (~operator.known(data.info.shape)).expand(1, *data.info.shape)
     index = torch.arange(args.n)
     truth, span = data.test[index].double(), data.info.high - data.info.low
     measured = torch.cat([operator(part.double()) for part in data.train.split(10_000)])

@@ -220,8 +220,9 @@ def understood(image: Tensor, operator: Operator, noise: Noise, *, named: bool =
                 parameter="given",
             )  # fmt: skip
         known = ~image.isnan()
-        if named and isinstance(operator, Masking):
-            known = known & operator.drawn(noise).known(event)
+        hides = operator.drawn(noise) if named else operator
+        if named and isinstance(hides, Masking):
+            known = known & hides.known(event)
         return Seen(Mask(known).on(event), torch.where(known, image, 0))
     if isinstance(operator, OneOf):
         fitting = [c for c in operator.choices if c.measured == shape != event]

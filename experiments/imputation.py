@@ -1,6 +1,6 @@
 """Fill the empty cells of a table with one network, and compare the answers with the exact conditional distribution.
 
-    python experiments/imputation.py                      # about five minutes of one CPU core
+    python experiments/imputation.py                      # about a quarter of an hour of one CPU core
     python experiments/imputation.py --empty 0.2          # a fifth of the training cells are empty
     python experiments/imputation.py --quick              # a few steps on little data, to see that the script runs
 

@@ -150,10 +150,10 @@ def figure(path: str, rows: list[tuple[str, list[Tensor]]], each: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2_000, help="training steps of each network")
+    parser.add_argument("--steps", type=int, default=600, help="training steps of each network")
     parser.add_argument("--parts", nargs="+", default=["restore", "colour"], choices=["restore", "colour"])
     parser.add_argument("--each", type=int, default=256, help="number of answers to each question")
-    parser.add_argument("--n", type=int, default=180, help="number of held-out digits to restore")
+    parser.add_argument("--n", type=int, default=50, help="number of held-out digits to restore")
     parser.add_argument("--hues", type=int, default=16, help="number of colourings of each digit")
     parser.add_argument("--solver-steps", type=int, default=10, help="steps of the solver (multistep)")
     parser.add_argument("--figure", default="docs/images/palette.png", help="file of the figure (empty: no figure)")

@@ -185,6 +185,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=1_000, help="number of test images")
     parser.add_argument("--each", type=int, default=16, help="number of answers to each question")
     parser.add_argument("--solver-steps", type=int, default=10, help="steps of the solver (multistep)")
+    parser.add_argument("--compare", nargs="*", type=int, default=[5, 20, 40], help="other numbers of steps to compare")
     parser.add_argument("--out", help="folder that keeps both networks; if it already does, they are not trained again")
     parser.add_argument("--figure", default="docs/images/superresolution.png", help="the figure (empty: no figure)")
     parser.add_argument("--rows", nargs="+", type=int, default=[3, 23, 18, 5, 11], help="test images in the figure")
@@ -247,7 +248,7 @@ def main() -> None:
 
     few = index[: min(100, args.n)]
     print("\n| steps of the solver | mean, dB | one answer, dB | gap, dB | largest bin |\n|---|---|---|---|---|")
-    for steps in (5, args.solver_steps, 2 * args.solver_steps, 4 * args.solver_steps):
+    for steps in args.compare:
         x, _ = answers(run, data, few, args.each, steps)
         mean, one = psnr(truth[few], x.double().mean(1), span, hidden), psnr(truth[few], x, span, hidden)
         bins = ranks(truth[few], x, hidden).deviation

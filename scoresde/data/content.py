@@ -108,8 +108,8 @@ def held_out(
         test: Whether to choose test rows. This is false if the data come with a test part.
 
     Returns:
-        Three sorted int64 arrays: the indexes of the training rows, the positions of the validation rows *among the
-        training rows*, and the indexes of the test rows.
+        Three sorted int64 arrays: the indexes of the training rows, the positions of the validation rows among the
+        training rows, and the indexes of the test rows.
     """
     before: Counter[bytes] = Counter()
     u, key = np.empty(len(rows)), (seed % 2**64).to_bytes(8, "little")

@@ -478,6 +478,8 @@ def test_nodes_that_another_path_does_not_reach_are_left_out():
     nodes = convert(OnNodes(ring(chain)), Short()).domain.nodes
     levels = chain.log_snr(chain.nodes)
     assert len(nodes) == int(((levels < 6) & (levels > -2)).sum()) == len(nodes.unique())
+    pure = DDPM(40, zero_snr=True)  # its last node is noise alone, and so is the end of the straight path
+    assert convert(OnNodes(ring(pure)), FlowMatching()).domain.nodes[-1] == 1
 
 
 def test_where_the_other_path_is_shorter_sampling_starts_at_the_last_shared_node():

@@ -48,7 +48,9 @@ class Converted(Wrapped):
             # A search for the times of levels outside the path returns its ends, so compare the levels as well.
             times = self.sde.t_of_log_snr(levels)
             found = self.sde.log_snr(times)
-            same = (found - levels).abs() <= _SAME * (1 + levels.abs())
+            same = (found == levels) | (
+                (found - levels).abs() <= _SAME * (1 + levels.abs())
+            )  # the first also where infinite
             nodes = times[(times > low - _CLOSE) & (times < high + _CLOSE) & same]
         return replace(theirs, sde=self.sde, t_min=low, t_max=high, nodes=nodes)
 

@@ -658,6 +658,10 @@ def test_what_a_given_picture_means() -> None:
     assert torch.equal(named.y, blur(x.double())) and torch.equal(named.truth, x.double())
     rows, cells = torch.rand(2, 3), parse("cells:1").on((3,))
     assert not understood(rows, cells, noise).hidden.any() and understood(rows, cells, noise, named=True).hidden.all()
+    traces, gaps = torch.rand(2, 1, 16), parse("cells").on((1, 16))  # a signal can mark its gaps, as a row can
+    assert not understood(traces, gaps, noise).hidden.any() and understood(traces, gaps, noise, named=True).hidden.any()
+    pictures = torch.rand(2, 1, 8, 8)  # a picture cannot
+    assert understood(pictures, parse("cells").on((1, 8, 8)), noise).hidden.any()
     rows[0, 1] = math.nan
     assert torch.equal(understood(rows, cells, noise).hidden, rows.isnan())
     assert understood(rows, cells, noise, named=True).hidden.all()

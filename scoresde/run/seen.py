@@ -182,8 +182,8 @@ def understood(image: Tensor, operator: Operator, noise: Noise, *, named: bool =
     samples. If measurements have the same shape as samples, these rules apply:
 
     - If the array contains NaN, it is a measurement by a mask, and NaN marks the missing values.
-    - If the operator is a mask and the array contains no NaN, the array contains samples. However, rows of a table for
-      a model that fills empty cells (``cells``) are already complete, and are returned unchanged.
+    - If the operator is a mask and the array contains no NaN, the array contains samples. However, rows of a table and
+      signals for a model that fills gaps (``cells``) are already complete, and are returned unchanged.
     - If the operator is not a mask (if it is ``blur``, for example), the array contains measurements.
     - If the model was trained with a choice of operators, and one of them is not a mask and keeps the shape, the array
       contains the images that the network receives.
@@ -244,7 +244,7 @@ def understood(image: Tensor, operator: Operator, noise: Noise, *, named: bool =
                 parameter="operator",
                 value=str(operator.choices[0]),
             )
-    elif isinstance(operator, Cells) and len(event) == 1 and shape == event and not named:
+    elif isinstance(operator, Cells) and len(event) < 3 and shape == event and not named:
         return Seen(Mask(torch.ones_like(image, dtype=torch.bool)).on(event), image)
     elif isinstance(operator, Masking) and shape == event:
         drawn = operator.drawn(noise)

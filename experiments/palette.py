@@ -24,13 +24,15 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import time
+from pathlib import Path
 
 import torch
 from superresolution import linear, middle
 from torch import Tensor
 
-from scoresde import Condition, Dataset, Multistep, Noise, Run, TrainConfig, fit, load_data
+from scoresde import Condition, Dataset, Multistep, Noise, Run, TrainConfig, fit, load, load_data
 from scoresde.data.tinted import hue
 from scoresde.metrics import Measurement, exact_gap, gap, jackknife, kuiper, psnr
 from scoresde.operators import Masking, Operator, parse
@@ -39,10 +41,13 @@ TASKS = ("half", "pool:2", "noise:4")
 
 
 def trained(data: Dataset, cond: str, args: argparse.Namespace) -> Run:
-    """Train a model with one thread, and print how long it took."""
+    """Train a model with one thread, and print how long it took. If ``--out`` already holds the model, load it."""
+    out = None if args.out is None else Path(args.out) / re.sub(r"\W+", "-", cond)
+    if out is not None and (out / "config.json").is_file():
+        return load(out)
     began = time.process_time()
-    config = TrainConfig(data=data.info.source, cond=cond, cond_drop=0.0, steps=args.steps)
-    run = fit(config, data=data, save=False, quiet=True)
+    config = TrainConfig(data=data.info.source, cond=cond, cond_drop=0.0, steps=args.steps, sample_every=args.steps)
+    run = fit(config, data=data, out=out, save=out is not None, quiet=True)
     print(f"{cond}: {args.steps:,} steps in {(time.process_time() - began) / 60:.1f} CPU minutes", flush=True)
     return run
 
@@ -156,6 +161,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=50, help="number of held-out digits to restore")
     parser.add_argument("--hues", type=int, default=16, help="number of colourings of each digit")
     parser.add_argument("--solver-steps", type=int, default=10, help="steps of the solver (multistep)")
+    parser.add_argument("--out", help="folder that keeps the networks; if it already does, they are not trained again")
     parser.add_argument("--figure", default="docs/images/palette.png", help="file of the figure (empty: no figure)")
     parser.add_argument("--rows", nargs="+", type=int, default=[0, 1], help="held-out digits in the figure")
     args = parser.parse_args()

@@ -38,6 +38,11 @@ _HOME = {
     "EDM": "model.parametrization",
     "ScoreModel": "model.network",
     "Guided": "guidance.classifier_free",
+    "Mixed": "guidance.classifier_free",
+    "Steered": "guidance.steered",
+    "Thresholded": "guidance.steered",
+    "Rescaled": "guidance.steered",
+    "Measured": "guidance.measured",
     "convert": "model.convert",
     "GaussianMixture": "model.mixture",
     "Noise": "core.noise",
@@ -51,6 +56,7 @@ _HOME = {
     "ProbabilityFlow": "solvers",
     "RungeKutta": "solvers",
     "Multistep": "solvers",
+    "Particles": "solvers",
     "FixedStep": "solvers",
     "sample": "solvers",
     "Likelihood": "likelihood",
@@ -79,7 +85,9 @@ if TYPE_CHECKING:
     from .core.condition import Condition
     from .core.noise import Noise
     from .data import Dataset, load_data
-    from .guidance.classifier_free import Guided
+    from .guidance.classifier_free import Guided, Mixed
+    from .guidance.measured import Measured
+    from .guidance.steered import Rescaled, Steered, Thresholded
     from .likelihood import Elbo, Likelihood, LogLikelihood, Scores, bits_per_dim, elbo, log_likelihood
     from .model.convert import convert
     from .model.estimate import Denoiser, Domain, Estimate
@@ -97,6 +105,7 @@ if TYPE_CHECKING:
         EulerMaruyama,
         FixedStep,
         Multistep,
+        Particles,
         PredictorCorrector,
         ProbabilityFlow,
         RungeKutta,

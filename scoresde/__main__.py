@@ -19,7 +19,7 @@ def _leave(number: int, _: object) -> None:
 
 
 def main() -> None:
-    """Run the command line. This takes over the signal handling of the whole process."""
+    """Run the command line, and take over the signal handling of the whole process."""
     numbers = [getattr(signal, name) for name in CODES if hasattr(signal, name)]
     for number in numbers:
         signal.signal(number, _leave)

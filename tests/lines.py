@@ -50,6 +50,8 @@ NEEDED: dict[str, tuple[tuple[str, ...], ...]] = {
     "reflow": (("runs/points", "runs/table"), ("--pairs 4",), ("--steps 1",), ("--rtol 0.1", SOLVER)),
     "list": (("", *KINDS, "data"),),
     "info": (("", *RUNS),),
+    "interpolate": (("runs/photos photos/cat/0.png photos/cat/1.png", "photos/cat/0.png photos/cat/0.png"), ("--n 2",),
+                    ("--rtol 0.1",)),
     "data inspect": (DATA,),
     "plot schedule": (("", *(f"--sde {name}" for name in SDES)),),
     "plot forward": (tuple(f"--data {name}" for name in DATA), ("--steps 2",), ("--n 3",)),

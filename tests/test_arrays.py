@@ -55,7 +55,7 @@ def test_samples_as_they_are_published(tmp_path: Path) -> None:
         ({"x": X, "X": X}, "which of x and X holds the data"),
         ({"x": X, "x_train": X}, "which of x and x_train holds the data"),
         ({"x": X, "y": Y, "labels": Y}, "which of y and labels holds the labels"),
-        ({"x": X, "x_test": X}, "has both x and x_test; rename x to x_train"),
+        ({"x": X, "x_test": X}, "has both x and x_test; if x holds only the training data, rename it to x_train"),
         ({"mu": X, "sigma": X}, r"unclear which array holds the data \(arrays found: mu, sigma\)"),
         ({"y": Y}, r"unclear which array holds the data \(arrays found: y\)"),
     ],

@@ -330,7 +330,10 @@ def test_a_network_given_as_an_object_is_named_later(shell: Shell) -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("trian", ["'trian'", "did you mean 'train'", "info, likelihood, list, plot, reflow, sample, train"]),
+        (
+            "trian",
+            ["'trian'", "did you mean 'train'", "info, interpolate, likelihood, list, plot, reflow, sample, train"],
+        ),
         ("train --stepps 4", ["--stepps", "--steps"]),
         ("sample --slover em", ["--slover", "--solver"]),
         ("train --sde vpp", ["'vpp'", "did you mean 'vp'", ", ".join(sorted(SDES)), "module:Name"]),

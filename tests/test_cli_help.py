@@ -55,7 +55,7 @@ def test_short_help_has_ten_options_at_most(shell: Shell, line: str) -> None:
 def test_full_help_has_every_option_under_a_heading(shell: Shell, line: str) -> None:
     text = shell(f"{line} --help-all")
     for option in COMMANDS[line].params:
-        if isinstance(option, click.Option):
+        if isinstance(option, click.Option) and not option.hidden:
             assert isinstance(option, Option), f"{option.name} has no heading"
             assert listed(text).count(option.opts[0]) == 1, option.name
             assert f"\n{option.under}:\n" in text

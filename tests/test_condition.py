@@ -45,7 +45,7 @@ def test_rows_of_a_condition() -> None:
         Condition(label=torch.tensor([1])).dropped(torch.tensor([True]))
     with pytest.raises(UsageError, match="the condition has 3 rows for 2 samples"):
         full().expand(2)
-    with pytest.raises(UsageError, match=r"one row per sample or a single row, but .*'label': 2, 'vector': 3"):
+    with pytest.raises(UsageError, match=r"one row per sample, or a single row; got .*'label': 2, 'vector': 3"):
         Condition(label=torch.tensor([0, 1]), vector=torch.zeros(3, 1))
 
 
@@ -95,9 +95,7 @@ class Deep(nn.Module):
 
 def test_a_network_that_cannot_be_asked_is_told_what_it_gets() -> None:
     x = torch.zeros(3, 2)
-    with pytest.raises(
-        UsageError, match=r"Old cannot use its third argument, which is a scoresde\.Condition.*, cond\.label"
-    ):
+    with pytest.raises(UsageError, match=r"Old cannot use its third argument, a scoresde\.Condition.* is cond\.label"):
         ScoreModel(Old(), VPSDE(), Eps(), classes=2)(x, 0.5)
     with pytest.raises(
         UsageError, match=r"Narrow returns a tensor of shape \(3, 1\) for an input of .*; .* must have shape \(3, 2\)$"

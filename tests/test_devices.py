@@ -186,7 +186,9 @@ def measured(place: Callable[[Any], Any]) -> Any:
 
 
 WALK: dict[str, Act] = {
-    **{f"sample {solver}": solved("vp", solver) for solver in tables.SOLVERS if solver != "torchsde"},
+    **{
+        f"sample {solver}": solved("vp", solver) for solver in tables.SOLVERS if solver not in ("torchsde", "particles")
+    },
     **{f"sample {name} {s}": solved(name, s) for name in ("ve", "flow") for s in ("heun", "multistep", "em", "ode")},
     "sample chain ancestral": solved("chain", "ancestral", variance="learned"),
     **{f"sample learned {s}": solved("learned", s) for s in ("multistep", "em", "ode")},

@@ -201,7 +201,9 @@ class Rough(torch.nn.Module):
         return 0.3 * torch.sin(x) + 0.1 * c[:, None]
 
 
-STEPPING = [n for n in SOLVERS if "steps" in fields_of(resolve(n, SOLVERS)) and n not in ("torchsde", "original")]
+STEPPING = [
+    n for n in SOLVERS if "steps" in fields_of(resolve(n, SOLVERS)) and n not in ("torchsde", "original", "particles")
+]
 
 
 @pytest.mark.parametrize("sde", [Sine(), Root(), Growing()], ids=repr)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from runs import older, unsigned
@@ -83,6 +84,7 @@ VERBS = {
     "plot compass": "plot compass {run} --n 2 --levels 2",
     "reflow": "reflow {run} --pairs 4 --steps 1 --solver heun",
     "info": "info {run}",
+    "interpolate": "interpolate {run} one.npy one.npy --n 2 --rtol 0.1",
     "train": "train --resume {run} --steps 4",
 }
 RUNLESS = ("classifier", "data", "list", "demo", "plot schedule", "plot forward")  # which read no run
@@ -96,6 +98,7 @@ def test_every_verb_is_here():
 @pytest.mark.parametrize("verb", VERBS)
 def test_no_verb_obeys_a_run(shell: Shell, old: str, trap: None, verb: str) -> None:
     line = VERBS[verb].format(run=old)
+    np.save("one.npy", np.zeros((1, 2)))
     needed = () if verb == "info" else (*NEEDED, *TO_TRAIN) if verb in ("reflow", "train") else NEEDED
     # Every field where a verb has code of its own for them, with names from two sources where the field holds names;
     # elsewhere from one, and of the fields that play no part in a model, which leave the verb to do all its work, the

@@ -392,11 +392,14 @@ def test_columns_that_cannot_be_conditions(tmp_path: Path, cond: str, message: s
 
 def test_columns_are_named_only_for_tables(tmp_path: Path) -> None:
     data = Dataset.of(vectors(), given=Condition(vector=torch.zeros(60, 2)))
-    with pytest.raises(UsageError, match=r"in the condition of array are c0, c1; only the columns of a table"):
+    with pytest.raises(
+        UsageError,
+        match=r"for the condition are called c0, c1; columns can be named only for a table",
+    ):
         TrainConfig(cond="vector:age").resolved(data.info)
     assert TrainConfig(cond="vector").resolved(data.info).cond == "vector"
     read = load_data(table(tmp_path, people()), reading=Reading(columns=("age",)))
-    with pytest.raises(UsageError, match=r"in the condition of table are age"):
+    with pytest.raises(UsageError, match=r"that table provides for the condition are called age"):
         TrainConfig(cond="vector:dose").resolved(read.info)
 
 

@@ -27,7 +27,8 @@ FILES = sorted(ROOT.rglob("*.py"))
 PUBLIC = """
     SDE VPSDE SubVPSDE VESDE CosineSDE EDMSDE VDMSDE FlowMatching Shifted DDPM SMLD
     Estimate Denoiser Domain Parametrization Eps X0 V Score Velocity EDM
-    ScoreModel Guided convert GaussianMixture Noise Condition Codec denoising_loss
+    ScoreModel Guided Mixed Steered Measured Thresholded Rescaled Particles convert
+    GaussianMixture Noise Condition Codec denoising_loss
     Solver Solution EulerMaruyama PredictorCorrector ProbabilityFlow RungeKutta Multistep FixedStep sample
     Likelihood LogLikelihood Scores log_likelihood bits_per_dim Elbo elbo
     Dataset load_data Run load TrainConfig fit reflow straightness __version__
@@ -131,6 +132,8 @@ READS_THE_CLOCK = {
     "objective/times.py": "training times are drawn on it",
     "model/parametrization.py": "the noise label of a network",
     "model/convert.py": "converting a model finds the noise levels that two paths share",
+    "guidance/steered.py": "a state near the prior is replaced by a slightly less noisy one",
+    "run/run.py": "the amount of noise at which samples start",
     "solvers/flow.py": "steps of Runge-Kutta are taken in the clock of the frame",
     "solvers/level.py": "the middle of a step",
     "solvers/singlestep.py": "a stage lies at a clock time",
@@ -235,8 +238,8 @@ def test_import_loads_nothing() -> None:
 
 
 VERBS = [
-    "data", "train", "sample", "bench", "likelihood", "evaluate", "classifier", "plot", "reflow", "info", "list",
-    "demo",
+    "data", "train", "sample", "interpolate", "bench", "likelihood", "evaluate", "classifier", "plot", "reflow", "info",
+    "list", "demo",
 ]  # fmt: skip
 
 

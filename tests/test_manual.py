@@ -84,7 +84,7 @@ def small(line: str) -> list[str]:
         if option in words:
             words[words.index(option) + 1] = str(4 if resumed else most)
     for option, value in ADDED.get(words[0], {}).items():
-        asks = option == "--n" and words[0] == "sample" and {"--given", "--text"} & set(words)
+        asks = option == "--n" and words[0] == "sample" and {"--given", "--text", "--from"} & set(words)
         known = option == "--features" and "--save-reference" in words
         if option not in words and not (resumed or asks or known):
             words += [option, str(value)]

@@ -331,5 +331,5 @@ def test_what_is_missing_before_a_call_is_named() -> None:
             operator.degrade(torch.zeros(2, 1, 4, 4))
     with pytest.raises(UsageError, match=r"Fourier needs the shape of the samples; call operator\.on"):
         Fourier().transpose(torch.zeros(1, 1, 3, 3, 2))
-    with pytest.raises(UsageError, match="tensor of booleans"):
+    with pytest.raises(UsageError, match="boolean tensor"):
         Mask(torch.ones(3))

@@ -294,7 +294,7 @@ def test_a_continuous_column_may_grow_beyond_its_range(own: Path, shell: Shell) 
 def test_named_data_of_the_run_that_have_changed_are_said(own: Path, shell: Shell) -> None:
     np.save("y.npy", np.concatenate([table()[5:], table(3, seed=5)]))
     shell(LINE + " --data y.npy")
-    assert "these data lack 5 rows of the data of runs/own and contain 3 new rows" in shell.err
+    assert "these data lack 5 of the rows of the run runs/own and contain 3 new rows" in shell.err
     np.save("z.npy", table(seed=5))
     shell(LINE + " --data z.npy")
     assert "lack" not in shell.err

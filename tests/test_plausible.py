@@ -12,7 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from scoresde import VPSDE, Dataset, GaussianMixture, Likelihood, Run, load_data
+from scoresde import (
+    VPSDE,
+    Condition,
+    Dataset,
+    GaussianMixture,
+    Likelihood,
+    Run,
+    TrainConfig,
+    fit,
+    load_data,
+)
 from scoresde.codec import Affine
 from scoresde.core.errors import DataError, UsageError
 from scoresde.metrics import frechet
@@ -165,7 +175,7 @@ def test_what_units_are_not() -> None:
         ):
             read_units(text)
     data = DATA["bytes"]()
-    with pytest.raises(DataError, match=r"values range from 0 to 255, which does not fit the given units, 0 to 1"):
+    with pytest.raises(DataError, match=r"values range from 0 to 255, which does not fit the given units \(0 to 1\)"):
         in_data_units(data.test, data, (0, 1))
     spoilt = torch.zeros(3, 1, 8, 8)
     spoilt[1, 0, 0, 0] = torch.nan
@@ -259,3 +269,40 @@ def test_a_codec_of_one_scale_for_each_channel_is_judged_channel_by_channel() ->
 def ends(data: Dataset) -> list[tuple[float, float]]:
     x = torch.cat([data.train, data.test])
     return [(float(x[:, i].min()), float(x[:, i].max())) for i in range(x.shape[1])]
+
+
+def test_a_given_value_far_from_the_data_is_questioned():
+    rng = np.random.default_rng(0)
+    data = Dataset.of(rng.normal((20.0, 1000.0), (5.0, 10.0), (80, 2)), seed=0)
+    tiny = {"steps": 1, "batch": 8, "network_options": {"width": 8, "blocks": 1}}
+    run = fit(TrainConfig(cond="cells", **tiny), data=data, save=False, quiet=True)
+    cells = torch.tensor([[21.0, torch.nan], [21.0, 10.0]]).double()
+    with pytest.warns(UserWarning, match=r"given value 10 of 1 in row 1 is \d+ standard deviations from the mean"):
+        run.given(Condition(image=cells))
+    numbers = Condition(vector=torch.from_numpy(rng.normal((7.0, 0.1), (1.0, 0.01), (80, 2))))
+    known = Dataset.of(rng.normal(size=(80, 2)), given=numbers, seed=0)
+    told = fit(TrainConfig(cond="vector", **tiny), data=known, save=False, quiet=True)
+    with pytest.warns(UserWarning, match=r"given value 100 of .* in row 0 \(and 1 more like it\)"):
+        told.given(Condition(vector=torch.tensor([[7.0, 100.0], [700.0, 0.1]])))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run.given(Condition(image=cells[:1]))
+        told.given(Condition(vector=torch.tensor([[7.0, torch.nan], [9.0, 0.1]])))
+
+
+def test_a_picture_in_other_units_is_questioned():
+    unet = {"steps": 1, "batch": 8, "network_options": {"channels": 4}}
+    run = fit(TrainConfig(data="digits", cond="pool:2", **unet), save=False, quiet=True)
+    low = load_data("digits").test[:3].double().reshape(3, 1, 4, 2, 4, 2).mean((3, 5))
+    for wrong in (low / 255, low * 16, low / 16 * 2 - 65):
+        with pytest.warns(
+            UserWarning, match=r"the given values range from .* range from 0 to 16; are they in the same"
+        ):
+            run.given(Condition(image=wrong))
+        with pytest.warns(UserWarning, match="are they in the same units"):
+            run.measured("pool:2", wrong)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run.given(Condition(image=low))
+        run.measured("pool:2", low + 8, noise=8.0)
+        run.given(Condition(image=torch.zeros_like(low)))

@@ -537,8 +537,8 @@ def test_several_columns_share_a_legend_and_their_bars_stand_apart():
 @pytest.mark.parametrize(
     ("ranks", "coverage", "message"),
     [
-        ({}, {}, "1 to 7 sets"),
-        ({"a": ([1.0], [0.0])}, {"b": ([0.5], [0.1])}, r"ranks of \['a'\] and coverage of \['b'\]"),
+        ({}, {}, "1 to 7 of them"),
+        ({"a": ([1.0], [0.0])}, {"b": ([0.5], [0.1])}, r"got \['a'\] and \['b'\]"),
         ({"a": ([1.0, 1.0], [0.0])}, {"a": ([0.5], [0.1])}, "one standard error for each value"),
         ({"a": ([1.0], [0.0])}, {"a": ([0.5, 0.6], [0.1, 0.1])}, "has 2 values for 1 levels"),
         ({"a": ([math.nan], [0.0])}, {"a": ([0.5], [0.1])}, "non-finite values"),

@@ -188,7 +188,7 @@ def test_samples_without_their_data(shell: Shell, moons: str) -> None:
         path.write_text(path.read_text().replace('"moons"', '"gone.csv"'))
         edit(path, dict)
     shell(f"sample {moons} --n 5 --solver heun --steps 2")
-    assert "gone.csv does not exist, and the data are not" in shell.err and "warning" not in shell.err
+    assert "gone.csv does not exist, and they are not" in shell.err and "warning" not in shell.err
     assert (Path(moons) / "samples/heun-seed0/samples.png").is_file()
 
 

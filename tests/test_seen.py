@@ -630,7 +630,7 @@ def test_a_run_that_is_shown_a_measurement(tmp_path: Path) -> None:
     one = run.given(Condition(image=low[:1]))
     assert one.rows(torch.arange(4)).sample(4, HEUN).x.shape == one.sample(4, HEUN).x.shape == (4, 3, 8, 8)
     for bad, message in (
-        (torch.zeros(1, 3, 5, 5), r"by the operator pool:2, \(3, 4, 4\), or of a sample, \(3, 8, 8\)"),
+        (torch.zeros(1, 3, 5, 5), r"must be \(3, 4, 4\) \(for measurements by the operator pool:2\) or \(3, 8, 8\)"),
         (torch.full((1, 3, 4, 4), math.nan), "NaN occurs in 48 of the 48 given values.*leaves no values out"),
         (torch.full((1, 3, 8, 8), math.inf), "infinite"),
     ):
@@ -665,11 +665,11 @@ def test_what_a_given_picture_means() -> None:
     rows[0, 1] = math.nan
     assert torch.equal(understood(rows, cells, noise).hidden, rows.isnan())
     assert understood(rows, cells, noise, named=True).hidden.all()
-    with pytest.raises(UsageError, match="that of the measurements of pool:2 and crop; name the operator"):
+    with pytest.raises(UsageError, match="which fits the measurements of pool:2 and crop; name the operator"):
         understood(torch.rand(2, 1, 4, 4), parse("pool:2/crop").on((1, 8, 8)), noise)
     with pytest.raises(UsageError, match=r"only samples of shape \(3, 8, 8\) may have missing values"):
         understood(Pool(2)(nan), many, noise)
-    with pytest.raises(UsageError, match="given values, but this model was trained with the operator blur:1"):
+    with pytest.raises(UsageError, match="given values, but the operator blur:1 leaves no values out"):
         understood(nan, Blur().on((3, 8, 8)), noise)
     hole = understood(x, Hole().on((3, 8, 8)), noise)
     assert torch.equal(hole.truth, x.double()) and torch.equal(hole.shown.isnan(), hole.hidden.expand(2, 3, 8, 8))

@@ -572,7 +572,7 @@ def test_without_questions_a_run_is_told_the_conditions_of_held_out_rows(
         ("sims", "--given test --operator half", ("trained without an operator",)),
         ("pool", "--given test --metrics pnsr", ("unknown metric 'pnsr'",)),
         ("pool", "--given test --metrics ,", ("--metrics is empty; choose from: psnr",)),
-        ("pool", "--metrics psnr", ("compares the answers of a conditional run with the truth", "use --given test")),
+        ("pool", "--metrics psnr", ("compares the answers of a conditional run with the truth", "add --given test")),
         ("pool", "--metrics frechet", ("--each 4 is only for the answers of a conditional run",)),
         ("pool", "--given test --save-reference r.safetensors", ("requires a metric that compares features",)),
         ("pool", "--given test --samples sims.npz", ("--samples sims.npz provides the samples",)),

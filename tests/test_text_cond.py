@@ -196,9 +196,9 @@ def test_unknown_words_are_named_with_a_hint(folder: Path) -> None:
         with pytest.raises(UsageError, match=r"trained on words; pass a text, or integers of shape \(n, L\)"):
             run.given(Condition(tokens=bad))
     for bad in ([[0, -2]], [[1, len(words) + 1]]):
-        with pytest.raises(UsageError, match=rf"valid indices are 1 to {len(words)} for the words of the voc"):
+        with pytest.raises(UsageError, match=rf"valid indices are 1 to {len(words)} for words in the voc"):
             run.given(Condition(tokens=torch.tensor(bad)))
-    with pytest.raises(UsageError, match="was trained without texts; train with cond='text' to use a text"):
+    with pytest.raises(UsageError, match="was trained without texts; to use texts, train with cond='text'"):
         fit(TrainConfig(data="moons", steps=1, batch=8), save=False, quiet=True).given(text="red")
 
 

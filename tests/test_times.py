@@ -351,7 +351,7 @@ def test_a_weight_per_log_snr_wants_uniform_times(weighting) -> None:
 def test_importance_that_would_raise_the_variance_is_refused(weighting) -> None:
     """Their weight on the noise is largest at t = 1, where there is hardly a noise error to weigh."""
     where = domain(VPSDE(), weighting, EDM())
-    with pytest.raises(UsageError, match=r"mean square of the loss is .* times that with uniform times .*error='edm'"):
+    with pytest.raises(UsageError, match=r"mean square of the loss is .* times as large as .*error='edm'"):
         Importance().over(where)
     Importance(error="edm").over(where)
 

@@ -493,7 +493,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(monkeypat
         ({"t_sampler_options": {"mean": 1}}, "time sampler 'sqrt' has no option 'mean'"),
         ({"t_sampler": "lognormal", "t_sampler_options": {"mean": 99}}, "the training times of .* use another mean"),
         ({"t_sampler": "sqrt", "weighting": "likelihood"}, "Likelihood.* is defined for times uniform in t"),
-        ({"t_sampler": "importance"}, r"mean square of the loss is .* times that with uniform times .*error='edm'"),
+        ({"t_sampler": "importance"}, r"mean square of the loss is .* times as large as .*error='edm'"),
         ({"t_sampler": "importance", "weighting": "x0"}, "mean square of the loss"),
         ({"sde": BlindAtZero(), "predict": "v", "weighting": "score"}, "must be at least 0 and below 1e15"),
         ({"sde": "vpp"}, "unknown SDE 'vpp'; did you mean 'vp'"),

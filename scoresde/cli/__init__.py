@@ -25,6 +25,7 @@ from .data import data
 from .demo import demo
 from .evaluate import evaluate
 from .info import info
+from .interpolate import interpolate
 from .likelihood import likelihood
 from .list import list_names
 from .plot import plot
@@ -63,7 +64,21 @@ def cli(debug: bool) -> None:
     """
 
 
-for _verb in (data, train, sample, bench, likelihood, evaluate, classifier, plot, reflow, info, list_names, demo):
+for _verb in (
+    data,
+    train,
+    sample,
+    interpolate,
+    bench,
+    likelihood,
+    evaluate,
+    classifier,
+    plot,
+    reflow,
+    info,
+    list_names,
+    demo,
+):
     cli.add_command(_verb)
 
 
@@ -72,7 +87,7 @@ def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line and exit with its exit code.
+    """Run the command in ``args`` (default: ``sys.argv[1:]``), and exit with its exit code.
 
     Signal handlers are restored before the exit. If a signal ends the command, the exit code depends on the signal
     (:mod:`scoresde.core.errors`).
@@ -83,7 +98,7 @@ def main(args: list[str] | None = None) -> None:
         with Interrupts() as interrupts:
             warnings.showwarning = _warn
             code = _outcome([a for a in args if a != "--debug"], "--debug" in args)
-            _flush()
+            _flush()  # while the signal handlers are still installed
             interrupts.forget()  # the result is complete, so a signal makes no difference now
     except (Preempted, Stopped) as stop:
         click.echo(f"stopped: {stop}", err=True)
@@ -94,7 +109,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _flush() -> None:
-    """Flush standard output. Call this function while the signal handlers are still installed."""
+    """Flush standard output, and ignore failures."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):  # the process that reads the output has ended
@@ -102,7 +117,7 @@ def _flush() -> None:
 
 
 def _outcome(args: list[str], debug: bool) -> int:
-    """Run a command, print its error if there is one, and return the exit code."""
+    """Run a command, print any error, and return the exit code."""
     try:
         try:
             code = cli.main(args=args, prog_name="scoresde", standalone_mode=False)

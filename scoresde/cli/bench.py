@@ -23,7 +23,7 @@ __all__ = ["bench"]
 @option("--solvers", under="Solver", first=True, default="ddim,dpm++2m,unipc,deis,multistep,heun,ode,sde",
         metavar="NAMES", help=f"Solvers to compare: {', '.join(SOLVERS)}, or module:Class.")  # fmt: skip
 @option("--nfe", under="Solver", first=True, default="5,10,20,50",
-        help="Numbers of model evaluations for fixed-step solvers.")  # fmt: skip
+        help="Budgets of fixed-step solvers, in model evaluations.")  # fmt: skip
 @option("--n", under="Samples", first=True, type=Whole(SEVERAL), default=128, help="Number of samples.")
 @option("--grid", under="Solver", first=True, metavar="NAME",
         help=f"Time grid for fixed-step solvers: auto, {', '.join(GRIDS)}.")  # fmt: skip
@@ -38,10 +38,10 @@ def bench(
     """Compare solvers on a trained RUN (default: the newest) at several budgets of model evaluations.
 
     The command measures how far each solver's samples are from the converged solution and from held-out data. It prints
-    a table and the path of the figure.
+    a table and the path to the figure.
 
-    Fixed-step solvers run with the numbers of model evaluations in --nfe. Adaptive solvers run with tolerances between
-    0.1 and 0.0001, or between 0.1 and 0.01 if they are stochastic.
+    Fixed-step solvers run once for each number of model evaluations in --nfe. Adaptive solvers run with tolerances from
+    0.1 down to 0.0001, or down to 0.01 if they are stochastic.
     """
     budgets = sorted(set(whole_numbers("--nfe", nfe)))
     from dataclasses import asdict

@@ -17,28 +17,31 @@ __all__ = ["classifier"]
 
 
 @verb(
-    short_help="Train a small classifier for comparing samples.",
+    short_help="Train a small classifier for comparing or guiding samples.",
     epilog="Example:  scoresde classifier --data photos/ --out runs/photos/classifier",
 )
 @option("--data", under="Data", first=True, default="digits",
-        help="Labelled data: digits, or the path of images, IDX or npz files.")  # fmt: skip
+        help="Labelled data: digits, or the path to an image folder, an npz file or IDX files.")  # fmt: skip
 @option("--test-fraction", under="Data", type=Real(SHARE), default=0.1,
         help="Fraction of the data to hold out if there is no test split.")  # fmt: skip
 @reading_options()
 @option("--steps", under="Training", first=True, type=Whole(TRAINED), default=600, help="Number of training steps.")
 @option("--batch", under="Training", type=Whole(COUNT), default=128, help="Batch size.")
 @option("--width", under="Training", first=True, type=Whole(Range(1, 100_000)), default=64, help="Number of features.")
+@option("--noisy", under="Training", first=True, is_flag=True,
+        help="Train on samples with any amount of noise, for scoresde sample --classifier.")  # fmt: skip
 @out_option("runs/DATA-classifier")
 @session()
 def classifier(
-    data: str, test_fraction: float, reading: Reading, steps: int, batch: int, width: int, out: Path | None,
-    session: Session,
+    data: str, test_fraction: float, reading: Reading, steps: int, batch: int, width: int, noisy: bool,
+    out: Path | None, session: Session,
 ) -> None:  # fmt: skip
     """Train a small classifier on the labels of a data set.
 
     The command prints the folder of the classifier and its accuracy on held-out data.
 
-    To compare samples by the features of this classifier, use `scoresde evaluate --features classifier:FOLDER`.
+    To compare samples by the features of this classifier, use `scoresde evaluate --features classifier:FOLDER`. With
+    --noisy, the classifier can also guide a run to a class: use `scoresde sample --classifier FOLDER --label CLASS`.
     """
     chosen = session.on
     from ..core.files import new_folder
@@ -48,7 +51,7 @@ def classifier(
 
     dataset = load_data(data, session.seed, test_fraction, reading=reading)
     session.say(dataset.describe())
-    config = ClassifierConfig(steps=steps, batch=batch, width=width, seed=session.seed)
+    config = ClassifierConfig(steps=steps, batch=batch, width=width, seed=session.seed, noisy=noisy)
     began = time.monotonic()
     with Progress(steps, "classifier", quiet=session.quiet) as progress:
         trained = train_classifier(

@@ -1,9 +1,8 @@
-"""Commands with a short help, a full help with headings, and options for the fields of the objects that they build.
+"""Commands that have a short and a full help text, and options that set the fields of the objects they build.
 
 A command declares which objects it builds (:class:`Fields`). A field can be set with ``--set GROUP.NAME=VALUE``, and
-also with ``--NAME VALUE`` unless the command has its own option of that name. Fields therefore need no separate
-declaration for the command line. The same declarations determine how :func:`spelled` converts a parameter of the
-library to an option of the command.
+also with ``--NAME VALUE`` unless the command has another option of that name. A field therefore need not be declared as
+an option. The same declarations tell :func:`spelled` which option sets a given parameter of the library.
 """
 
 from __future__ import annotations
@@ -36,6 +35,7 @@ CALLS = {
     "fit": "scoresde train --sde vp",
     "resume": "scoresde train --resume",
     "train_classifier": "scoresde classifier",
+    "noisy": "scoresde classifier --noisy",
 }
 # Settings that are fixed when a run is trained, so they are options of ``train``.
 TRAINED = (
@@ -50,7 +50,7 @@ class Option(click.Option):
     Args:
         under: The heading in the full help.
         first: Whether the short help shows the option.
-        sets: If the option sets a field, the group of the field (see :class:`Fields`). Otherwise, ``None``.
+        sets: The group of the field that the option sets (see :class:`Fields`), or ``None`` if it sets no field.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Real(click.FloatRange):
 def _within(
     kind: Whole | Real, value: Any, annotation: str, param: click.Parameter | None, ctx: click.Context | None
 ) -> Any:
-    """Return the number if it is within the range of the option, and raise an error otherwise."""
+    """Check that a number is within the range of its option, and return the number."""
     try:
         return check_number("it", value, kind.within, annotation)
     except UsageError as error:
@@ -115,7 +115,7 @@ class Fields:
         group: The text before the dot in ``--set``, such as ``solver`` in ``--set solver.steps=20``, or an empty string
             if the fields are set without a dot.
         what: The noun that messages use for the object.
-        table: The valid names of the object, each with the import path ``module:name`` of its class or function.
+        table: The names to choose from, each with the import path ``module:name`` of a class or function.
         option: The parameter of the command that selects a name from the table, or ``None`` if the table has only one
             entry or the library selects the entry.
         hidden: Fields that the user cannot set.
@@ -192,7 +192,7 @@ def settings(assignments: tuple[str, ...], groups: tuple[str, ...]) -> dict[str,
 
 
 class Command(click.Command):
-    """A command with a short and a full help, options for fields, and error messages that recommend options."""
+    """A command with short and full help texts, options for fields, and errors that recommend options."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
@@ -209,7 +209,7 @@ class Command(click.Command):
         return super().parse_args(ctx, self._with_settings(ctx, args) if self.fields else args)
 
     def _with_settings(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Rewrite each argument that sets a field, such as ``--snr 0.2``, as ``--set solver.snr=0.2``."""
+        """Rewrite undeclared options such as ``--snr 0.2`` as ``--set solver.snr=0.2``."""
         out: list[str] = []
         rest = list(args)
         chosen: dict[str, str] | None = None
@@ -236,15 +236,12 @@ class Command(click.Command):
         return out
 
     def _known(self, ctx: click.Context) -> dict[str, click.Option]:
-        """Return the command's own options, keyed by each of their spellings."""
+        """Return the command's own options, keyed by flag, such as ``--out``."""
         options = [p for p in self.get_params(ctx) if isinstance(p, click.Option)]
         return {flag: p for p in options for flag in (*p.opts, *p.secondary_opts)}
 
     def _chosen(self, ctx: click.Context, args: list[str]) -> dict[str, str]:
-        """Return the name of each object to build, keyed by the option that selects the object.
-
-        The name is the option's value in ``args`` or, if the option is not in ``args``, its default.
-        """
+        """Return the chosen or default name of each object, keyed by option, as in ``{"solver": "heun"}``."""
         known, deciding = self._known(ctx), {f.option for f in self.fields}
         found = {p.name: str(p.default) for p in known.values() if p.name in deciding and isinstance(p.default, str)}
         for word, following in zip(args, [*args[1:], ""], strict=False):
@@ -254,11 +251,7 @@ class Command(click.Command):
         return {str(k): v for k, v in found.items()}
 
     def _field(self, ctx: click.Context, flag: str, chosen: Mapping[str, str]) -> tuple[Fields, str, bool]:
-        """Return the field that an undeclared option sets.
-
-        Returns:
-            The declaration of the object, the name of the field, and whether the field is a flag.
-        """
+        """Find the field that an undeclared option sets, and whether the field is a flag."""
         names = [_plain(flag), *([_plain(flag)[3:]] if flag.startswith("--no-") else [])]
         for everywhere in (False, True):
             found = []
@@ -299,7 +292,7 @@ class Command(click.Command):
             ctx.exit()
 
     def full_help(self, ctx: click.Context) -> str:
-        """Return the full help, which lists all options under headings and the fields of the objects to build."""
+        """Return the full help: all options under headings, followed by the fields of the objects to build."""
         ctx.meta["scoresde.full"] = True
         try:
             return self.get_help(ctx)
@@ -329,7 +322,7 @@ class Command(click.Command):
     def _format_fields(
         self, ctx: click.Context, formatter: click.HelpFormatter, fields: Fields, name: str | None
     ) -> None:
-        """Write one row for each field of the named object, and one row that lists the fields of each other object."""
+        """Write the help for the fields of the named object, and list the fields of the other objects."""
         factory = fields.factory(name)
         taken = self._known(ctx)
         if factory is not None:
@@ -374,7 +367,7 @@ def echo(text: str, *, err: bool = False) -> None:
 
 
 def told(ctx: click.Context | None, message: ScoresdeError | Preempted | Stopped | Advice) -> str:
-    """Return the text of a message, followed by the options of this command that solve the problem, if any."""
+    """Return the text of a message, followed by any options or commands that solve the problem."""
     if ctx is not None and isinstance(message, Problems):
         ways = [flags(ctx, problem.answers) for problem in message.problems]
         texts = [
@@ -403,10 +396,10 @@ def warned(message: Warning | str) -> str:
 
 
 def spelled(ctx: click.Context, parameter: str, value: object = None) -> str | None:
-    """Return how a parameter of the library is written on the command line, or ``None`` if it has no equivalent.
+    """Return the command-line equivalent of a parameter of the library, or ``None`` if there is none.
 
-    The result is an option of the current command, or of ``train`` if the parameter is a training setting. If
-    ``parameter`` is the name of a function of the library, the result is the command that calls this function.
+    The result is an option of the current command or, for a training setting that this command lacks, of ``train``. If
+    ``parameter`` is the name of a library function, the result is the command that calls the function.
     """
     if parameter == "resume" and any(p.name == parameter and getattr(p, "is_flag", False) for p in ctx.command.params):
         return _resumed(ctx, value)
@@ -418,7 +411,7 @@ def spelled(ctx: click.Context, parameter: str, value: object = None) -> str | N
 
 
 def _resumed(ctx: click.Context, folder: object) -> str:
-    """Return the command line that resumes this command in the folder that it wrote to."""
+    """Return the command line that resumes this command in ``folder``."""
     words: list[str] = []
     rest = iter(ctx.meta.get("scoresde.line", []))
     for word in rest:
@@ -507,11 +500,8 @@ def _bare(text: str) -> str:
 
 
 def _described(factory: Any) -> dict[str, str]:
-    """Return the descriptions of the fields of ``factory``, keyed by name.
-
-    The descriptions come from the docstrings of a class and its base classes. The class is ``factory`` itself or, if
-    ``factory`` is a function, the class of the object that the function returns.
-    """
+    """Return the descriptions of the fields of ``factory``, taken from docstrings."""
+    # If ``factory`` is a function, the docstrings are those of the class of its result.
     made = factory if inspect.isclass(factory) else type(factory())
     found: dict[str, str] = {}
     for kind in made.__mro__:
@@ -522,7 +512,7 @@ def _described(factory: Any) -> dict[str, str]:
 
 
 def _arguments(kind: type) -> Iterator[tuple[str, str]]:
-    """Yield the name and the description of each argument under ``Args:`` in the docstring of a class."""
+    """Yield the name and the description of each argument in the docstring of a class."""
     doc = inspect.getdoc(kind) if "__doc__" in vars(kind) and kind.__doc__ else ""
     block = re.search(r"^Args:\n((?: {4}.*\n?|\n)*)", f"{doc}\n", re.M)
     for entry in re.split(r"^ {4}(?=\w)", block[1], flags=re.M)[1:] if block else ():

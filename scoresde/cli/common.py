@@ -2,7 +2,7 @@
 
 Each decorator adds a group of options and passes their values to the command as one object. The decorators are
 :func:`session` (for the run, the device, the seed and the output), :func:`solver_options`, :func:`reading_options` and
-:func:`conditioning`. A command prints its messages and its result through its session.
+:func:`conditioning`. Commands print messages and results through the session.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -103,7 +104,7 @@ class Session:
             ``module:Class``, if they are not built in.
         changed_data: Whether to accept the run's data even if they have changed.
         edited: Whether to accept the run's files even if they have been edited.
-        others: Names of further runs, for a command that compares runs.
+        others: Names of the other runs, for a command that compares several runs.
     """
 
     seed: int
@@ -160,7 +161,7 @@ class Session:
         from ..run.files import find_run, read_config
         from ..run.run import described, load
 
-        given = {"sde": self.sde, "network": self.network, "parametrization": self.predict}
+        given: dict[str, Any] = {"sde": self.sde, "network": self.network, "parametrization": self.predict}
         if self.others:  # a class given on the command line may belong to only some of the runs
             folder = find_run(name, edited=self.edited)
             spec = described(folder, TrainConfig.from_dict(read_config(folder)))[1]
@@ -195,7 +196,7 @@ class Session:
 
 def session(
     run: bool = False, first: tuple[str, ...] = ("seed", "device"), only: tuple[str, ...] = (), several: bool = False,
-    operator: bool = True,
+    operator: bool = True, metavar: str | None = None,
 ) -> Decorator:  # fmt: skip
     """Add the options that all commands share, and pass their values to the command as ``session``.
 
@@ -203,6 +204,7 @@ def session(
         run: Whether the command takes a run.
         several: Whether the command takes any number of runs.
         operator: Whether to add ``--operator`` for a command that takes a run.
+        metavar: How the usage line shows the run (default: as one optional run, or as several).
         first: The options that the short help shows.
         only: The options to add, or an empty tuple to add all options.
     """
@@ -224,7 +226,7 @@ def session(
     absent: dict[str, Any] = {"seed": 0, "device": "auto", "dtype": "float32", "threads": None, "quiet": False}
     chosen = [o for name, o in options.items() if not only or name in only]
     if run:
-        argument = click.argument("run", nargs=-1 if several else 1, required=False)
+        argument = click.argument("run", nargs=-1 if several else 1, required=False, metavar=metavar)
         parts = _own_parts if operator else _own_parts[:-1]
         chosen = [argument, *parts, _changed_data, edited_option, *chosen]
 
@@ -305,7 +307,7 @@ class SolverChoice:
 
     @property
     def short(self) -> str:
-        """The name of the solver in folder names, such as ``multistep``, or ``class`` for ``module:Class``."""
+        """The solver's name for use in folder names. For ``module:Class``, it is ``class``."""
         return self.name.rpartition(":")[2].lower()
 
 
@@ -322,11 +324,11 @@ def solver_options(
 
     Args:
         default: The name of the default solver.
-        typed: Which of the options ``steps`` and ``rtol`` to add to the command.
+        typed: The options to add besides ``--solver`` and ``--set``: any of ``steps`` and ``rtol``.
         first: The options that the short help shows.
         set_first: Whether the short help also shows ``--set``.
         steps: The default value of ``--steps``.
-        unless: For some solvers, the default values of their options in this command, keyed by the name of the solver.
+        unless: Defaults that this command uses instead of a solver's defaults, such as ``{"ode": {"rtol": 1e-4}}``.
         what, rtol: The help texts of ``--solver`` and ``--rtol``.
     """
 
@@ -399,7 +401,7 @@ def counted(progress: Progress, batch: int) -> Callable[[Step], None]:
 
 
 def reading_options(first: bool = False) -> Decorator:
-    """Add the options for files that can be read in more than one way, and pass their values as ``reading``."""
+    """Add the options that determine how files are read, and pass their values to the command as ``reading``."""
 
     def make(fit: str | None, **given: Any) -> Reading:
         from ..data import Reading
@@ -431,15 +433,24 @@ class Conditioning:
         label: The class of all samples, by name or index.
         guidance: Scale of classifier-free guidance.
         labels: Whether each sample is conditioned on its own class.
-        given: Whether each sample is conditioned on its own values for all conditions that the run was trained with.
+        given: Whether each sample is conditioned on its whole condition, as in training.
+        against: The model to move away from: a class, ``text:`` and a text, ``@`` and a step of the run, or another
+            run. ``None`` means the model without a condition.
+        interval: The noise levels sigma/alpha at which the model is guided, as text.
     """
 
     label: str | None
     guidance: float
     labels: bool = False
     given: bool = False
+    against: str | None = None
+    interval: str | None = None
 
     def __post_init__(self) -> None:
+        for name, value in (("--against", self.against), ("--guidance-interval", self.interval)):
+            if value is not None and self.guidance == 1.0:
+                raise UsageError(f"{name} {value} has no effect without guidance; use --guidance 2, for example")
+        self._interval  # noqa: B018  # reports an invalid interval before anything else
         if self.given and (self.labels or self.label is not None):
             other = "--labels" if self.labels else "--label"
             raise UsageError(f"--given uses the whole condition of each sample, including its class; leave out {other}")
@@ -450,25 +461,81 @@ class Conditioning:
             )
 
     def of(self, run: Run) -> Run:
-        """Return the run conditioned on the class, with guidance unless each sample has its own class or condition."""
-        return run.given(self.label).guided(1.0 if self.labels or self.given else self.guidance)
+        """Return the run conditioned on the class, and guided unless each sample has its own class or condition."""
+        known = run.given(self.label)
+        return known if self.labels or self.given else self.guide(known)
+
+    @property
+    def _interval(self) -> tuple[float, float]:
+        from ..guidance.classifier_free import ALL, check_interval
+
+        if self.interval is None:
+            return ALL
+        try:
+            low, high = (float(part) for part in self.interval.split(","))
+        except ValueError:
+            raise UsageError(
+                f"--guidance-interval {self.interval} must be two noise levels sigma/alpha, such as 0,1 or 0.2,inf"
+            ) from None
+        check_interval((low, high))
+        return low, high
+
+    def guide(self, run: Run) -> Run:
+        """Return the run, whose condition is already bound, with guidance."""
+        return run.guided(self.guidance, None if self.against is None else self._against(run), self._interval)
+
+    def _against(self, run: Run) -> Run | str:
+        """Return the model to move away from: another run, or a class or a text for the same run."""
+        from ..run.run import load
+
+        against = self.against or ""
+        if against.startswith("text:"):
+            return run.guided(1.0).given(text=against.removeprefix("text:").strip())
+        if against.startswith("@"):
+            step = against.removeprefix("@").replace(",", "")
+            if not step.isdecimal() or run.folder is None:
+                raise UsageError(
+                    f"--against must be @ followed by the step of a checkpoint, such as @400; got {against}"
+                )
+            parts = {} if run.spec is None else {
+                "sde": run.spec.path, "network": run.spec.network, "parametrization": run.spec.parametrization,
+            }  # fmt: skip
+            own: dict[str, Any] = {  # the user has already named these classes to load the run
+                name: part.name for name, part in parts.items() if part is not None and ":" in part.name
+            }
+            if run.operator is not None and ":" in str(run.config and run.config.sources.operator):
+                own["operator"] = run.operator
+            other = load(run.folder, step=int(step), device=run.device, dtype=run.dtype, **own)
+            return replace(other, condition=run.condition)
+        if against not in run.info.classes and (os.path.isdir(against) or os.path.isdir(os.path.join("runs", against))):
+            other = load(against, device=run.device, dtype=run.dtype)
+            if other.config is None or other.config.cond == "none":
+                return other
+            if other.info.classes != run.info.classes or other.info.known != run.info.known:
+                raise UsageError(
+                    f"--against {against}: this run was trained with other conditions than {run.folder}; use a run "
+                    "with the same conditions, or one that was trained without conditions"
+                )
+            return replace(other, condition=run.condition)
+        return against
 
     def all_of(self, run: Run, n: int, seed: int = 0) -> Run:
-        """Return the run conditioned for ``n`` samples, on the given class if there is one, and with guidance.
+        """Return the run, conditioned for ``n`` samples and guided.
 
-        If no class was given, the condition depends on the run. If the run requires a class but no other condition,
-        each sample is assigned a class. If the run was trained with other conditions, each sample gets the conditions
-        of a held-out row. Otherwise, the run is not conditioned.
+        If the user gave a class, the run is conditioned on it. If not, the condition depends on the run. If the run
+        requires a class but no other condition, each sample is assigned a class. If the run was trained with other
+        conditions, each sample gets the conditions of a held-out row. Otherwise, the run is not conditioned.
         """
-        return self.of(run) if self.label is not None else run.typical(n, seed).guided(self.guidance)
+        return self.of(run) if self.label is not None else self.guide(run.typical(n, seed))
 
     def each(self, run: Run, known: Any) -> Run:
-        """Return the run with guidance, and with each sample conditioned on its own class in ``known``."""
-        return run.given(known).guided(self.guidance)
+        """Return the run with guidance, conditioned on the class of each sample in ``known``."""
+        return self.guide(run.given(known))
 
     @property
     def facts(self) -> dict[str, Any]:
-        return {"label": self.label, "guidance": self.guidance}
+        more = {"against": self.against, "interval": self.interval}
+        return {"label": self.label, "guidance": self.guidance, **{k: v for k, v in more.items() if v is not None}}
 
 
 def conditioning(labels: bool = False, first: bool = True) -> Decorator:
@@ -482,7 +549,12 @@ def conditioning(labels: bool = False, first: bool = True) -> Decorator:
         option("--label", under="Conditioning", first=first, metavar="CLASS",
                help="Class of all samples, by name or index (for a run trained with --cond class)."),
         option("--guidance", under="Conditioning", type=Real(SCALE), default=1.0,
-               help="Scale of classifier-free guidance."),
+               help="Scale of guidance: how far to move away from the model without a condition, or from --against."),
+        option("--against", under="Conditioning", metavar="MODEL",
+               help="Model for --guidance to move away from: a class, text:TEXT, @STEP (an earlier checkpoint of the "
+                    "run), or another run.  [default: the model without a condition]"),
+        option("--guidance-interval", "interval", under="Conditioning", metavar="LOW,HIGH",
+               help="Noise levels sigma/alpha at which to guide, such as 0,1.  [default: all]"),
     ]  # fmt: skip
     if labels:
         options += [

@@ -30,7 +30,7 @@ def data() -> None:
 
 @data.command(
     "inspect",
-    short_help="List all problems with a data set, or describe it.",
+    short_help="List all problems with a data set, or describe it if there are none.",
     epilog="\b\nExamples:\n  scoresde data inspect photos/\n  scoresde data inspect photos/ --size 64 --fit crop",
 )
 @click.argument("path")
@@ -43,8 +43,8 @@ def inspect(path: str, cond: str, reading: Reading, session: Session) -> None:
     """Read the data at PATH as `scoresde train` would, without writing anything.
 
     PATH is a folder of images, or anything else that `scoresde train --data` accepts. The command prints all problems
-    with the data at once, each with any options that solve it. If there are no problems, it describes the data and
-    their split.
+    with the data at once, and the options that solve them. If there are no problems, it describes the data and their
+    split.
 
     The exit code is 0 if `scoresde train` accepts the data with these options, and 3 otherwise.
     """
@@ -84,7 +84,7 @@ def _command(context: click.Context, path: str, cond: str, reading: Reading, ans
 
 
 def _listed(path: str, problems: list[dict[str, Any]]) -> str:
-    """Format the problems as a numbered list, with the options that solve each problem."""
+    """Format the problems as a numbered list, with the options that solve them."""
     texts = [
         f"{p['message']}{' (on the command line: {})'.format(p['options']) * bool(p['options'])}" for p in problems
     ]
@@ -93,7 +93,6 @@ def _listed(path: str, problems: list[dict[str, Any]]) -> str:
 
 
 def _described(found: Look) -> list[str]:
-    """Describe the data and their classes."""
     assert found.dataset is not None
     lines = [found.dataset.describe()]
     if found.classes:
@@ -104,7 +103,7 @@ def _described(found: Look) -> list[str]:
 
 
 def _advised(info: DataInfo, sources: Sources) -> list[str]:
-    """Suggest options for data with classes or conditions, for small sets of images, and for large images."""
+    """Suggest training options that suit the data."""
     advice = []
     known = {
         "vector": ("the numbers", info.known.vector and not sources.vector),

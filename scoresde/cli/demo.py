@@ -46,7 +46,7 @@ def single_image(
 ) -> None:  # fmt: skip
     """Train on one picture (FILE, or a built-in picture of a lighthouse) and show how it emerges from noise.
 
-    The command writes a strip and a GIF, which show the states x_t and the network's estimates of the picture. This
+    The command writes a strip and a GIF, which show the states x_t and the network's estimates of the picture. Training
     takes a few minutes on a CPU. The result is an ordinary run, so `scoresde sample` can draw samples from it.
     """
     chosen = session.on
@@ -84,7 +84,7 @@ def single_image(
 
 @contextmanager
 def _begun(make: Callable[[], Path]) -> Iterator[Path]:
-    """Create the folder of a new run, and delete it again if the block fails before the first checkpoint."""
+    """Create a run folder, and delete it if the ``with`` block fails before the first checkpoint."""
     folder = None
     try:
         with held():

@@ -44,19 +44,20 @@ ALL = ",".join((*METRICS, "copies"))
 @verb(
     short_help="Compare samples with data.",
     epilog="Examples:\n  scoresde evaluate runs/digits-vp\n"
-    "  scoresde evaluate runs/photos --features inception --against train --n 50000 --limit 0\n"
+    "  scoresde evaluate runs/photos --features inception --part train --n 50000 --limit 0\n"
     "  scoresde evaluate --samples theirs.npz --data photos/ --metrics frechet,copies\n"
     "  scoresde evaluate runs/photos-pool --given test --each 8",
 )
 @option("--samples", under="Data", first=True, type=click.Path(path_type=Path),
         help="Use the samples in a file (npz, npy, csv) or a folder instead of drawing samples.")  # fmt: skip
 @option("--units", under="Data", default="auto", metavar="LOW,HIGH",
-        help="Units of the samples: auto, data, model, or the two values, such as 0,1, that correspond to the lowest "
-             "and the highest value in the data.")  # fmt: skip
+        help="Units of the samples: auto, data, model, or the sample values, such as 0,1, that correspond to the "
+             "lowest and the highest data value.")  # fmt: skip
 @option("--data", under="Data", first=True, help="Data to compare with.  [default: the run's own data]")
 @reading_options()
-@option("--against", under="Data", type=click.Choice(["test", "train"]),
-        help="Split of the data to compare with.  [default: the split of --given, or test]")  # fmt: skip
+@option("--part", under="Data", type=click.Choice(["test", "train"]),
+        help="Part of the data to compare with.  [default: the part in --given, or test]")  # fmt: skip
+@option("--against", under="Data", hidden=True)
 @option("--limit", under="Data", type=Whole(WHOLE), default=10_000,
         help="Maximum number of data rows to compare with (0: all).")  # fmt: skip
 @option("--features", under="Metrics", first=True, default="auto",
@@ -64,7 +65,7 @@ ALL = ",".join((*METRICS, "copies"))
              "file of features.")  # fmt: skip
 @option("--metrics", under="Metrics", first=True,
         help=f"Metrics to compute: any of {ALL}, or module:function; with --given, also any of {','.join(ANSWERS)}.  "
-             "[default: all metrics in the first list or, with --given, all metrics in the second list]")  # fmt: skip
+             "[default: all in the first list; with --given, all in the second list]")  # fmt: skip
 @option("--copies-by", under="Metrics", default="pixels",
         help="Features used to detect copies of training data.")  # fmt: skip
 @option(
@@ -72,7 +73,7 @@ ALL = ",".join((*METRICS, "copies"))
     under="Conditioning",
     first=True,
     metavar="SPLIT",
-    help="Condition the run on rows of this split, test or train, and compare its samples (answers) with these rows.",
+    help="Condition the run on rows of this split (test or train), and compare the samples (answers) with these rows.",
 )
 @option(
     "--each",
@@ -92,19 +93,21 @@ ALL = ",".join((*METRICS, "copies"))
 @out_option("RUN/evaluation")
 @session(run=True, first=(), operator=False)
 def evaluate(
-    samples: Path | None, units: str, data: str | None, reading: Reading, against: str | None, limit: int,
-    features: str, metrics: str | None, copies_by: str, given: str | None, each: int | None, operator: str | None,
-    n: int, batch: int, solver: SolverChoice, reference: Path | None, save_reference: Path | None, out: Path | None,
-    session: Session,
+    samples: Path | None, units: str, data: str | None, reading: Reading, part: str | None, against: str | None,
+    limit: int, features: str, metrics: str | None, copies_by: str, given: str | None, each: int | None,
+    operator: str | None, n: int, batch: int, solver: SolverChoice, reference: Path | None,
+    save_reference: Path | None, out: Path | None, session: Session,
 ) -> None:  # fmt: skip
     """Measure the quality of samples from a trained RUN (default: the newest).
 
-    The command prints each metric with its standard error, next to the value for real data. It also reports whether
-    samples are copies of training data.
+    The command prints each metric with its standard error, next to the value for real data. It also reports samples
+    that appear to be copies of training data.
 
-    With --given, the run is conditioned on rows of the data, and several answers for each row are compared with the row
-    itself.
+    With --given, the run is conditioned on rows of the data. Several samples (answers) are drawn for each row and
+    compared with the row itself.
     """
+    if against is not None:
+        raise UsageError(f"--against {against} is now written --part {against}; --against names a model in sample")
     built = solver.build()
     from ..run.plausible import in_data_units, read_units
 
@@ -131,8 +134,8 @@ def evaluate(
     of_answers = [name for name in names if name in ANSWERS]
     if asks is None and of_answers:
         raise UsageError(
-            f"the metric {of_answers[0]!r} compares the answers of a conditional run with the truth; use --given test "
-            "too, or leave out the metric",
+            f"the metric {of_answers[0]!r} compares the answers of a conditional run with the truth; add --given test, "
+            "or leave out the metric",
             parameter="given",
             value="test",
         )
@@ -185,7 +188,7 @@ def evaluate(
                     x = in_data_units(x, source.data, units, f"the samples of {session.folder}")
                 session.say(f"comparing {len(x):,} samples with {source.data.info.name}")
                 found = measure(
-                    x, source.data, by, wanted, against=against or given or "test", reference=known,
+                    x, source.data, by, wanted, against=part or given or "test", reference=known,
                     copies=(by if copies_by == features else extractor(copies_by)) if copies else None,
                     limit=limit, seed=session.seed, check=False,
                     on_metric=lambda row: session.say(f"{row.metric:10} {row.samples}"),
@@ -212,7 +215,7 @@ def evaluate(
 
 @dataclass(frozen=True)
 class _Asks:
-    """The options that apply with ``--given``, which conditions a run on rows of the data (the questions).
+    """The options for ``--given``, which conditions a run on rows of the data (the questions).
 
     Args:
         split: The split that contains the rows, ``test`` or ``train``.
@@ -227,7 +230,7 @@ class _Asks:
     limit: int
 
     def check(self, names: list[str], n: int, samples: Path | None, features: str) -> None:
-        """Reject invalid or contradictory options before anything is loaded."""
+        """Reject invalid or contradictory options."""
         from ..study.answers import check_metrics
 
         if self.split not in ("test", "train"):
@@ -246,13 +249,9 @@ class _Asks:
         self, session: Session, data: Dataset, n: int, built: Solver, solver: SolverChoice, batch: int,
         metrics: list[str] | None,
     ) -> tuple[Tensor, dict[str, Any], Judgement | None]:  # fmt: skip
-        """Condition the run on rows of the data, draw samples (the answers), and compare the answers with the rows.
+        """Draw answers in data units, and compare the answers with the rows on which they are conditioned.
 
-        If ``metrics`` is ``None``, every metric that can be computed for these answers is used.
-
-        Returns:
-            The answers ``(N, *event)`` in data units, a record of how the answers were drawn, and the metrics of the
-            answers. If ``metrics`` is empty, ``None`` is returned instead of the metrics.
+        ``metrics=None`` selects all metrics that can be computed, and an empty list selects none.
         """
         from ..core.progress import Progress
         from ..study.answers import ask, judge, questions, training_rows
@@ -262,8 +261,8 @@ class _Asks:
         rows = questions(data, self.split, min(most, self.limit or most), seed)
         count = len(rows) * self.each
         session.say(
-            f"asking {session.whence} about {len(rows):,} rows of {data.info.name} ({self.split}), {self.each} "
-            f"answer{'s' * (self.each > 1)} each, with the {solver.name} solver"
+            f"drawing {self.each} answer{'s' * (self.each > 1)} for each of {len(rows):,} rows of {data.info.name} "
+            f"({self.split}) from {session.whence} with the {solver.name} solver"
         )
         with Progress(count, "answer", quiet=session.quiet) as progress:
             found = ask(
@@ -282,7 +281,7 @@ class _Asks:
 
 @dataclass(frozen=True, eq=False)
 class _Source:
-    """The data to compare samples with and, if the samples come from a file, the samples themselves."""
+    """The data to compare samples with, and the samples if they come from a file."""
 
     data: Dataset
     home: Path
@@ -291,10 +290,7 @@ class _Source:
 
 
 def _source(session: Session, samples: Path | None, units: str, data: str | None, reading: Reading) -> _Source:
-    """Load the data, and load the samples if they come from a file.
-
-    If the samples come from a file, no model is loaded. If ``data`` is given as well, no run is needed.
-    """
+    """Load the data, and load the samples if they come from a file."""
     from ..data import load_data
     from ..data.raw import AS_IS
     from ..run.config import TrainConfig
@@ -303,7 +299,7 @@ def _source(session: Session, samples: Path | None, units: str, data: str | None
     from ..run.run import described
     from ..run.samples import read_samples
 
-    if samples is not None and data is not None and session.run is None:
+    if samples is not None and data is not None and session.run is None:  # no run is needed
         dataset = load_data(data, reading=reading)
         for note in dataset.notes:
             session.say(note)
@@ -319,7 +315,7 @@ def _source(session: Session, samples: Path | None, units: str, data: str | None
         raise DataError(
             f"{theirs.name} has shape {theirs.shape} and {theirs.levels or 'no'} levels, but the run was trained on "
             f"data with shape {loaded.info.shape} and {loaded.info.levels or 'no'} levels, so its samples cannot be "
-            "compared with these data; for --data, use data with the same shape and number of levels as the run's data"
+            "compared with these data; use data of the same shape with the same number of levels"
         )
     # The codec comes from the run, so that features and model units do not change if rows are added to the data.
     info, spec = described(folder, config)
@@ -332,11 +328,7 @@ def _source(session: Session, samples: Path | None, units: str, data: str | None
 def _draw(
     session: Session, data: Dataset, n: int, built: Solver, solver: SolverChoice, batch: int
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Draw samples from the run. Return the successful samples in data units, and a record of how they were drawn.
-
-    If the run was trained with conditions other than the class, it is conditioned on held-out rows, so that its samples
-    are distributed like the data.
-    """
+    """Draw samples. Return those that succeeded, in data units, and a record of how they were drawn."""
     import torch
 
     from ..core.progress import Progress
@@ -344,6 +336,7 @@ def _draw(
     run = session.loaded
     rich = run.config is not None and run.config.sources.rich
     labels = None if rich else run.example_labels(n)
+    # Held-out rows serve as conditions, so that the samples are distributed like the data.
     asked = run.given_rows(data, torch.arange(n) % len(data.test), seed=session.seed) if rich else run.given(labels)
     session.say(f"drawing {n} samples from {session.whence} with the {solver.name} solver")
     with Progress(n, "sample", quiet=session.quiet) as progress:

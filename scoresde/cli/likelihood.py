@@ -38,7 +38,7 @@ HOW = Fields("likelihood", "likelihood", {"likelihood": "scoresde.likelihood:Lik
 
 
 def _how(assignments: tuple[str, ...], **typed: Any) -> Likelihood:
-    """Build the settings of the likelihood computation from the options."""
+    """Build the likelihood settings from the options."""
     from ..likelihood import Likelihood
 
     texts = settings(assignments, ("likelihood",))["likelihood"]
@@ -74,7 +74,7 @@ def _how(assignments: tuple[str, ...], **typed: Any) -> Likelihood:
         help="Solve up to 16 samples again with higher accuracy, and warn if the results change.")  # fmt: skip
 @option("--batch", under="Likelihood", type=Whole(COUNT), default=128, help="Maximum number of samples per batch.")
 @option("--memory", under="Likelihood", type=Whole(Range(1, 2**40)),
-        help="Memory limit for a batch, in MiB.  [default: 2048, or half of a GPU's free memory]")  # fmt: skip
+        help="Memory limit for a batch, in MiB.  [default: 2048, or half of the GPU's free memory]")  # fmt: skip
 @conditioning(labels=True, first=False)
 @option("--save", under="Files", default="png,csv", help="Files to write: png, csv, npz.")
 @out_option("RUN/likelihood")
@@ -88,14 +88,15 @@ def likelihood(
 
     The command prints the mean, in bits/dim or nats, and its standard error.
 
-    If --data is repeated, one picture shows the likelihoods of all data sets. If several runs are given, their
-    likelihoods are computed for the same samples with the same noise, and each run is compared with the first run
-    sample by sample. The samples come from the split of the first run.
+    If --data is repeated, one picture shows the likelihoods of all data sets. If several runs are given, all of them
+    are evaluated on the same samples with the same noise, and each is compared with the first run sample by sample. The
+    samples come from the split of the first run.
     """
     import torch
 
     from ..core.files import check_kinds, write_json
     from ..core.progress import Progress
+    from ..likelihood.elbo import whose
     from ..likelihood.memory import default_budget
     from ..study.report import KINDS, check_comparable, choose, how_told, unfair, units, write_scores
 
@@ -113,7 +114,7 @@ def likelihood(
 
     def bind(run: Run, part: Chosen) -> Run:
         if condition.given:
-            return part.given(run, seed).guided(condition.guidance)
+            return condition.guide(part.given(run, seed))
         return condition.of(run) if part.label is None else condition.each(run, part.label)
 
     asked = [(run, part, bind(run, part)) for part in chosen for run in runs]
@@ -122,7 +123,7 @@ def likelihood(
     for run in runs if condition.given else ():
         if not plain[id(run)]:
             session.say(
-                f"log p(x) is not computed for comparison: {run.folder} has no likelihood without conditions, "
+                f"the comparison with log p(x) is left out: {run.folder} has no unconditional likelihood, "
                 "because it was trained with cond_drop=0"
             )
     for run, part, bound in asked:
@@ -153,8 +154,8 @@ def likelihood(
             session.say(f"computing the likelihoods of {what} under {run.folder}")
             if data and part.left:
                 session.say(
-                    f"--split {split} leaves out {part.left:,} of the samples of {part.name}; use --split all to "
-                    "include them"
+                    f"--split {split} leaves out {part.left:,} samples of {part.name}; use --split all to include "
+                    "every sample that has no empty cells"
                 )
         began = time.monotonic()
         with (
@@ -184,10 +185,13 @@ def likelihood(
         for text in dict.fromkeys(warned(w.message) for w in caught):  # print each warning once, below the progress bar
             echo(text, err=True)
         summaries = [s.summary(sets[i % n], sets[i - i % n]) for i, s in enumerate(sets)]
+        for summary, (_, _, bound) in zip(summaries, asked, strict=True):
+            if not bound.model.domain.consistent:
+                summary["whose"] = whose(bound.model, "flow")
         facts = {
             "run": str(session.folder), "step": first.step, "sets": summaries,
             "condition": "given" if condition.given else "labels" if condition.labels else condition.label,
-            "guidance": condition.guidance,
+            **{k: v for k, v in condition.facts.items() if k != "label"},
             "seed": seed, "dtype": session.dtype, "device": str(first.device), "columns": units(sets),
             "seconds": round(time.monotonic() - began, 2),
         }  # fmt: skip
@@ -201,7 +205,7 @@ def likelihood(
 
 
 def _report(session: Session, facts: dict[str, Any], files: list[Path], how: list[str], failures: list[str]) -> None:
-    """Print the result and the settings ``how`` of each run, and raise an error if any sample failed."""
+    """Print the result and the settings of each run, and raise an error if any sample failed."""
     sets: list[dict[str, Any]] = facts["sets"]
     depends = dict(zip(reversed(how), (found.get("run") for found in reversed(sets[: len(how)])), strict=True))
     session.print(
@@ -216,15 +220,12 @@ def _report(session: Session, facts: dict[str, Any], files: list[Path], how: lis
 
 
 def _name(found: dict[str, Any], several: bool) -> str:
-    """Return the prefix of a line about the data set ``found``.
-
-    The prefix names the run if ``found`` contains its name, and names the data set if ``several`` is set.
-    """
+    """Return a line prefix that names the run, if known, and the data set, if ``several`` is set."""
     return "".join(f"{found[key]}: " for key, shown in (("run", "run" in found), ("data", several)) if shown)
 
 
 def _checks(sets: list[dict[str, Any]], several: bool) -> list[str]:
-    """Format the convergence check of each data set, or return a single line if no data set was checked."""
+    """Format the convergence checks, with a single line if no data set was checked."""
     if all(found["converged"] is None for found in sets):
         return ["convergence not checked: a more accurate solution could change the result"]
     return [_name(found, several) + _check(found) for found in sets]
@@ -243,12 +244,10 @@ def _check(found: dict[str, Any]) -> str:
 
 
 def _lines(found: dict[str, Any], several: bool, given: bool = False) -> str:
-    """Format the result for a data set.
-
-    If ``given`` is set, the text says that the result is the likelihood given the conditions.
-    """
+    """Format the result for a data set."""
     name = _name(found, several)
     told = " given the conditions" if given else ""
+    told += f" under the {found['whose']}" if "whose" in found else ""
     text = f"{name}{_figure(found)}{told}  (n = {found['n']:,} of {found['of']:,}, {found['split']}"
     if found["stderr_probes"]:
         text += f", ± {found['stderr_probes']:.4f} each from the probes"
@@ -278,7 +277,7 @@ def _lines(found: dict[str, Any], several: bool, given: bool = False) -> str:
 
 
 def _against(found: dict[str, Any], pairs: dict[str, Any], by: str = "") -> str:
-    """Format the paired difference ``pairs`` of a data set."""
+    """Format the paired difference between two runs on the same data set."""
     better = "lower" if found["unit"] == "bits/dim" else "higher"
     told = {"unit": found["unit"], "mean": pairs["difference"], "stderr_mean": pairs["stderr_difference"]}
     n = pairs.get("paired", found["paired"])  # an earlier version wrote a single number for both differences
@@ -286,10 +285,7 @@ def _against(found: dict[str, Any], pairs: dict[str, Any], by: str = "") -> str:
 
 
 def _figure(found: dict[str, Any], sign: str = "") -> str:
-    """Format a value with its standard error, such as ``1.9020 ± 0.0388 bits/dim``.
-
-    If ``sign`` is "+", positive values have a plus sign.
-    """
+    """Format a value with its standard error, such as ``1.9020 ± 0.0388 bits/dim``."""
     if found["mean"] is None:
         return "no result"
     error = "" if found["stderr_mean"] is None else f" ± {found['stderr_mean']:.4f}"

@@ -32,8 +32,8 @@ _short = reprlib.Repr()  # shortens long values, such as a table of a thousand b
 @verb(
     "list",
     short_help="List the names that options accept.",
-    epilog="Set the options of an entry with --set, as in --set sde.beta_max=18. The data determine options that are "
-    "listed without a value. The option of an operator follows a colon, as in --cond pool:2.",
+    epilog="Set the options of an entry with --set, as in --set sde.beta_max=18. Options listed without a "
+    "value are set from the data. The option of an operator follows a colon, as in --cond pool:2.",
 )
 @click.argument("kind", required=False)
 @session(first=("json",), only=("json",))
@@ -59,7 +59,7 @@ def list_names(kind: str | None, session: Session) -> None:
 
 
 def _entry(kind: str, name: str, value: Any) -> dict[str, Any]:
-    """Describe an entry of a table, with its required options and the defaults of its other options."""
+    """Describe an entry of a table, with its options."""
     if isinstance(value, Mapping):  # a preset
         return {"what": "  ".join(f"{k}={v}" for k, v in value.items())}
     if not isinstance(value, str):
@@ -82,7 +82,7 @@ def _entry(kind: str, name: str, value: Any) -> dict[str, Any]:
 
 
 def _data() -> dict[str, dict[str, Any]]:
-    """Load and describe each of the built-in data sets."""
+    """Load and describe the built-in data sets."""
     from ..data import NAMES, load_data
 
     found = {}
@@ -98,7 +98,7 @@ def _data() -> dict[str, dict[str, Any]]:
 
 
 def _columns(lines: Mapping[str, str]) -> Iterator[str]:
-    """Yield lines with the names on the left and their descriptions on the right."""
+    """Yield lines with names on the left and descriptions on the right."""
     width = max(map(len, lines)) + 2
     for name, text in lines.items():
         wrapped = [part for line in text.split("\n") for part in textwrap.wrap(line, 120 - width)]

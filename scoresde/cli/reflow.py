@@ -15,7 +15,7 @@ __all__ = ["reflow"]
 
 
 @verb(
-    short_help="Straighten a run's trajectories so that a few steps can follow them.",
+    short_help="Straighten a run's trajectories so that samples need only a few steps.",
     epilog="Example:  scoresde reflow runs/moons-flow --pairs 50000 --steps 10000",
 )
 @option("--pairs", under="Training", first=True, type=Whole(COUNT), default=20_000,

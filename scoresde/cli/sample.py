@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Mapping
@@ -12,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..core.errors import NumericalError, UsageError
-from ..core.limits import COUNT, FRAMES, WHOLE
+from ..core.limits import COUNT, FRACTION, FRAMES, NONNEGATIVE, WHOLE
 from ..core.registry import options_of
 from ..core.tables import SDES
-from .command import Whole, option, verb
+from .command import Real, Whole, option, verb
 from .common import (
     Conditioning,
     Decorator,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["sample"]
 
 N = 64  # default number of samples without questions
+STEPS_MEASURED = 50  # default number of steps of multistep, the default solver for measurements
 NAMED = 10  # maximum number of samples that a message names
 
 
@@ -51,9 +53,15 @@ class Asking:
     Args:
         given: A file or folder with images or rows to condition on (the questions), or ``None``.
         each: Number of samples for each question, or ``None`` if the user did not set it.
-        mask: A file with the mask of the samples in ``given``, or ``None``.
+        mask: A file with the mask for the samples in ``given``, or ``None``.
         operator: The operator that measures the samples in ``given``, or ``None`` to use the run's operator.
         text: One text for all questions, or one text for each question.
+        seen: The operator of the measurements in ``given``, for a run that need not be trained with it, or ``None``.
+        noise: The standard deviation of the noise of the measurements.
+        rule: The rule by which measurements change the samples, or ``None``.
+        near: A file or folder with samples to start from, or ``None``.
+        at: The amount of noise that is added to these samples.
+        classifier: The folder of a noisy classifier that guides the samples to a class, or ``None``.
     """
 
     given: Path | None
@@ -61,10 +69,62 @@ class Asking:
     mask: Path | None
     operator: str | None
     text: tuple[str, ...]
+    seen: str | None = None
+    noise: float = 0.0
+    rule: str | None = None
+    near: Path | None = None
+    at: float | None = None
+    classifier: Path | None = None
 
     def __post_init__(self) -> None:
         if self.mask is not None and self.given is None:
             raise UsageError(f"--mask {self.mask} requires --given, the file with the samples to mask")
+        if self.seen is not None and self.given is None:
+            raise UsageError(f"--seen {self.seen} requires --given, the file with the measurements")
+        if self.seen is not None and self.operator is not None:
+            raise UsageError(
+                f"--seen {self.seen} names the operator of the measurements, and --operator {self.operator} measures "
+                "samples; use only one of them"
+            )
+        for name, value in (("--noise", self.noise or None), ("--rule", self.rule)):
+            if value is not None and self.seen is None and self.mask is None:
+                raise UsageError(f"{name} {value} requires --seen, the operator of the measurements")
+        if self.at is not None and self.near is None:
+            raise UsageError(f"--at {self.at:g} requires --from, the samples to start from")
+        if self.near is not None and self.given is not None:
+            raise UsageError("--from and --given cannot be combined; use only one of them")
+
+    def measures(self, run: Run) -> str | None:
+        """Return the operator of the measurements, or ``None`` if the condition is one that the run was trained with.
+
+        A mask is a measurement if the run was not trained with masks.
+        """
+        from ..operators import Masking, choices
+
+        trained = run.operator is not None and any(isinstance(c, Masking) for c in choices(run.operator))
+        rule = not trained or bool(self.noise) or self.rule is not None
+        return "cells" if self.seen is None and self.mask is not None and rule else self.seen
+
+    def named(self, run: Run) -> str | None:
+        """Return the operator to tell the run, or ``None`` if it is clear from the shape of what is given."""
+        from ..data.pictures import mask_from_file
+        from ..operators import Masking, OneOf, parse
+
+        if self.operator is not None or self.seen is None or not isinstance(run.operator, OneOf):
+            return self.operator
+        made = parse(self.seen, read_mask=mask_from_file).on(run.info.shape, run.info.low, run.info.high)
+        return self.seen if isinstance(made, Masking) or made.measured != run.info.shape else None
+
+    def by_rule(self, run: Run) -> bool:
+        """Return whether a rule uses the measurements, because the network of the run was not trained with them."""
+        from ..data.pictures import mask_from_file
+        from ..operators import parse
+        from ..run.seen import covers
+
+        spec = self.measures(run)
+        if spec is None or run.operator is None or self.noise or self.rule is not None:
+            return spec is not None
+        return not covers(run.operator, parse(spec, read_mask=mask_from_file).on(run.info.shape))
 
     @property
     def own(self) -> str | None:
@@ -72,10 +132,10 @@ class Asking:
 
         If the run was trained with this class, the user must name the class again to load the run.
         """
-        return own_class(self.operator)
+        return own_class(self.operator or self.seen)
 
     def questions(self, run: Run) -> Questions | None:
-        """Return the questions, which come from a file or from the texts, or ``None`` if there are none.
+        """Return the questions in the given file or in the texts, or ``None`` if there are no questions.
 
         A single text is a question only if ``each`` is given. Otherwise, it applies to all samples.
         """
@@ -83,7 +143,9 @@ class Asking:
         from ..run.questions import Questions, read_questions
 
         if self.given is not None:
-            return read_questions(run, self.given, mask=self.mask, operator=self.operator)
+            by_rule = self.by_rule(run)  # otherwise, the network uses everything that it was trained with
+            seen = self.measures(run) if by_rule else None
+            return read_questions(run, self.given, mask=self.mask, operator=self.named(run), seen=seen)
         if self.operator is not None and self.own is None:
             raise UsageError(f"--operator {self.operator} requires --given, the file with the samples to measure")
         if len(self.text) < 2 and self.each is None:
@@ -115,23 +177,25 @@ class Asking:
         if questions is None and not self.text:
             return {}
         files = () if questions is None else questions.files
-        operator = None if run.seen is None or run.seen.operator is None else str(run.seen.operator)
+        seen = run.answered
+        operator = None if seen is None or seen.operator is None else str(seen.operator)
         return {
             "given": None if self.given is None else str(self.given),
             "files": {str(path): file_digest(path) for path in files},
             "mask": None if self.mask is None else {str(self.mask): file_digest(self.mask)},
             "operator": operator, "text": list(self.text), "questions": 1 if questions is None else len(questions),
+            **({} if run.rule is None else {"rule": run.rule, "noise": run.noise}),
         }  # fmt: skip
 
 
 def _asking_options() -> Decorator:
-    """Add the options for all conditions except the class, and pass their values to the command as ``asking``."""
+    """Add the options for conditions other than the class, and pass them to the command as ``asking``."""
     return together(
         "asking", Asking,
         option("--given", under="Conditioning", first=True, type=click.Path(path_type=Path), metavar="PATH",
                help="Conditions of the samples: an image, a folder of images, an npy or npz file, or a table whose "
                     "empty cells are to be filled. Each image or row is one question. The run must have been trained "
-                    "with --cond."),
+                    "with --cond, unless --seen or --mask is given."),
         option("--each", under="Conditioning", first=True, type=Whole(COUNT), metavar="K",
                help="Number of samples for each question.  [default: 1]"),
         option("--mask", under="Conditioning", type=click.Path(path_type=Path), metavar="FILE",
@@ -143,6 +207,22 @@ def _asking_options() -> Decorator:
         option("--text", under="Conditioning", multiple=True, metavar="TEXT",
                help="Text that describes all samples, for a run trained with --cond text. Repeat the option to pass "
                     "one text for each question."),
+        option("--seen", under="Measurements", metavar="SPEC",
+               help="Operator of the measurements in --given, such as pool:2. The run need not have been trained with "
+                    "it."),
+        option("--noise", under="Measurements", type=Real(NONNEGATIVE), default=0.0,
+               help="Standard deviation of the noise of the measurements, in the units of the data."),
+        option("--rule", under="Measurements", metavar="NAME",
+               help="How measurements change the samples: moment, pseudoinverse or projection.  [default: moment. "
+                    "No rule is needed if the run was trained with the operator and there is no noise]"),
+        option("--from", "near", under="Measurements", type=click.Path(path_type=Path), metavar="PATH",
+               help="Samples to start from, such as a sketch: an image, a folder of images, a table or an npy file."),
+        option("--at", under="Measurements", type=Real(FRACTION), metavar="SHARE",
+               help="Amount of noise that is added to the samples in --from, as sigma/(alpha + sigma).  "
+                    "[default: 0.5]"),
+        option("--classifier", under="Conditioning", type=click.Path(path_type=Path), metavar="FOLDER",
+               help="Noisy classifier (scoresde classifier --noisy) that guides the samples to the class --label, with "
+                    "the scale --guidance. The run need not have been trained with classes."),
     )  # fmt: skip
 
 
@@ -176,14 +256,19 @@ def sample(
     asking: Asking, condition: Conditioning, save: str | None, frames: int, out: Path | None, resume: bool,
     session: Session,
 ) -> None:  # fmt: skip
-    """Draw samples from a trained RUN (default: the newest), and print the path of the picture or of the filled table.
+    """Draw samples from a trained RUN (default: the newest), and print the path to the picture or the filled table.
 
     With --given, the samples are answers to questions: each sample is conditioned on one of the given images or rows.
     """
-    built = solver.build()
     session = replace(session, operator=asking.own)
+    source = click.get_current_context().get_parameter_source("solver")
+    free = source is click.core.ParameterSource.DEFAULT and not set(solver.options) - {"steps"}
+    if free and (asking.seen or asking.mask) and asking.by_rule(session.loaded):
+        # A rule stops row by row, so the flow is not smooth, and adaptive steps would become very small.
+        solver = SolverChoice("multistep", {"steps": STEPS_MEASURED, **solver.options})
+    built = solver.build()
     run = session.loaded
-    from ..core.parts import batch_kept
+    from ..core.parts import batch_kept, digest
     from ..core.progress import Progress
     from ..run.questions import Asked
     from ..run.samples import kinds_of, write_samples
@@ -194,9 +279,14 @@ def sample(
         raise UsageError(f"--frames {frames} requires --save gif or --save path; use --save {','.join(kinds)},gif")
     questions = asking.questions(run)
     count, each = asking.counts(n, questions)
+    if asking.classifier is not None:
+        known_class, strength = condition.label, condition.guidance
+        run, condition = _by_classifier(run, asking.classifier, condition, session)
     asked = _bound(run, asking, condition, questions, each, session).on(path)
+    if asking.near is not None:
+        asked, count = _started(asked, asking, n, session)
     asked.model  # noqa: B018  # report an invalid condition before anything else
-    if run.config is not None and run.config.sources.rich and asked.condition is None:
+    if run.config is not None and run.config.sources.rich and asked.condition is None and asked.rule is None:
         ways = [way for way, there in (("--text", run.info.known.words), ("--given", True)) if there]
         session.say(f"no condition is given, so these are samples of the unconditional model; see {' and '.join(ways)}")
     if save is None and questions is not None and questions.table is not None and run.info.kind == "vector":
@@ -208,8 +298,9 @@ def sample(
 
     def request() -> dict[str, Any]:
         about = {**known, "each": each} if known else {}
+        start_of = {} if asked.begin is None else {"from": digest(asked.begin)}
         return asked.sample_request(
-            built, seed=session.seed, start=start, denoise=denoise, brownian=brownian, **_identity(about)
+            built, seed=session.seed, start=start, denoise=denoise, brownian=brownian, **_identity(about), **start_of
         )
 
     with work_in(session, out, default, resume, count, "samples", "samples.json", lambda: [request()]) as work:
@@ -225,16 +316,21 @@ def sample(
             )  # fmt: skip
         solution = samples.solution
         nfe = solution.nfe.double()
-        answers = None if questions is None else Asked(questions, each, asked.seen, run.info)
+        answers = None if questions is None else Asked(questions, each, asked.answered, run.info)
         facts = {
             "run": str(session.folder), "step": run.step, "solver": solver.short, "options": options_of(built),
             "n": count, "seed": session.seed, "start": start, **condition.facts, "denoise": denoise,
             "brownian": brownian, "path": path,
+            **({} if asking.classifier is None else {"label": known_class, "guidance": strength,
+                                                     "classifier": str(asking.classifier)}),
+            **({} if asking.near is None else {"from": str(asking.near), "at": asked.at}),
             "nfe_mean": round(float(nfe.mean()), 2), "nfe_max": int(nfe.max()),
             "accepted_mean": round(float(solution.accepted.double().mean()), 2),
             "rejected_mean": round(float(solution.rejected.double().mean()), 2),
+            **({} if solution.ess is None else {"ess_mean": round(float(solution.ess.mean()), 2),
+                                                "ess_min": round(float(solution.ess.min()), 2)}),
             "failed": (~solution.ok).nonzero().flatten().tolist(), "seconds": round(time.monotonic() - began, 2),
-            **({**known, "each": each, **_differing(samples, run, answers, session)} if known else {}),
+            **({**known, "each": each, **_differing(samples, asked, answers, session)} if known else {}),
         }  # fmt: skip
         more = {"failures": solution.failures(), "requests": [request()]}  # for a later call with the same request
         files = write_samples(
@@ -249,13 +345,18 @@ def sample(
 def _bound(
     run: Run, asking: Asking, condition: Conditioning, questions: Questions | None, each: int, session: Session
 ) -> Run:
-    """Condition the run on the questions, texts and class, and print how the questions were interpreted."""
+    """Condition the run on the questions, texts and class, and print how the questions are interpreted."""
     from ..run.questions import ask, understanding
 
+    spec = asking.measures(run) if questions is not None else None
+    if questions is not None and spec is not None:
+        asked = _measured(run, asking, condition, questions, each, spec, session)
+        if asked is not None:
+            return condition.guide(asked)
     # A single text, or a class, applies to all samples.
     asked = ask(
         run, questions, text=() if questions is not None and questions.text == asking.text else asking.text,
-        label=condition.label, operator=asking.operator if asking.given is not None else None, each=each,
+        label=condition.label, operator=asking.named(run) if asking.given is not None else None, each=each,
         seed=session.seed,
     )  # fmt: skip
     if questions is not None:
@@ -263,26 +364,103 @@ def _bound(
         if asked.seen is not None and asked.seen.operator is None:
             told += "; use --operator to degrade the samples first"
         session.say(f"given: {told}; {each:,} answer{'s' * (each > 1)}{' each' * (len(questions) > 1)}")
-    return asked.guided(condition.guidance)
+    return condition.guide(asked)
+
+
+def _measured(
+    run: Run, asking: Asking, condition: Conditioning, questions: Questions, each: int, spec: str, session: Session
+) -> Run | None:
+    """Return the run with measurements that a rule uses, or ``None`` if its network was trained with the operator."""
+    from ..run.questions import ask, understanding
+
+    if not asking.by_rule(run):
+        session.say(f"{session.whence} was trained with {spec}, so its network uses the measurements")
+        return None
+    rule, image = asking.rule or "moment", questions.condition.image
+    assert image is not None
+    several = each if len(asking.text) > 1 else 1
+    base = ask(run, None, text=asking.text, label=condition.label, each=several, seed=session.seed)
+    asked = base.measured(spec, image, asking.noise, rule, each=each, seed=session.seed)
+    assert asked.measurement is not None
+    added = "to which noise of {:g} is added" if asked.measurement.truth is not None else "with noise of {:g}"
+    with_noise = f", {added.format(asking.noise)}" if asking.noise else ""
+    session.say(
+        f"given: {understanding(asked, questions)}{with_noise}; {each:,} answer{'s' * (each > 1)}"
+        f"{' each' * (len(questions) > 1)}, by the rule {rule}"
+    )
+    return asked
+
+
+def _by_classifier(run: Run, folder: Path, condition: Conditioning, session: Session) -> tuple[Run, Conditioning]:
+    """Return the run, steered by a classifier, and the rest of the conditioning."""
+    from ..core.registry import closest
+    from ..study.classifier import load_classifier
+
+    if condition.against is not None or condition.interval is not None:
+        raise UsageError("--classifier cannot be combined with --against or --guidance-interval; leave them out")
+    judge = load_classifier(folder, run.device, edited=session.edited)
+    names = judge.info.classes
+    if condition.label is None:
+        raise UsageError(f"--classifier {folder} requires --label, one of its classes: {', '.join(names[:20])}")
+    by_index = condition.label.isdecimal() and len(condition.label) < 10 and int(condition.label) < len(names)
+    label = names.index(condition.label) if condition.label in names else int(condition.label) if by_index else -1
+    if label < 0:
+        raise UsageError(f"unknown class {condition.label!r}; {closest(condition.label, names)}", parameter="label")
+    if judge.info.shape != run.info.shape or str(judge.codec.continuous) != str(run.codec.continuous):
+        raise UsageError(
+            f"the classifier in {folder} was trained on {judge.info.name} with other units than {session.folder}; "
+            "train it on the data of the run"
+        )
+    session.say(f"guided to the class {condition.label} by the classifier in {folder}, scale {condition.guidance:g}")
+    steered = run.steered(judge.potential(label), condition.guidance)
+    # A run that was trained with the class is also conditioned on it, as in the original work.
+    known = condition.label if names[label] in run.info.classes and run.operator is None and _knows(run) else None
+    return steered, Conditioning(known, 1.0)
+
+
+def _knows(run: Run) -> bool:
+    """Return whether a run was trained with classes."""
+    return run.config is not None and run.config.sources.label
+
+
+def _started(run: Run, asking: Asking, n: int | None, session: Session) -> tuple[Run, int]:
+    """Return the run that starts from samples in a file, and the number of samples to draw."""
+    from ..run.questions import read_samples
+
+    assert asking.near is not None
+    x = read_samples(run, asking.near)
+    if len(asking.text) > 1:
+        raise UsageError("--from takes one --text for all samples, or none")
+    each, at = asking.each or max(1, (n or 0) // len(x)), 0.5 if asking.at is None else asking.at
+    if n not in (None, len(x) * each):
+        raise UsageError(f"--n {n} is not a multiple of the {len(x):,} samples in {asking.near}; use --each instead")
+    session.say(f"starting from {len(x):,} sample{'s' * (len(x) > 1)} of {asking.near} with {at:.0%} noise")
+    return run.near(x, at, each=each), len(x) * each
 
 
 def _identity(known: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values that identify the questions. Files are identified by their content, not by their names."""
+    """Return the values that identify the questions, with files identified by their content."""
     from ..core.parts import digest
 
     if not known:
         return {}
     hashes = [*known["files"].values(), *(known["mask"] or {}).values()]
-    return {"given": digest(*hashes) if hashes else None, **{k: known[k] for k in ("operator", "text", "each")}}
+    named = ("operator", "text", "each", *(("rule", "noise") if "rule" in known else ()))
+    return {"given": digest(*hashes) if hashes else None, **{k: known[k] for k in named}}
 
 
 def _differing(samples: Samples, run: Run, answers: Asked | None, session: Session) -> dict[str, Any]:
-    """Find and report the samples whose measurements differ from the given measurements by more than the tolerance.
-
-    Return a record of these samples.
-    """
+    """Report and record answers whose measurements differ too much from the given measurements."""
     from ..run.seen import tolerance
 
+    if run.noise and run.measurement is not None and run.measurement.operator is not None:
+        fine = samples.solution.ok.cpu()
+        seen = run.measurement if len(run.measurement) == 1 else run.measurement.rows(fine.nonzero().flatten())
+        off = seen.operator(samples.x[fine].double()) - seen.y  # type: ignore[misc]
+        count = off.numel() if seen.hidden is None else int((~seen.hidden).expand_as(off).sum())
+        rms = math.sqrt(float(off.square().sum()) / max(1, count))
+        session.say(f"A x - y has a root mean square of {rms:.3g}, and the noise of y is {run.noise:.3g}")
+        return {"rms_residual": rms}
     if samples.residual is None:
         return {}
     most = tolerance(run.info)
@@ -295,9 +473,8 @@ def _differing(samples: Samples, run: Run, answers: Asked | None, session: Sessi
         ]
         more = f" and {len(index) - NAMED:,} more" if index[NAMED:] else ""
         session.say(
-            f"for {len(index):,} of {len(samples.residual):,} answers, the measurement differs from the given one by "
-            f"more than {most:.3g} ({half}) after the answer is clamped to the range of the data: {', '.join(named)}"
-            f"{more}"
+            f"for {len(index):,} of {len(samples.residual):,} answers, clamped to the range of the data, the "
+            f"measurement differs from the given one by more than {most:.3g} ({half}): {', '.join(named)}{more}"
         )
     return {"tolerance": most, "residual_max": _highest(samples.residual), "differing": index}
 
@@ -339,6 +516,8 @@ def _report(session: Session, folder: Path, facts: dict[str, Any], files: list[P
     steps = f"steps {facts['accepted_mean']:g} accepted, {facts['rejected_mean']:g} rejected  "
     steps = steps if facts["accepted_mean"] else ""
     main = next((file for file in files if file.name == "filled.csv"), files[0] if files else folder)
+    if "ess_mean" in facts:
+        steps += f"effective particles mean {facts['ess_mean']:g} min {facts['ess_min']:g}  "
     session.print(
         {**facts, "files": [str(f) for f in files]},
         f"{main}  {facts['n']} sample{'s' * (facts['n'] > 1)}  NFE mean {facts['nfe_mean']:g} "
@@ -349,10 +528,7 @@ def _report(session: Session, folder: Path, facts: dict[str, Any], files: list[P
 
 
 def _behind(run: Run, session: Session) -> Tensor | None:
-    """Select at most 2,000 training rows for the figure, from the classes that the run is conditioned on.
-
-    Return ``None`` if the data are no longer available or do not match the run.
-    """
+    """Return at most 2,000 training rows to draw behind the samples, or ``None`` if no rows are usable."""
     import torch
 
     try:

@@ -43,16 +43,16 @@ PARTS = (
     "  scoresde train --data photos/ --cond hole/pool:4\n  scoresde train --sde mymodule:MySDE",
 )
 @option("--data", under="Data", first=True, default="digits",
-        help="Training data: digits, tinted, captions, a 2-D toy set, or the path of images, csv, npy or IDX "
-             "files.")  # fmt: skip
+        help="Training data: digits, tinted, captions, a 2-D toy set, or the path to an image folder or to a csv, npy, "
+             "npz or IDX file.")  # fmt: skip
 @option("--augment", under="Data", default="none", metavar="KINDS",
         help="Augmentation of images: none, all, or any of flip, vflip, scale, shift. The network receives the "
              "parameters of the augmentation as input.")  # fmt: skip
 @option("--cond", under="Data", first=True, default="none", metavar="TEXT",
         help="What the model is conditioned on: class, vector (numbers; vector:age,dose for columns of a table), image "
-             "(another image), text, or the measurement of the sample by an operator: cells (random values are "
-             "missing), hole, half, mask:FILE, pool:K (low resolution), grey, crop, blur, noise:S, jpeg:Q or "
-             "module:Class. Join conditions with +; hole/pool:4 trains one model for both operators.")  # fmt: skip
+             "(another image), text, or a measurement of the sample. The measurement operators are cells (random "
+             "values are missing), hole, half, mask:FILE, pool:K (low resolution), grey, crop, blur, noise:S, jpeg:Q "
+             "and module:Class. Join conditions with +; hole/pool:4 trains one model for both operators.")  # fmt: skip
 @reading_options()
 @sde_option
 @option("--shift", under="Path", type=Real(Range(1e-6, 1e6)), default=1.0,
@@ -82,7 +82,7 @@ PARTS = (
         help="Number of steps between pictures of samples.  [default: pictures after 1, 2, 5, 10, 20, 50 and 100 % of "
              "the steps]")  # fmt: skip
 @option("--dry-run", under="Training", is_flag=True,
-        help="Print the resolved settings, the model size and a time estimate, without training.")  # fmt: skip
+        help="Print the resolved settings, the model size and a time estimate, without creating a run.")  # fmt: skip
 @out_option("runs/DATA-SDE", "Folder of the new run.")
 @session(first=("device",))
 @builds(SETTINGS, *PARTS)
@@ -178,7 +178,7 @@ def _done(folder: Path, edited: bool) -> int:
 
 
 def _refuse_unknown(names: Iterable[str], sde: str) -> None:
-    """Reject settings without a group that are not fields of the training configuration, and suggest valid names."""
+    """Reject settings that the training configuration does not have, and suggest valid names."""
     known = SETTINGS.of(None)
     for name in names:
         if name not in known:
@@ -200,11 +200,9 @@ def _refuse_new_settings(run: str) -> None:
 
 
 def _named_again(config: TrainConfig, run: str, folder: Path) -> tuple[TrainConfig, Any]:
-    """Return the configuration of a run to resume with the class names that the user typed, and the user's network.
+    """Check the class names that the user repeats to resume a run, and add them to ``config``.
 
-    To resume a run, the user must repeat the names of classes that are not built in, and cannot change these names. If
-    the network was passed as an object when the run was created, the run does not contain its name. In that case, the
-    network that the user named is built and returned. Otherwise, the second return value is ``None``.
+    Also build the user's network if the run was created with a network object, whose name is not stored.
     """
     from dataclasses import replace
 
@@ -243,7 +241,7 @@ def _named_again(config: TrainConfig, run: str, folder: Path) -> tuple[TrainConf
 
 
 def _typed(option: str) -> Any:
-    """Return the value of an option given on the command line, or ``None`` if the option was not given."""
+    """Return the value of an option given on the command line, or ``None`` if it was not given."""
     context = click.get_current_context()
     source = context.get_parameter_source(option)
     return context.params[option] if source is click.core.ParameterSource.COMMANDLINE else None

@@ -81,7 +81,7 @@ def work_in(
     session: Session, out: Path | None, default: Path, resume: bool, total: int, rows: str, facts: str,
     requests: Callable[[], Any],
 ) -> Iterator[Work]:  # fmt: skip
-    """Open the folder in which a command saves its parts: a new folder, or an existing folder in which to resume.
+    """Open a new folder in which a command can save its parts, or an existing folder to resume from.
 
     Args:
         session: The session that prints the messages.
@@ -92,11 +92,11 @@ def work_in(
         total, rows: See :class:`Work`.
         facts: The name of the result's JSON file, which is written last. The requests are in this file, or in
             ``request.json`` in the same folder.
-        requests: Function that returns the requests of the parts (see :mod:`scoresde.core.parts`), in the form in which
-            they are saved. It is called only if a finished result exists.
+        requests: Function that returns the requests (see :mod:`scoresde.core.parts`) to compare with those of a
+            finished result. It is called only if there is such a result.
 
     Raises:
-        UsageError: If the folder contains the result of another command, or files but nothing to resume from.
+        UsageError: If the folder contains another command's result, or contains files but nothing to resume from.
     """
     from ..core.files import new_folder, read_json
     from ..core.parts import check_request, plain_request
@@ -145,16 +145,14 @@ def work_in(
 
 
 def _unfinished(first: Path, numbered: bool, facts: str) -> Path | None:
-    """Return the folder to resume in, or ``None`` if a new folder is to be created.
-
-    A folder with parts is preferred to a folder with a result, and both are preferred to an empty folder.
-    """
+    """Return the folder to resume from, or ``None`` if a new folder is needed."""
     if first.exists() and not first.is_dir():
         return None  # creating the folder raises the error
     n, folders = 2, [first] if first.is_dir() else []
     while numbered and folders and (folder := first.with_name(f"{first.name}-{n}")).is_dir():
         folders.append(folder)
         n += 1
+    # Unfinished parts take precedence over a finished result.
     for wanted in (lambda f: any((f / "parts").glob("**/*.safetensors")), lambda f: (f / facts).is_file()):
         for folder in folders:
             if wanted(folder):

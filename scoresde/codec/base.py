@@ -8,9 +8,8 @@ The dimension D of a row (:meth:`Codec.dims`) is the dimension of the space on w
 It may differ from the number of values stored for the row. Codecs can be composed: :class:`Composed` applies several
 codecs in order, starting from the data, and adds their log-determinants.
 
-A network takes and returns arrays with the shape of the data. If a codec changes the shape (for example, a projection
-onto a subspace), ``show`` applies the linear part of the map from model units to data units, and ``hide`` applies the
-inverse of that linear part.
+A network takes and returns arrays with the shape of the data. If a codec changes the shape, for example by projecting
+onto a subspace, ``show`` maps model units linearly to the shape of the data, and ``hide`` inverts ``show``.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ class Codec(ABC):
 
     @abstractmethod
     def log_det(self, x: Tensor, condition: object = None) -> float | Tensor | None:
-        """Return ``log |dm/dx|`` in nats: one number for all rows, a tensor ``(B,)``, or ``None`` if undefined."""
+        """Return ``log |dm/dx|`` in nats, as one number for all rows or as ``(B,)``, or ``None`` if it is undefined."""
 
     def dims(self, x: Tensor, condition: object = None) -> int | Tensor:
         """Return the dimension D of each row of ``x: (B, *event)``: one number for all rows, or int64 ``(B,)``."""
@@ -84,7 +83,7 @@ class Codec(ABC):
 
     @property
     def continuous(self) -> Codec:
-        """The codec without its part :attr:`levels`. It maps continuous values to continuous values."""
+        """The codec without :attr:`levels`, which maps continuous values to continuous values."""
         return self
 
 

@@ -10,7 +10,7 @@ levels (Theis et al. 2016, arXiv:1511.01844, sec. 3.1),
 
     log P(k) >= E_u log p(k + w u) + log_det,      log_det = D log w.
 
-In the other direction, a value maps to the level whose cell contains it.
+Conversely, ``to_data`` maps a value to the level whose cell contains it.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ __all__ = ["Levels"]
 class Levels(Codec):
     """Equally spaced levels, either the same for all elements of an event or different for each column or channel.
 
-    Each argument is a single number or a tensor whose shape broadcasts to an event. A tensor ``count`` has dtype int64,
-    and tensors ``low`` and ``high`` have dtype float64.
+    Each argument is a number, or a list or tensor that broadcasts to an event. Lists and tensors are converted to int64
+    (``count``) or float64 (``low`` and ``high``).
 
     Args:
         low: The lowest level, in data units.
         high: The highest level, in data units.
-        count: The number of levels. A single number must be at least 2. An entry of a tensor may also be 1, or 0 to
-            mark a continuous column, which stays unchanged.
+        count: The number of levels, at least 2. In a list or tensor, 1 is also allowed, and 0 marks a continuous
+            column, which stays unchanged.
     """
 
     low: float | Tensor
@@ -126,7 +126,7 @@ class Levels(Codec):
 
     @staticmethod
     def _like(value: float | Tensor, x: Tensor) -> Any:
-        """Convert a tensor of any shape to the device and dtype of ``x``, or return a plain number unchanged."""
+        """Convert a tensor to the device and dtype of ``x``, or return a plain number unchanged."""
         return value.to(x) if isinstance(value, Tensor) else value
 
     def log_det(self, x: Tensor, condition: object = None) -> float:

@@ -62,8 +62,7 @@ class Condition:
         sizes = {name: len(value) for name in SLOTS if (value := getattr(self, name)) is not None}
         if len({size for size in sizes.values() if size != 1}) > 1:
             raise UsageError(
-                "the tensors of a condition must each have one row per sample or a single row, but their numbers of "
-                f"rows are {sizes}"
+                f"each tensor of a condition must have one row per sample, or a single row; got these counts: {sizes}"
             )
 
     def __len__(self) -> int:
@@ -118,7 +117,7 @@ class Condition:
 
 # The code below lets compiled and exported networks split a condition into its tensors.
 def _made(values: Iterable[Any], classes: Any) -> Condition:
-    """Build a condition from tensors, or from placeholders for tensors, without checking them."""
+    """Build a condition from tensors or placeholders without checking them."""
     made = object.__new__(Condition)
     for name, value in zip((*SLOTS, "classes"), (*values, classes), strict=True):
         object.__setattr__(made, name, value)

@@ -30,8 +30,8 @@ class Answered(BaseException):
 
     Args:
         message: What went wrong, in terms of the Python API.
-        parameter: The parameter or function that would fix the problem. The command line shows the matching
-            option or command.
+        parameter: The parameter to set, or the function to call, to fix the problem. The command line shows the
+            matching option or command.
         value: The value to use for that parameter.
     """
 
@@ -64,7 +64,7 @@ class Problem:
 
     Attributes:
         message: What is wrong, and which data are affected, in terms of the Python API.
-        answers: The parameters that would fix the problem, each with the value to use. The mapping is empty if only a
+        answers: The parameters to set, each with the value that would fix the problem. The mapping is empty if only a
             change to the data would help.
     """
 
@@ -78,7 +78,7 @@ class Problems(DataError):
     Args:
         where: The file or folder that contains the data.
         problems: One or more problems.
-        notes: Further remarks for the user, which are not part of the message. Each remark is one sentence.
+        notes: Remarks for the user, one sentence each, that are not part of the message.
     """
 
     def __init__(self, where: object, problems: Sequence[Problem], notes: Sequence[str] = ()) -> None:

@@ -1,13 +1,13 @@
 """Write files and folders completely or not at all, and read files without running code.
 
 Except for log files, everything that this package writes goes through :func:`atomic`: it is written under a temporary
-name next to the target, flushed to disk and then renamed. A reader sees either the old or the new content. A failed
-write leaves nothing behind, and files left by a killed process are removed by the next write to the same folder. Log
-files are written in place, by appending one line at a time (:func:`append_line`). Before a file is read,
-:mod:`.opened` checks that it is a regular file.
+name next to the target, flushed to disk and then renamed. A reader sees either the old or the new content of a file. A
+failed write leaves nothing behind, and files left by a killed process are removed by the next write to the same folder.
+Log files are written in place, one line at a time (:func:`append_line`). Before a file is read, :mod:`.opened` checks
+that it is a regular file.
 
-A file with a JSON object or tensors may also contain a checksum, which reveals even a single changed digit.
-The checksum is not a signature, because anyone who changes the content can also remove the checksum.
+A JSON object or a file of tensors may contain a checksum, which reveals even a single changed digit. The checksum is
+not a signature, because anyone who changes the content can also remove the checksum.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def _atomic(target: Path, temporary: Path) -> Iterator[Path]:
 
 
 def _writable(path: Path) -> None:
-    """Reject an invalid name, and reject a device or a pipe because writing would replace it with a file."""
+    """Check that a path has a valid name and does not lead to a device or a pipe."""
     if "\0" in str(path):
         raise OSError("the name contains a zero byte")
     if not path.name:
@@ -142,20 +142,16 @@ def _writable(path: Path) -> None:
         mode = path.stat().st_mode
     except FileNotFoundError:
         return
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # do not replace a device or a pipe with a file
         raise OSError("it is a device or a pipe")
 
 
 def _replace_folder(temporary: Path, target: Path) -> None:
-    """Replace the folder ``target`` with the folder ``temporary``.
-
-    At every moment, either the old or the new folder is at the path ``target``, or the old folder has a name that
-    :func:`clear_leftovers` recognises.
-    """
+    """Replace the folder ``target`` with the folder ``temporary``."""
     aside = target.with_name(f".{target.name}.old-{os.getpid()}-{next(_numbers)}")
     _writing.add(aside.name)
     try:
-        os.rename(target, aside)
+        os.rename(target, aside)  # if the process is killed now, clear_leftovers restores the old folder
         os.replace(temporary, target)
     finally:
         if not target.exists():
@@ -269,7 +265,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def missing_above(path: Path) -> list[Path]:
-    """Return those parent folders of ``path`` that do not exist, nearest first."""
+    """Return the parent folders of ``path`` that do not exist, nearest first."""
     return [folder for folder in path.parents if not os.path.lexists(folder)]
 
 
@@ -297,7 +293,7 @@ def remove_empty(folder: Path, above: Iterable[Path] = ()) -> bool:
 
 
 def write_json(path: Path, content: Any, *, signed: bool = False) -> Path:
-    """Write JSON to a file. With ``signed``, the content must be an object, and a checksum is added to the object."""
+    """Write JSON to a file. With ``signed``, the content must be an object, and a checksum is added to it."""
     if signed:
         content = {**content, CHECKSUM: _checksum(parse_json(json.dumps(content)))}
     with atomic(path) as temporary:
@@ -306,7 +302,7 @@ def write_json(path: Path, content: Any, *, signed: bool = False) -> Path:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON from a file. If the content is an object, the checksum of the object is left out.
+    """Read JSON from a file. If the content is an object, its checksum is removed.
 
     Raises:
         CheckpointError: If the file is missing or is not JSON.
@@ -318,7 +314,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file. The checksum of the object is left out.
+    """Read a JSON object from a file, and remove the checksum of the object.
 
     Raises:
         CheckpointError: If the file is missing, is not JSON or does not contain an object.
@@ -330,7 +326,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def was_changed(path: Path) -> bool:
-    """Return whether the JSON object in a file has a checksum that does not match its content.
+    """Return whether the JSON object in a file no longer matches its checksum.
 
     Raises:
         CheckpointError: If the file is missing or is not JSON.
@@ -353,7 +349,7 @@ def _json(path: Path) -> Any:
 
 
 def _checksum(content: Any) -> str:
-    """Return the SHA-256 hash of a JSON value as 64 hexadecimal digits. The order of keys does not matter."""
+    """Return the SHA-256 hash of a JSON value in hexadecimal digits."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -417,7 +413,7 @@ def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> Path:
 
 
 def check_kinds(kinds: Sequence[str], known: Sequence[str]) -> Sequence[str]:
-    """Check that all ``kinds`` of files to write are in ``known``, and return the kinds.
+    """Return ``kinds``, the kinds of files to write, after checking that all of them are ``known``.
 
     Raises:
         UsageError: If a kind is unknown. The message names the first unknown kind.
@@ -457,7 +453,7 @@ def append_line(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]], separator: str = ",") -> Path:
-    """Write a table to a CSV file. If ``header`` is empty, the file has no line of column names."""
+    """Write a table to a CSV file. If ``header`` is empty, the file has no header line."""
     with (
         atomic(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
@@ -510,10 +506,7 @@ def write_tensors(
 
 
 def _tensor_checksum(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
-    """Return the SHA-256 hash of the values in the header and of the tensors, as hexadecimal digits.
-
-    The hash covers the name, dtype, shape and bytes of each tensor. The order of the tensors does not matter.
-    """
+    """Return the SHA-256 hash of tensors and their header values, in hexadecimal digits."""
     import torch
 
     found = hashlib.sha256(_checksum(facts).encode())

@@ -46,8 +46,8 @@ class Range:
         low, high: The ends of the range.
         above, below: Whether to exclude the lower and the upper end, respectively.
         infinite: Whether infinity is allowed.
-        seconds: If the number is a count of steps, the minimum time that one step takes, in seconds. The error message
-            for a count that is too large states the time that all steps would take.
+        seconds: For a count of steps, the minimum duration of one step, in seconds. If the count is too large, the
+            error message states how long all steps would take.
         hint: An explanation that is appended to the error message for a number outside the range.
     """
 
@@ -169,7 +169,7 @@ def check_number(
 
 
 def _flag(name: str, value: Any, where: str) -> Any:
-    """Return a flag as a plain Python bool."""
+    """Return a bool or a NumPy bool as a Python bool, and reject any other value."""
     if isinstance(value, bool):
         return value
     if _is_numpy(value) and type(value).__name__.startswith("bool"):
@@ -178,8 +178,8 @@ def _flag(name: str, value: Any, where: str) -> Any:
 
 
 def _number(value: Any, whole: bool) -> Any:
-    """Return the value as a plain Python number, or ``None`` if it is not a number."""
-    if value is None or isinstance(value, bool | str | bytes | complex) or type(value).__name__ == "bool_":
+    """Convert a number to a float, or to an int if ``whole``. Return ``None`` if this is not possible."""
+    if value is None or isinstance(value, bool | str | bytes | complex) or type(value).__name__ in ("bool", "bool_"):
         return None
     try:
         return operator.index(value) if whole else float(value)
@@ -200,7 +200,7 @@ def _shown(value: Any) -> str:
 
 
 def _refused(name: str, value: Any, found: Any, range_: Range, whole: bool, optional: bool, where: str) -> UsageError:
-    """Return the error for a value that is not a number or is outside the allowed range."""
+    """Return the error for a value that is not a number or is out of range."""
     noun = range_.noun(whole) + (", or none" if optional else "")
     more = f" ({range_.hint})" if range_.hint else ""
     large = found is not None and range_.high < found < math.inf
@@ -349,7 +349,7 @@ def enough_for_network(parameters: float, name: str, parameter: str) -> None:
         parameters: A lower bound on the number of weights. For each weight, training stores six numbers: the weight,
             its gradient, the two moments of Adam, the moving average, and a copy of the average for evaluation.
         name: A description of the network, for the message.
-        parameter: The option to reduce in order to make the network smaller.
+        parameter: The option that the message advises to reduce.
 
     Raises:
         UsageError: If there is not enough memory.

@@ -1,4 +1,4 @@
-"""A lock that allows one writer per folder, and that the operating system releases when the writing process ends.
+"""A lock that allows one writer per folder. The operating system releases the lock when the writing process ends.
 
 The lock is an ``flock`` on the file ``.lock``. The file also records which process holds the lock, but only for use in
 messages. A lock file that a killed process left behind, or that was copied along with the folder, does not lock
@@ -76,7 +76,7 @@ def held_by(folder: Path) -> str | None:
 
 
 def _taken(folder: Path) -> int | None:
-    """Open and lock the lock file. Return its file descriptor, or ``None`` where locks are not supported."""
+    """Lock a folder. Return the descriptor of the lock file, or ``None`` where locks are not supported."""
     path = folder / LOCK
     try:
         import fcntl

@@ -14,9 +14,9 @@ turn a 128-bit counter (c0, c1, c2, c3) and a 64-bit key (k0, k1) into four 32-b
 and lower halves of a 64-bit product. The integer arithmetic gives the same result on every device, so a row keeps its
 noise when the rows are divided into batches or distributed over devices, and when finished rows are dropped.
 
-If the steps of a solver change, so do its random numbers, unless ``brownian`` is set. If ``brownian`` is set, each
-sample has a Brownian path W on [0, 1], and the random numbers of the steps are scaled increments of this path. The path
-is refined where it is evaluated (Levy's midpoint construction),
+Without ``brownian``, X steps gives another
+sample. With ``brownian``, each sample has a Brownian path W on [0, 1], and the random numbers of a step are its scaled
+increment. The path is refined where it is evaluated (Levy's midpoint construction),
 
     W((a + b)/2) = (W(a) + W(b))/2 + sqrt((b - a)/4) z,
 
@@ -47,7 +47,7 @@ _MASK = 0xFFFFFFFF
 # One stream for each purpose, so that extra draws for one purpose never change the draws for another.
 STREAMS = {
     "prior": 0, "solver": 1, "corrector": 2, "probe": 3, "dequantise": 4, "user": 5, "path": 6, "elbo": 7, "augment": 8,
-    "condition": 9, "task": 10,
+    "condition": 9, "task": 10, "particles": 11, "resample": 12,
 }  # fmt: skip
 
 # Number of refinements of the Brownian path, which is linear within a cell of length 2^-20.
@@ -126,10 +126,7 @@ class Noise:
         return Noise(self.seed, self.indices[index], self.brownian)
 
     def _words(self, size: int, stream: str, step: int | Tensor) -> Tensor:
-        """Return an int64 tensor ``(B, n)`` of uniform 32-bit words.
-
-        Here, n is ``size`` rounded up to a multiple of 4.
-        """
+        """Return uniform 32-bit words, ``(B, n)``, where n is ``size`` rounded up to a multiple of 4."""
         if isinstance(step, int) and not 0 <= step < 2**32:
             raise UsageError(f"the step of a draw must be an integer >= 0 and < 2^32, got {step}")
         if stream not in STREAMS:
@@ -154,7 +151,7 @@ class Noise:
         stream: str = "solver",
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """Return a tensor of shape ``(B, *shape)`` that contains independent standard normal numbers.
+        """Return a tensor of shape ``(B, *shape)`` of independent samples from N(0, 1).
 
         ``step`` is one integer for all rows, or an int64 tensor of shape ``(B,)``.
         """
@@ -184,7 +181,7 @@ class Noise:
         """Reject a time grid ``times: (n + 1,)`` if a step is not within [0, 1] or is too short for the Brownian path.
 
         Raises:
-            UsageError: If there is such a step. The message quotes the first such step.
+            UsageError: If the grid has such a step. The message quotes the first one.
         """
         inside = (times[:-1].clamp(0, 1) == times[:-1]) & (times[1:].clamp(0, 1) == times[1:])
         wrong = (((times[1:] - times[:-1]).abs() < 4 / 2**_LEVELS) | ~inside).nonzero().flatten()

@@ -1,9 +1,9 @@
 """Read files safely: open only regular files, and read no more than fits into memory.
 
 Reading from a pipe may block, and reading from a device may never end, so anything that is not a regular file is
-rejected before it is opened. Compressed data are unpacked only up to a limit. Before any memory is allocated, the sizes
-in a header are compared with the number of bytes that follow the header. Most errors are of type ``OSError`` or
-``ValueError``. :func:`reason` summarises them, and the caller adds the name of the file.
+rejected before it is opened. Compressed data are unpacked only up to a limit. Before an array is allocated, the size in
+its header is compared with the number of bytes that follow. Most errors are of type ``OSError`` or ``ValueError``.
+:func:`reason` summarises them, and the caller adds the name of the file.
 
 References:
     NumPy enhancement proposal 1, for ``.npy`` and ``.npz``; Fifield (2019), A better zip bomb.
@@ -108,7 +108,7 @@ def file_digest(path: str | os.PathLike[str]) -> str:
 
 
 def _fits(size: int, most: int | None = None) -> None:
-    """Reject a size in bytes that exceeds the available memory or, if given, the limit ``most``."""
+    """Check that ``size`` bytes fit into memory and do not exceed ``most``."""
     if most is not None and size > most:
         raise OSError(f"its size is {_bytes(size)}, but files of this kind may not exceed {_bytes(most)}")
     if size > memory():
@@ -153,7 +153,7 @@ def _bomb(packed: int, size: str, most: int) -> str:
 
 
 def gunzipped(data: bytes) -> bytes:
-    """Return ``data``, unpacked if they are in gzip format.
+    """Return ``data``, after unpacking them if they are in gzip format.
 
     Raises:
         OSError: If the data unpack to more than the limit that :func:`may_unpack` returns.
@@ -207,14 +207,7 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 def _hold(file: IO[bytes], size: int, packed: bool = False) -> None:
-    """Compare the size in the header of an array with the number of bytes that follow the header.
-
-    In a member of an archive, the two must be equal. NumPy reads as many bytes as the header specifies, so if more
-    bytes follow, it does not reach the end of the member and never verifies the member's checksum.
-
-    Raises:
-        ValueError: If there are too few bytes or, in an archive, too many.
-    """
+    """Reject an array with too few bytes after its header or, in an archive (``packed``), with too many."""
     import numpy as np
 
     if file.read(6) != b"\x93NUMPY":
@@ -227,6 +220,7 @@ def _hold(file: IO[bytes], size: int, packed: bool = False) -> None:
     if dtype.hasobject:
         return  # np.load rejects the array without reading it
     promised, there = math.prod(shape) * dtype.itemsize, size - file.tell()
+    # If more bytes follow in an archive, NumPy stops before the end and never verifies the checksum.
     if min(shape, default=0) < 0 or promised > there or (packed and promised < there):
         raise ValueError(
             f"an array of shape {shape} and dtype {dtype} needs {promised:,} bytes, but {there:,} "

@@ -5,11 +5,11 @@ which is written completely or not at all:
 
     parts/000000-000255.safetensors        rows 0 to 255
 
-The file contains the results. Its header contains the request (everything that the results depend on, except the rows)
-and has its own checksum, which is verified before the results are read. A second call with the same request reads the
-finished ranges and computes the remaining rows in ranges of the same size, so its result is bit-identical to that of an
-uninterrupted call. Damaged ranges are recomputed. The file names alone record which ranges are finished, so several
-processes can share the work.
+The file contains the results. Its header contains the request (all settings that affect the results) and a checksum of
+the header, which is verified before the results are read. A second call with the same request reads the finished ranges
+and computes the remaining rows in ranges of the same size, so its result is bit-identical to that of an uninterrupted
+call. Damaged ranges are recomputed. The file names alone record which ranges are finished, so several processes can
+share the work.
 """
 
 from __future__ import annotations
@@ -42,10 +42,9 @@ class Parts:
 
     Args:
         folder: The folder for the parts, which is created when the first part is written.
-        request: The settings that the results depend on, as plain JSON values keyed by names that the user knows. These
-            settings do not include the number of rows.
-        inputs: A function that takes row indices, int64 ``(b,)``, and returns the other tensors that the results of
-            these rows depend on.
+        request: The settings that affect the results, except the number of rows, keyed by names that the user knows.
+        inputs: A function of the row indices, int64 ``(b,)``. It returns the data and the conditions of these rows, as
+            tensors.
 
     Raises:
         UsageError: If the existing parts belong to a different request.
@@ -63,7 +62,7 @@ class Parts:
     def batch(self, batch: int) -> int:
         """Return the number of rows to process at once: the size of the stored ranges, or ``batch`` if there are none.
 
-        The size stays the same because the last bits of a result depend on how many rows are processed together.
+        The stored size is kept because the last bits of a result depend on how many rows are processed together.
         """
         self.size = batch_kept(self.folder) or batch
         return self.size
@@ -93,7 +92,7 @@ class Parts:
         header = _header(path) if path.is_file() else None
         if header is not None and header["inputs"] != inputs:
             raise UsageError(
-                f"{path} was computed from different data for rows {first:,} to {last:,}; use a new folder",
+                f"{path} (rows {first:,} to {last:,}) was computed from different data; use a new folder",
                 parameter="out",
             )
         if header is not None:
@@ -122,7 +121,7 @@ def check_request(asked: Mapping[str, Any], kept: Mapping[str, Any], whose: str)
     Args:
         asked: The current request.
         kept: The request that is stored with the results.
-        whose: The stored results, as a noun phrase for the message.
+        whose: A noun phrase for the stored results, such as ``"the results in runs/a"``.
 
     Raises:
         UsageError: If the two requests differ. The message lists the differences.
@@ -156,7 +155,7 @@ def digest(*things: Tensor | str) -> str:
             found.update(thing.encode())
             continue
         found.update(f"{thing.dtype}{tuple(thing.shape)}".encode())
-        value = torch.cat([thing.detach().cpu().reshape(-1)])  # copy to dense memory, because it may be expanded
+        value = torch.cat([thing.detach().cpu().reshape(-1)])  # a dense copy, because the tensor may be expanded
         found.update(value.view(torch.uint8).numpy().data)
     return OPAQUE + found.hexdigest()
 
@@ -183,7 +182,7 @@ def _files(folder: Path) -> Iterator[tuple[Path, tuple[int, int]]]:
 
 
 def _header(path: Path) -> dict[str, Any] | None:
-    """Return the header of a part, or ``None`` if the header is damaged."""
+    """Return the header of a part, or ``None`` if the header is not valid."""
     try:
         header = read_metadata(path)
         whole = {k: v for k, v in header.items() if k not in ("format", "sum")}

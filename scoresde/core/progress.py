@@ -1,4 +1,4 @@
-"""A progress line for long loops, which shows the number of finished steps, the rate and the remaining time.
+"""A progress line for long loops. It shows the number of finished steps, the rate and the remaining time.
 
 On a terminal, the line is a tqdm bar. Anywhere else (a log file, a batch queue, a notebook server), a bar would print
 thousands of carriage returns, so plain lines are printed instead, one every ten seconds and one at the end::
@@ -6,7 +6,7 @@ thousands of carriage returns, so plain lines are printed instead, one every ten
     train  1,200/4,000  30 %  loss 0.123  45 it/s  eta 1:02
     train  4,000/4,000  100 %  loss 0.0871  45 it/s  in 1:29
 
-If this process starts after ``n0`` of ``N`` steps, and ``n`` steps in total are done ``s`` seconds later, then
+If ``n0`` of ``N`` steps are done when this process starts, and ``n`` are done ``s`` seconds later, then
 
     rate = (n - n0) / s,    eta = (N - n) / rate.
 
@@ -88,7 +88,7 @@ class Progress:
             self._print_line(final=self.done >= self.total)
 
     def update(self, n: int = 1, fields: Mapping[str, float] | None = None) -> None:
-        """Advance the count by ``n`` steps, and show ``fields``, such as ``{"loss": 0.12}``, next to it."""
+        """Advance the count by ``n`` steps, and show ``fields``, such as ``{"loss": 0.12}``, next to the count."""
         self.done += n
         check()  # all long loops call this method
         if self.quiet:
@@ -132,7 +132,7 @@ class Progress:
 
 
 def _rate_text(rate: float) -> str:
-    """Format a rate in steps per second, or as seconds per step if the rate is below 1."""
+    """Format a rate as steps per second, or as seconds per step if the rate is below 1."""
     if rate < 1:
         return f"{1 / rate:.1f} s/it"
     return f"{rate:.1f} it/s" if rate < 10 else f"{rate:,.0f} it/s"

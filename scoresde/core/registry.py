@@ -34,7 +34,7 @@ __all__ = [
 Typed = bool | Collection[str]
 READ: Typed = ()
 
-# For each kind of object, the parameter of `load`, `fit` and `reflow` that accepts the user's own name or object.
+# For each kind of object, the parameter of `load`, `fit` or `reflow` that accepts the user's own name or object.
 _PARAMETERS = {
     "SDE": "sde", "prediction": "predict", "weighting": "weighting", "time sampler": "t_sampler", "network": "network",
     "operator": "operator",
@@ -46,7 +46,7 @@ def _is_typed(name: str, typed: Typed) -> bool:
 
 
 def closest(name: str, choices: Iterable[str]) -> str:
-    """Return a hint for a misspelt name, with the closest matches followed by all choices."""
+    """Return a hint for a misspelt name: the closest matches, followed by all choices."""
     names = sorted(choices)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
@@ -58,17 +58,18 @@ def resolve(
 ) -> Any:
     """Return the class or function that ``name`` refers to.
 
+    A user's function is wrapped, so that its unexpected errors are raised as ``UsageError``.
+
     Args:
         name: A key of ``table``, or ``"module:Name"``.
         table: A mapping from names to ``"module:Name"`` strings.
         what: The kind of object, as a noun for messages, such as ``"SDE"``.
         typed: Which names a person typed. Only these names may refer to a module that is not in the table.
-        function: Whether the caller uses the result as a function, even if it is a class.
+        function: Whether to wrap a user's class as well.
 
     Raises:
         UsageError: If a typed name is unknown, if its module or attribute does not exist or cannot be imported, or if
-            the attribute is neither a class nor a function. A user's own function is returned in a wrapper that also
-            raises ``UsageError`` if the function fails.
+            the attribute is neither a class nor a function.
         CheckpointError: If a name that was read from a file is not in the table.
     """
     name = moved(name)
@@ -99,7 +100,7 @@ def resolve(
 
 
 def _imported(module: str, attribute: str, what: str) -> Any:
-    """Import a module whose name a person typed, and which may be in the current folder."""
+    """Import a module that a person named, from the current folder or the installed packages."""
     here = os.getcwd()
     sys.path.insert(0, here)
     try:
@@ -107,7 +108,7 @@ def _imported(module: str, attribute: str, what: str) -> Any:
             raise ModuleNotFoundError(name=module)
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):  # a module that it imports is missing
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):  # the module imports a missing module
             raise UsageError(f"{what}: {module} imports a module that cannot be found: {error}") from error
         if module.endswith(".py"):
             raise UsageError(f"{what}: omit the .py and use {module[:-3]}:{attribute}") from None
@@ -122,7 +123,7 @@ def _imported(module: str, attribute: str, what: str) -> Any:
 
 
 def _own(function: Any, what: str) -> Any:
-    """Wrap a user's own function so that any error inside it becomes a ``UsageError`` that names the function."""
+    """Wrap a user's function so that its unexpected errors become a ``UsageError`` that names the function."""
 
     @functools.wraps(function)
     def called(*args: Any, **options: Any) -> Any:
@@ -157,12 +158,12 @@ def build(
 
     Args:
         name, table, what, typed: As in :func:`resolve`.
-        kind: The class that the object must be an instance of.
+        kind: The class that a new object must be an instance of.
         options: The options to pass to the constructor.
 
     Raises:
-        UsageError: If the name or an option is unknown (the message lists the known names), or if the object is not an
-            instance of ``kind``.
+        UsageError: If the name or an option is unknown (the message lists the known names), or if the new object is not
+            an instance of ``kind``.
         CheckpointError: If the name, or a name among the options, was read from a file and is not in a table.
 
     >>> from scoresde.core.tables import SDES
@@ -223,7 +224,7 @@ def construct(
 def _refuse_unknown(
     options: Iterable[str], fields: Collection[str], what: str, name: str, table: Mapping[str, str] | None
 ) -> None:
-    """Reject unknown options. The message lists the table entries that do have the option."""
+    """Reject an unknown option, and say which entries of the table have an option of that name."""
     for option in options:
         if option not in fields:
             # For example, an adaptive solver has no number of steps.
@@ -234,17 +235,13 @@ def _refuse_unknown(
 
 
 def _refuse_unlisted(value: Any, where: str, typed: Typed) -> None:
-    """Reject a ``module:Name`` string anywhere in options that were read from a file.
-
-    Raises:
-        CheckpointError: If there is such a string. The message quotes the first one.
-    """
+    """Check that a person typed every ``module:Name`` string in ``value``."""
     if isinstance(value, str):
         # Reject any colon, because the import system accepts module names that do not look like one.
         if ":" in value and not _is_typed(value, typed):
             raise CheckpointError(
                 f"the run sets an option of the {where} to {value!r}; for safety, names read from files are never "
-                "imported, so create the object with its options yourself and pass it"
+                "imported, so create the object yourself and pass it"
             )
     elif isinstance(value, Mapping):
         for key, part in value.items():
@@ -256,7 +253,7 @@ def _refuse_unlisted(value: Any, where: str, typed: Typed) -> None:
 
 
 def options_of(obj: Any) -> dict[str, Any]:
-    """Return the fields of a frozen dataclass as a plain dict, or ``{}`` for any other object."""
+    """Return the fields of a dataclass that its constructor accepts, or ``{}`` for any other object."""
     if not dataclasses.is_dataclass(obj):
         return {}
     return {f.name: getattr(obj, f.name) for f in dataclasses.fields(obj) if f.init}
@@ -321,8 +318,7 @@ def read_options(
         factory: The class or function.
         what, name: The kind of object and its name, for messages.
         texts: The values as text, keyed by option name.
-        table: A table of names. The message about an unknown option lists the entries of the table that have
-            this option.
+        table: A table of names. The message about an unknown option lists the entries of the table that have it.
 
     Raises:
         UsageError: If an option is unknown, or if its text is not a valid value.
@@ -351,7 +347,7 @@ def _read(option: str, text: str, field: inspect.Parameter, where: str) -> Any:
     if "tuple" in kinds and ("str" not in kinds or numbers):
         return value if isinstance(value, tuple) else (value,)
     if "str" in kinds:
-        # A grid may also be given as its time points.
+        # A grid may also be given as a list of times.
         return value if numbers else lowered if lowered == "none" else text
     if kinds - set(_NOUNS) or not kinds:
         return value

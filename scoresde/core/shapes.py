@@ -1,4 +1,4 @@
-"""Broadcasting helpers, collected here so that all other code works with batches of events of any shape.
+"""Broadcasting helpers, which let all other code work with batches of events of any shape.
 
 A batch ``x`` has shape ``(B, *event)``. A time has shape ``()`` (one for the whole batch) or ``(B,)`` (one per row). A
 coefficient that depends only on time also has one of these two shapes. A coefficient that varies within an event has
@@ -48,15 +48,15 @@ def expand(a: Tensor, x: Tensor) -> Tensor:
     whole = a.ndim == x.ndim and all(n in (1, m) for n, m in zip(a.shape, x.shape, strict=True))
     if not whole and (a.ndim != 1 or x.ndim == 0 or a.shape[0] not in (1, x.shape[0])):
         raise UsageError(
-            f"a coefficient must have shape () or (B,), or have the rank of the batch and broadcast to it, got shape "
-            f"{tuple(a.shape)} for a batch of shape {tuple(x.shape)}"
+            "a coefficient must have shape () or (B,), or the rank of the batch and a shape that broadcasts to it; got "
+            f"shape {tuple(a.shape)} for a batch of shape {tuple(x.shape)}"
         )
     a = a.to(dtype=dtype, device=x.device)
     return a if whole else align(a, x)
 
 
 def align(a: Tensor, like: Tensor) -> Tensor:
-    """Append axes to ``a``, shape ``()`` or ``(B,)``, so that it broadcasts against ``like`` row by row.
+    """Append axes to ``a: (B,)`` so that it broadcasts against ``like: (B, *event)`` row by row.
 
     >>> align(torch.ones(2), torch.zeros(2, 3, 4)).shape, align(torch.ones(2, 3), torch.zeros(2, 3)).shape
     (torch.Size([2, 1, 1]), torch.Size([2, 3]))
@@ -106,7 +106,7 @@ def as_states(x: Tensor | npt.ArrayLike) -> Tensor:
 
 
 def as_time(t: float | Tensor, x: Tensor) -> Tensor:
-    """Return the time ``t``, shape ``()`` or ``(B,)``, as a tensor on the device of ``x``.
+    """Return the time ``t`` as a tensor of shape ``()`` or ``(B,)`` on the device of ``x``.
 
     A plain number is converted to the dtype that :func:`time_dtype` returns.
 

@@ -22,11 +22,11 @@ class Shared:
         make: A function that returns the inner context manager.
 
     >>> @contextmanager
-    ... def told():
+    ... def inner():
     ...     print("in")
     ...     yield
     ...     print("out")
-    >>> both = Shared(told)
+    >>> both = Shared(inner)
     >>> with both, both:
     ...     print("between")
     in

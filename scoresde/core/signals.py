@@ -11,9 +11,9 @@ cases:
   exception is raised shortly afterwards.
 
 Code that saves partial results calls :func:`keeps` to set the message, which says what is kept and how to continue. A
-second SIGINT raises its exception at once, whatever is running. When used as a library, the package installs handlers
-only during training, and restores the previous handlers afterwards. Handlers are installed only in the main thread,
-because Python does not deliver signals to other threads.
+SIGINT that follows another signal raises its exception at once, whatever is running. When used as a library, the
+package installs handlers only during training, and restores the previous handlers afterwards. Handlers are installed
+only in the main thread, because Python does not deliver signals to other threads.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .errors import Preempted, Stopped
 __all__ = ["Interrupts", "check", "held", "keeps"]
 
 NUMBERS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-AGAIN = 0.05  # seconds before an exception that was postponed or swallowed is raised again
+AGAIN = 0.05  # seconds until a postponed or swallowed exception is raised
 PATIENCE = 200  # maximum number of times to wait for an import to finish
 
 _entered: list[Interrupts] = []  # the handlers of the main thread, innermost last
@@ -114,7 +114,7 @@ class Interrupts:
         raise self.error()
 
     def _later(self) -> bool:
-        """Schedule another attempt to raise the exception of a signal. Return ``False`` on systems without a timer."""
+        """Set a timer to raise the exception later. Return ``False`` if the system has no timers."""
         if not hasattr(signal, "setitimer"):
             return False
         if signal.SIGALRM not in self._old:
@@ -127,10 +127,7 @@ class Interrupts:
             self._raise(frame)
 
     def _unraisable(self, found: sys.UnraisableHookArgs) -> None:
-        """Schedule another attempt to raise the exception of a signal that arrived where Python only prints exceptions.
-
-        This happens, for example, if the signal arrives while a finaliser runs.
-        """
+        """Raise an exception later if Python can only print it now, for example in a finaliser."""
         if isinstance(found.exc_value, Preempted | Stopped):
             self._later()
         else:
@@ -167,7 +164,7 @@ def held() -> Iterator[None]:
 
 
 def check() -> None:
-    """Raise the exception of a signal again if it was swallowed the first time. Long loops call this function."""
+    """Raise the exception of a signal again if other code has swallowed the exception. Long loops call this."""
     now = _current()
     if now is not None and now.at_once and now.number is not None and not now._held:
         raise now.error()
@@ -178,7 +175,7 @@ def keeps(what: str, parameter: str | None = None, value: object = None) -> None
 
     Args:
         what: A clause that says what is kept.
-        parameter: The parameter or function with which to continue, as in :class:`~scoresde.core.errors.Answered`.
+        parameter: The parameter or function with which to continue (see :class:`~scoresde.core.errors.Answered`).
         value: The value to use for that parameter.
     """
     for entered in _entered if _current() is not None else ():

@@ -121,6 +121,7 @@ SOLVERS = {
     "pc": "scoresde.solvers.pc:PredictorCorrector",
     "ald": "scoresde.solvers.pc:annealed_langevin",
     "original": "scoresde.solvers.original:Original",
+    "particles": "scoresde.solvers.particles:Particles",
     "torchsde": "scoresde.solvers.torchsde:TorchSDE",
 }
 

@@ -1,4 +1,4 @@
-"""Find the data among named arrays from a NumPy file or from memory, and determine which axis holds the channels.
+"""Find the data, labels and conditions among named arrays, and determine which axis holds the channels.
 
 References:
     NumPy enhancement proposal 1, for ``.npy`` and ``.npz``.
@@ -73,8 +73,7 @@ def roles(path: Path | str, arrays: Mapping[str, Array]) -> dict[str, str]:
 
     Returns:
         A mapping from roles to array names. The roles are ``x`` (the data, always present), ``y`` (the labels), and
-        ``c``, ``given`` and ``text`` (the conditions). For an array that belongs to the test samples, the role ends in
-        ``_test``.
+        ``c``, ``given`` and ``text`` (the conditions). The roles of test arrays end in ``_test``.
 
     Raises:
         DataError: If two arrays could have the same role, or if it is unclear which array contains the data.
@@ -111,19 +110,19 @@ def roles(path: Path | str, arrays: Mapping[str, Array]) -> dict[str, str]:
     chosen = {role: keys[0] for role, keys in found.items() if keys}
     if "x_test" in chosen and chosen["x"].lower() not in TRAIN:
         raise DataError(
-            f"{path} has both {chosen['x']} and {chosen['x_test']}; rename {chosen['x']} to x_train if it holds "
-            "only the training data, or remove the second array if the first holds all data"
+            f"{path} has both {chosen['x']} and {chosen['x_test']}; if {chosen['x']} holds only the training data, "
+            f"rename it to x_train; if it holds all data, remove {chosen['x_test']}"
         )
     return chosen
 
 
 def _is_data(second: Array, first: Array) -> bool:
-    """Return whether the second of two unnamed arrays contains data rather than labels for the first array."""
+    """Return whether the second of two unnamed arrays contains data rather than labels."""
     return second.ndim > 1 and second.shape[1:] != (1,) and second.ndim == first.ndim
 
 
 def _without_targets(path: Path, arrays: dict[str, Array]) -> tuple[dict[str, Array], list[str]]:
-    """Drop label arrays that contain numbers rather than classes. Return the other arrays and notes for the user."""
+    """Drop all labels if some are numbers rather than classes. Return the remaining arrays and the notes."""
     found = roles(path, arrays)
     keys = [found[role] for role in ("y", "y_test") if role in found]
     if not any(arrays[key].dtype.kind == "f" and not _are_classes(arrays[key]) for key in keys):
@@ -134,7 +133,7 @@ def _without_targets(path: Path, arrays: dict[str, Array]) -> tuple[dict[str, Ar
 
 
 def _are_classes(y: Array) -> bool:
-    """Return whether an array of floats contains one integer per sample, and few distinct integers in total."""
+    """Return whether an array contains one integer per sample, with few distinct values."""
     if y.ndim == 0 or y.shape not in ((len(y),), (len(y), 1)) or not np.array_equal(y, np.rint(y)):
         return False
     return len(np.unique(y)) <= min(CLASSES, max(2, len(y) / 2))
@@ -172,11 +171,7 @@ def raw_of(arrays: dict[str, Array], path: Path | str, reading: Reading = AS_IS)
 
 
 def _filled(x: Array) -> tuple[Array, Array | None]:
-    """Replace each NaN by the mean of its column.
-
-    Returns:
-        The array without NaN, and a mask of the values that were not NaN, or ``None`` if no value was NaN.
-    """
+    """Replace each NaN with the mean of its column, and also return a mask of the values that were not NaN."""
     if x.dtype.kind != "f" or x.ndim == 0 or not np.isnan(x).any():
         return x, None
     known, finite = ~np.isnan(x), np.isfinite(x)
@@ -194,7 +189,7 @@ def _known(
     channels_last: bool,
     reading: Reading,
 ) -> tuple[tuple[Known, Known], tuple[str, ...]]:
-    """Return the conditions of the training samples and of the test samples, and notes on arrays that are left out."""
+    """Return the conditions of the training samples and of the test samples, and notes on unused arrays."""
     parts = {"": train} if test is None else {"": train, "_test": test}
     values: list[dict[str, Array]] = [{}, {}]
     notes = []
@@ -238,7 +233,7 @@ def _known(
 
 
 def _numbers(where: str, c: Array, *_: object) -> tuple[str, Array]:
-    """Return ``"vector"`` and the K numbers in the condition of each sample as a float64 array ``(N, K)``."""
+    """Return ``"vector"`` and the numbers of each sample as a float64 array ``(N, K)``."""
     if c.dtype.kind not in "biuf" or c.ndim > 2 or c.shape[1:] == (0,):
         raise DataError(f"{where} has dtype {c.dtype} and shape {c.shape}; it must hold numbers and have shape (N, K)")
     if np.isinf(c).any():
@@ -247,7 +242,7 @@ def _numbers(where: str, c: Array, *_: object) -> tuple[str, Array]:
 
 
 def _picture(where: str, x: Array, event: tuple[int, ...], channels_last: bool, reading: Reading) -> tuple[str, Array]:
-    """Return ``"image"`` and the pictures (channels first) that are the conditions of samples of shape ``event``."""
+    """Return ``"image"`` and the pictures, channels first. ``event`` is the shape of a sample."""
     ndim = len(event) + 1
     if x.dtype.kind not in "biuf":
         raise DataError(f"{where} has dtype {x.dtype}, but must hold numbers")
@@ -273,12 +268,12 @@ def _picture(where: str, x: Array, event: tuple[int, ...], channels_last: bool, 
 
 
 def _proportional(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
-    """Whether two spatial shapes have the same proportions."""
+    """Return whether two spatial shapes have the same proportions."""
     return all(m * b[0] == n * a[0] for m, n in zip(a, b, strict=True))
 
 
 def _texts(where: str, text: Array, *_: object) -> tuple[str, Array]:
-    """Return ``"text"`` and the texts ``(N,)``, or ``"features"`` and the features ``(N, L, E)`` of their words."""
+    """Return ``"text"`` and the texts ``(N,)``, or ``"features"`` and the features of words ``(N, L, E)``."""
     if text.dtype.kind == "f" and text.ndim == 3 and text.size:
         if np.isinf(text).any():
             raise DataError(f"{where} has infinite values; write NaN where there is no word")
@@ -306,13 +301,7 @@ def _labels(path: Path | str, key: str, arrays: dict[str, Array], n: int) -> Arr
 
 
 def _layout(path: Path | str, key: str, x: Array, reading: Reading) -> tuple[str, bool]:
-    """Infer the kind of data in an array, and whether the channels are last, from the array's shape and dtype.
-
-    Unless ``reading`` sets the layout, the shape of a sample determines which axis holds the channels. The channels of
-    an image or volume are last if the last axis has length 1, 3 or 4 and all other axes are at least :data:`SPACE`
-    long. The channels of a signal are last if its last axis has length 4 or less and its first has length 16 or more.
-    Otherwise, the channels are first. A shape for which both layouts are plausible is rejected.
-    """
+    """Return the kind of data in an array, and whether the channels are last."""
     where = f"{path}: array {key!r}"
     if x.dtype.kind not in "biuf":
         raise DataError(
@@ -336,6 +325,8 @@ def _layout(path: Path | str, key: str, x: Array, reading: Reading) -> tuple[str
     kind = {3: "signal", 4: "image", 5: "volume"}[x.ndim]
     if reading.layout != "auto":
         return kind, reading.layout == "last"
+    # The channels are first, unless the last axis is short and the other axes are long. If both layouts are plausible,
+    # reject the shape.
     if kind == "signal":
         last, either = event[1] <= 4 and event[0] >= 16, event[1] <= 4 < event[0] < 16
     else:
@@ -353,12 +344,12 @@ def _layout(path: Path | str, key: str, x: Array, reading: Reading) -> tuple[str
 
 
 def _traces(event: tuple[int, ...]) -> bool:
-    """Return whether integer events are so long and narrow that they are probably signals, not images."""
+    """Return whether an integer event is so long and narrow that it is probably a signal, not an image."""
     return min(event) < SPACE and max(event) >= 16 and max(event) >= 4 * min(event)
 
 
 def _checked(path: Path | str, key: str, x: Array, kind: str, channels_last: bool) -> Array:
-    """Convert an array to shape ``(N, *event)``, channels first, and reject values that are not finite."""
+    """Check that all values are finite, and return the array as ``(N, *event)`` with channels first."""
     if x.dtype.kind == "f":
         x = x.astype(np.float64 if x.dtype.itemsize > 4 else np.float32, copy=False)
         bad = ~np.isfinite(x)
@@ -372,7 +363,7 @@ def _checked(path: Path | str, key: str, x: Array, kind: str, channels_last: boo
 
 
 def _shaped(x: Array, kind: str, channels_last: bool) -> Array:
-    """Rearrange an array to shape ``(N, *event)``, channels first."""
+    """Return the array as ``(N, *event)`` with channels first."""
     if x.ndim == 1 or (kind == "image" and x.ndim == 3):
         x = x[:, None]
     return np.moveaxis(x, -1, 1) if channels_last else x

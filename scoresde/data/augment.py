@@ -18,8 +18,8 @@ the position
 
 by linear interpolation, with reflection at the edges. The minus sign applies to mirrored rows. The distribution of the
 parameters follows table 6 of the paper: a_scale and a_shift are normal, and the mirroring parameter is 1 for a mirrored
-row. ``flip`` mirrors half of the rows. By default, each of the other kinds applies to 12 % of the rows, of which
-``vflip`` mirrors half. In this implementation, shifts are rounded to whole pixels, so that they need no interpolation.
+row. ``flip`` mirrors half of the rows. By default, ``scale`` and ``shift`` each apply to 12 % of the rows, and
+``vflip`` mirrors 6 %. In this implementation, shifts are rounded to whole pixels, so that they need no interpolation.
 
 The parameters of a row depend only on the seed, the step and the position of the row in its batch.
 """
@@ -51,8 +51,8 @@ class Augmentation(Checked):
 
     Args:
         kinds: Any of ``flip`` (left to right), ``vflip`` (top to bottom), ``scale`` and ``shift``.
-        share: Fraction of the rows, from 0 to 1, to which each kind except ``flip`` applies. ``vflip`` mirrors half of
-            these rows.
+        share: Fraction of the rows, from 0 to 1, to which ``scale`` and ``shift`` each apply. ``vflip`` mirrors half
+            this fraction. ``flip`` always mirrors half of the rows.
 
     >>> flipped = Augmentation(("flip",)).applied(torch.arange(3.0).reshape(1, 1, 1, 3), torch.ones(1, 1))
     >>> flipped.flatten().tolist()
@@ -89,16 +89,15 @@ class Augmentation(Checked):
 
     @property
     def numbers(self) -> int:
-        """Number of augmentation parameters per row, which are inputs to the network."""
+        """Number of augmentation parameters per row."""
         return sum(KINDS[kind] for kind in self.kinds)
 
     def drawn(self, count: int, shape: tuple[int, ...], *, seed: int, step: int) -> Tensor:
         """Draw the augmentation parameters of ``count`` images of shape ``(C, H, W)`` for one training step.
 
-        The result has shape ``(count, numbers)`` and dtype float64. If a transformation is not applied to an image, its
-        parameters are 0. Otherwise, the parameter is 1 for mirroring and a standard normal number for scaling. The two
-        parameters of a shift are the number of pixels to the right, divided by an eighth of the width, and the number
-        of pixels down, divided by an eighth of the height.
+        The result has shape ``(count, numbers)`` and dtype float64. The parameters of a transformation that is not
+        applied are 0. Otherwise, the parameter is 1 for mirroring and a standard normal number for scaling. A shift has
+        two parameters: the shift to the right in eighths of the width, and the shift down in eighths of the height.
         """
         noise = Noise.of(count, seed % 2**64)
         # Use two steps of the noise, because normal numbers are computed from the uniform ones. Draw the parameters of
@@ -148,12 +147,12 @@ class Augmentation(Checked):
 
 
 def _eighths(shape: tuple[int, ...]) -> Tensor:
-    """Return one eighth of the width and one eighth of the height of images of shape ``(C, H, W)``, in pixels."""
+    """Return an eighth of the width and an eighth of the height of an image, in pixels."""
     return _EIGHTH * torch.tensor([shape[2], shape[1]], dtype=torch.float64)
 
 
 def _read(x: Tensor, source: Tensor, axis: int) -> Tensor:
-    """Interpolate the images ``x: (B, C, H, W)`` linearly along ``axis`` at the positions ``source: (B, n)``."""
+    """Interpolate images ``(B, C, H, W)`` linearly along ``axis`` at the positions ``source: (B, n)``."""
     size = x.shape[axis]
     below = source.floor()
 

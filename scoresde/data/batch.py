@@ -38,9 +38,9 @@ class Batch:
             ``None`` means 1 everywhere.
         eps: The noise paired with each row, with the same shape as ``x0``, or ``None`` if the rows are not paired with
             noise.
-        augment: The augmentation parameters of each row, ``(B, A)``, which are an input to the network, or ``None`` if
-            rows are not augmented. Unlike a condition, the parameters are never dropped at random.
-        clean: The data of ``x0`` in data units, before dequantisation, with the same shape. ``None`` if no operator is
+        augment: The augmentation parameters of each row, ``(B, A)``, or ``None`` if rows are not augmented. The network
+            receives the parameters, which, unlike a condition, are never dropped at random.
+        clean: The rows of ``x0`` in data units, before dequantisation, with the same shape. ``None`` if no operator is
             applied.
     """
 
@@ -91,7 +91,7 @@ class Rows:
         codec: The map from data units to model units.
         labels: Class indexes of the rows, int64 ``(n,)``, or ``None`` for batches without class labels.
         classes: Number of classes.
-        given: The rest of the condition of each row, in data units, or ``None``.
+        given: The conditions of the rows other than the class, in data units, or ``None``.
         told: The description of the conditions, which is used to convert ``given`` to model units.
         complete: A mask of the known values, bool ``(n, *event)``, or ``None`` if all values are known.
         operator: An operator whose measurement of each row is part of the row's condition (:func:`degraded`), or
@@ -148,8 +148,7 @@ class Batches:
         source: The data source.
         size: Number of rows per batch.
         seed: Seed for the row order, for the augmentation and for operators that draw random numbers.
-        augmentation: Augmentation of the rows, or ``None``. Only images without paired noise or weights can be
-            augmented.
+        augmentation: Augmentation of the rows, or ``None``. It requires images without weights and paired noise.
     """
 
     def __init__(self, source: Source, size: int, seed: int, augmentation: Augmentation | None = None) -> None:

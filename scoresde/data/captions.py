@@ -50,11 +50,7 @@ def captioned(digits: Raw, train: Tensor, test: Tensor) -> Raw:
 
 
 def _part(digits: Raw, index: Tensor, scenes: Array, noise: Noise) -> tuple[Array, Array]:
-    """Draw one of the k scenes ``scenes: (k, 4)`` at random for each of the n rows of ``noise``.
-
-    Returns:
-        The pictures of the drawn scenes, uint8 ``(n, 3, 8, 16)``, and their captions, ``(n,)``.
-    """
+    """Draw a random scene for each row of ``noise``, and return the pictures and the captions."""
     assert digits.train_labels is not None
     grey, labels = digits.train[index.numpy(), 0] / 16, digits.train_labels[index.numpy()]
     u = noise.uniform((4,), stream="user", dtype=torch.float64).numpy()
@@ -72,7 +68,7 @@ def _part(digits: Raw, index: Tensor, scenes: Array, noise: Noise) -> tuple[Arra
 
 
 def _caption(scene: list[int], from_left: bool) -> str:
-    """Describe a scene, starting with the digit on the left if ``from_left``, else with the digit on the right."""
+    """Describe a scene, starting with the left digit if ``from_left`` is true, else with the right digit."""
     names = tuple(COLOURS)
     left, right = (f"a {names[colour]} {DIGITS[digit]}" for digit, colour in (scene[:2], scene[2:]))
     return f"{left} left of {right}" if from_left else f"{right} right of {left}"

@@ -10,8 +10,8 @@ which is uniformly distributed on [0, 1). A row is *held out* if u < f, where f 
 a *validation row* if u < f + 0.05 (1 - f), which holds for about 5 % of the remaining rows. If there are more than
 :data:`MOST` such rows, only the :data:`MOST` rows with the smallest u are validation rows. Since u does not depend on
 rows with other content, adding or reordering data never moves a row between training and test. For images from files,
-equation 1 omits the number of equal rows, so copies of an image are always in the same part. Equal rows of a table are
-common and may be in different parts.
+equation 1 omits the number of equal rows, so copies of an image are always in the same part. Tables often have equal
+rows, which may be in different parts.
 
 A run stores the sorted hashes of its rows (:class:`Identity`). For large data, it stores a single hash of the size, the
 beginning and the end of every file.
@@ -48,8 +48,7 @@ def contents(x: Array, classes: Sequence[str] | None = None, files: Sequence[byt
     Args:
         x: The rows, shape ``(N, *event)``.
         classes: Class name of each row, or ``None`` if the content does not include the class.
-        files: The hash of the file of each row. If this is not empty, the hashes are used instead of the values of the
-            rows.
+        files: The hash of each row's file. If not empty, these hashes replace the values of the rows.
     """
     found = []
     for i, row in enumerate(files or _plain(x)):
@@ -103,9 +102,8 @@ def held_out(
         rows: Content hash of each row.
         seed: Seed for the split.
         fraction: Fraction of the rows to hold out, in (0, 1).
-        copies_apart: Whether equation 1 includes the number of equal rows before a row. This is false only for images
-            from files.
-        test: Whether to choose test rows. This is false if the data come with a test part.
+        copies_apart: Whether equation 1 includes the number of equal rows. False only for images from files.
+        test: Whether to choose test rows. False if the data come with a test part.
 
     Returns:
         Three sorted int64 arrays: the indexes of the training rows, the positions of the validation rows among the
@@ -137,8 +135,8 @@ class Identity:
         hashes: The sorted hashes of the rows, uint64 ``(N,)``, or a single hash of all files for large data.
         order: A hash of all rows that depends on their order.
         large: Whether files were hashed instead of rows.
-        told: The sorted hashes of the rows together with their conditions, uint64 ``(N,)``, or ``None`` if the rows
-            have no conditions or files were hashed.
+        told: The sorted hashes, each of a row and its condition, uint64 ``(N,)``, or ``None`` if the rows have no
+            conditions or files were hashed.
     """
 
     hashes: Hashes
@@ -220,12 +218,12 @@ class Identity:
 
 
 def _both(these: Hashes, those: Hashes) -> Hashes:
-    """Return the sorted union of two arrays of hashes, in which each hash keeps the larger of its two counts."""
+    """Return the sorted union of two arrays of hashes as multisets (keep the larger count of each hash)."""
     return np.array(sorted((Counter(these.tolist()) | Counter(those.tolist())).elements()), np.uint64)
 
 
 def _more(these: Hashes, those: Hashes) -> int:
-    """Count the rows of ``these`` that are not in ``those``, counting equal rows separately."""
+    """Return the number of hashes in ``these`` but not in ``those``, counting every copy."""
     values, counts = np.unique(these, return_counts=True)
     known, known_counts = np.unique(those, return_counts=True)
     there = dict(zip(known.tolist(), known_counts.tolist(), strict=True))

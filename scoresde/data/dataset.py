@@ -56,15 +56,15 @@ class DataInfo:
         source: The name or path from which the data were loaded.
         kind: ``"image"``, ``"volume"``, ``"signal"`` or ``"vector"``.
         shape: Event shape, channels first: ``(C, H, W)``, ``(C, D, H, W)``, ``(C, L)`` or ``(D,)``.
-        low: Smallest value, in data units.
-        high: Largest value, in data units.
-        levels: Number of equally spaced values from ``low`` to ``high``, or None for continuous data.
+        low: Lower end of the range of values, in data units.
+        high: Upper end of the range of values, in data units.
+        levels: Number of equally spaced values from ``low`` to ``high``, or None if any values are continuous.
         classes: Class names in label order. Empty if there are no labels.
         n_train: Number of training samples.
         n_test: Number of test samples.
         channels_last: Whether the channels are last in the source. They are moved to the front when the source is read.
         names: Column names of a table, or empty.
-        wide: Whether the values need 64-bit numbers, in which case samples are also written in float64.
+        wide: Whether the values need 64-bit numbers. If so, generated samples are written in float64.
         n_validation: Number of training samples that are used only to choose between checkpoints.
         trained: Number of samples of each class that are used for training. Empty if there are no labels, and for runs
             that predate this field.
@@ -212,8 +212,8 @@ class Dataset:
     Attributes:
         info: Description of the data, stored in the run folder.
         codec: The map from data units to model units.
-        train: Training samples, ``(n_train, *event)``. The dtype is uint8 if the source contains unsigned bytes or
-            booleans. Otherwise, it is int64 or float64 if ``info.wide`` is true, and int32 or float32 if not.
+        train: Training samples, ``(n_train, *event)``. Unsigned bytes and booleans have dtype uint8. Other numbers have
+            dtype int32 or float32, or int64 or float64 if ``info.wide`` is true.
         test: Test samples, ``(n_test, *event)``, with the same dtype.
         train_labels: Indexes into ``info.classes``, ``(n_train,)`` int64, or None.
         test_labels: Indexes into ``info.classes``, ``(n_test,)`` int64, or None.
@@ -274,7 +274,7 @@ class Dataset:
 
     @property
     def trains(self) -> Tensor:
-        """A boolean mask ``(n_train,)`` that is false for the validation rows among the training rows."""
+        """A boolean mask ``(n_train,)`` of the training rows that is false for validation rows."""
         mask = torch.ones(len(self.train), dtype=torch.bool)
         if self.validates is not None:
             mask[self.validates] = False
@@ -288,7 +288,7 @@ class Dataset:
         return self.complete.flatten(1).all(1)
 
     def every(self) -> tuple[Tensor, Tensor | None, Condition]:
-        """Return all samples, training samples first, with their labels and their other conditions.
+        """Return all samples, training samples first, with their labels and conditions.
 
         Labels are left out if only the training samples or only the test samples have them. The same applies to each
         kind of condition.
@@ -316,7 +316,7 @@ class Dataset:
         return index if self.rows is None else int(self.rows[index])
 
     def told_as(self, known: CondInfo) -> Dataset:
-        """Return the data set with its conditions described by the vocabulary and the standardisation of a model.
+        """Return the data set with the vocabulary and the standardisation of a trained model.
 
         Word indices are converted to this vocabulary.
 
@@ -408,7 +408,7 @@ class Dataset:
 
 
 def _joined(a: Tensor, b: Tensor) -> Tensor:
-    """Join the rows of two tensors. Shorter texts are padded: word indices with -1, and features of words with NaN."""
+    """Join the rows of two tensors, padding shorter texts with -1 (word indices) or NaN (features of words)."""
     if a.ndim < 2 or a.shape[1:] == b.shape[1:] or a.shape[2:] != b.shape[2:]:
         return torch.cat([a, b])
     length, nothing = max(a.shape[1], b.shape[1]), torch.nan if a.is_floating_point() else -1
@@ -418,7 +418,7 @@ def _joined(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _parts_of(part: str, given: Condition | None, text: Sequence[str] | None) -> dict[str, Any]:
-    """Return the conditions of one part of the data as named arrays, as they would be stored in an ``.npz`` file."""
+    """Return the conditions of one part of the data, named like the arrays of an ``.npz`` file."""
     known = given or Condition()
     if known.label is not None:
         raise UsageError("given contains labels; pass the class of each sample as the argument classes instead")
@@ -431,7 +431,7 @@ def _parts_of(part: str, given: Condition | None, text: Sequence[str] | None) ->
 
 
 def _array(values: Tensor | npt.ArrayLike) -> npt.NDArray[Any]:
-    """Convert a tensor (on any device, with or without gradients), or anything that NumPy accepts, to an array."""
+    """Convert a tensor, or anything that NumPy accepts, to an array."""
     if not isinstance(values, Tensor):
         return np.asarray(values)
     values = values.detach().cpu()
@@ -450,7 +450,7 @@ def load_data(
     """Load a data set.
 
     Args:
-        spec: One of ``NAMES``, or the path of a file or folder. Write ``./digits`` for a file or folder called
+        spec: One of ``NAMES``, or the path to a file or folder. Write ``./digits`` for a file or folder called
             ``digits``, because ``digits`` is one of the names.
         seed: Seed for sampling toy distributions and for choosing test and validation samples.
         test_fraction: Fraction of the samples to hold out, in (0, 1). Ignored if the source has a test part.
@@ -497,7 +497,7 @@ def load_data(
 
 
 def there(path: Path) -> bool:
-    """Whether ``path`` exists. An invalid path does not exist."""
+    """Return whether ``path`` exists, or false if the path is invalid."""
     return os.path.exists(path)
 
 
@@ -517,13 +517,13 @@ def split(n: int, test_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _captions() -> Raw:
-    """Make the pictures with captions. The test pictures use the digits that ``load_data("digits")`` holds out."""
+    """Make the captioned pictures. By default, the data set ``digits`` holds out the digits in the test pictures."""
     digits = read_digits()
     return captioned(digits, *split(len(digits.train), 0.1, seed=0))
 
 
 def _build(raw: Raw, name: str, source: str, how: How) -> Dataset:
-    """Build a data set: split the rows unless there is a test part, determine the units, and create the tensors."""
+    """Build a data set, and split its rows if the source has no test part."""
     units = units_of(raw, source)
     if raw.test is not None and raw.test.shape[1:] != raw.train.shape[1:]:
         raise DataError(
@@ -603,14 +603,7 @@ def _build(raw: Raw, name: str, source: str, how: How) -> Dataset:
 
 @dataclass(frozen=True)
 class _Parts:
-    """A split of the rows by content.
-
-    Attributes:
-        train, test: Indexes of the training rows and of the test rows.
-        validates: Positions of the validation rows among the training rows.
-        identity: Hashes that identify the content of the data.
-        known_again: Number of test rows that are equal to a training row.
-    """
+    """A split of the rows by content. ``validates`` contains positions in ``train``, not row indexes."""
 
     train: Array
     test: Array
@@ -642,7 +635,7 @@ def _by_content(raw: Raw, how: How) -> _Parts:
 
 
 def _files(raw: Raw, train: Tensor, test: Tensor) -> tuple[Path, ...]:
-    """Return the file of each sample, training samples first, or ``()`` if samples do not have their own files."""
+    """Return the file of each sample, training samples first, or ``()`` if samples have no files of their own."""
     if not raw.hashes:
         return ()
     first = 0 if raw.test is None else len(raw.train)
@@ -655,7 +648,7 @@ def _names(y: Array | None, classes: tuple[str, ...]) -> list[str] | None:
 
 
 def _tensor(x: Array, wide: bool) -> Tensor:
-    """Convert a uint8 or bool array to a uint8 tensor, and other arrays to 32-bit tensors (64-bit if ``wide``)."""
+    """Convert bytes and booleans to a uint8 tensor, and other numbers to 32 bits, or to 64 bits if ``wide``."""
     small = x.dtype in (np.uint8, np.bool_)
     dtype: type[np.generic]
     if x.dtype.kind == "f":

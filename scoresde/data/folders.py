@@ -1,11 +1,11 @@
 """Search a folder for images, and determine the class of each image and whether it is a training or a test image.
 
-Images may be at any depth. The classes are the top-level folders or, if there are folders ``train`` and ``test``,
-the folders inside these. Everything in or below a class folder belongs to that class. Files that are not images are
+Images may be at any depth. The classes are the top-level folders or, if there is a folder ``train``, the folders inside
+``train`` and ``test``. Everything in or below a class folder belongs to that class. Files that are not images are
 reported as left out, except for hidden files and files that operating systems create.
 
-Two kinds of files are not samples, but conditions of an image such as ``cat/7.png``: an image of the same name in a
-top-level folder ``given`` (``given/cat/7.png``), and a text file of the same name next to the image (``cat/7.txt``).
+Some files are not samples, but conditions of an image. For ``cat/7.png``, these are the image ``given/cat/7.png`` in
+the top-level folder ``given``, and the text file ``cat/7.txt`` next to the image.
 """
 
 from __future__ import annotations
@@ -42,10 +42,9 @@ class Found:
         test: File and class of each test image.
         problems: Problems that prevent the folder from being read.
         notes: Notes on what was left out, one sentence each.
-        given: For each image, the path of its counterpart in the folder ``given``, keyed by the path of the image.
-            Images without a counterpart are omitted.
-        texts: For each image, the path of its text file, keyed by the path of the image. Images without a text file are
-            omitted.
+        given: The paths of the conditions in the folder ``given``, keyed by the paths of the images to which they
+            belong.
+        texts: The paths of the text files, keyed by the paths of the images to which they belong.
     """
 
     train: Classed
@@ -95,7 +94,7 @@ def pictures_in(folder: Path) -> list[Path]:
 
 
 def _held_out(search: _Search, parts: dict[str, list[Path]]) -> Path | None:
-    """Return the folder to use as the test part (test or else validation), or ``None`` if neither folder exists."""
+    """Return the test folder, the validation folder if there are no test images, or ``None``."""
     folders = [parts[part][0] for part in ("test", "validation") if part in parts]
     if not folders:
         return None
@@ -109,13 +108,12 @@ def _held_out(search: _Search, parts: dict[str, list[Path]]) -> Path | None:
 
 
 class _Search:
-    """A search for images in a folder. It also collects problems, notes and the paths of files that are not images.
+    """A search for images in a folder. The search collects problems, notes and the paths of other files.
 
     Args:
         folder: The folder.
         older: See :class:`~scoresde.data.Reading`.
-        alone: Whether images in a subfolder named ``given`` may be conditions of the other images, rather than samples
-            themselves.
+        alone: Whether images in the subfolder ``given`` may be conditions of other images.
     """
 
     def __init__(self, folder: Path, older: bool, alone: bool = True) -> None:
@@ -126,7 +124,7 @@ class _Search:
         self.known = self._known() if alone and not older else {}
 
     def _known(self) -> dict[Path, Path]:
-        """Return the images below ``given``, keyed by the paths, without suffix, of the images that they describe."""
+        """Return the images below ``given``, keyed by their paths relative to ``given``, without suffix."""
         folder = self.folder / GIVEN
         if not folder.is_dir():
             return {}
@@ -148,7 +146,7 @@ class _Search:
         return some([path.relative_to(self.folder).as_posix() for path in paths])
 
     def visible(self, folder: Path) -> list[tuple[Path, bool]]:
-        """List the visible entries of a folder, sorted by name, each with a flag that is true for a folder."""
+        """Return the visible entries of a folder, sorted by name, each with a flag that is true for folders."""
         with os.scandir(folder) as inside:
             seen = sorted((e.name, e.is_dir()) for e in inside if e.name[0] != "." and e.name.lower() not in JUNK)
         apart = GIVEN if folder == self.folder and getattr(self, "known", None) else ""
@@ -167,14 +165,14 @@ class _Search:
                 yield from self.walk(inside, folded, (*above, here))
 
     def pictures(self, path: Path, is_folder: bool) -> list[Path]:
-        """List the images in and below a folder (or ``path`` itself, if it is an image), and record other files."""
+        """Return the images in and below ``path``, and record the other files."""
         found: list[Path] = []
         for file in self.walk(path, is_folder):
             (found if _is_picture(file) else self.others).append(file)
         return found
 
     def classed(self, part: Path) -> Classed:
-        """List every image in a part of the data, with its class."""
+        """Return every image in a part of the data, with its class."""
         flat: list[Path] = []
         inside: dict[str, list[Path]] = {}
         for path, is_folder in self.visible(part):

@@ -68,8 +68,8 @@ class Sources:
         """Parse the option ``cond``, such as ``class+vector`` or ``pool:2``.
 
         Raises:
-            UsageError: If a source is unknown or listed twice, or if the sources include two operators, or an operator
-                and ``image``.
+            UsageError: If a source is unknown or listed twice, if there are two operators, or if an operator is listed
+                together with ``image``.
 
         >>> Sources.of("class+pool:2").operator
         'pool:2'
@@ -128,7 +128,7 @@ class Sources:
 
     @property
     def gaps(self) -> bool:
-        """Whether the operator can hide single cells, so that a model can be trained on samples with empty cells."""
+        """Whether the operator can hide individual cells, which allows training on samples with empty cells."""
         parts = [] if self.operator.startswith("mask:") else self.operator.split("/")
         return any(part.partition(":")[0] == "cells" for part in parts)
 
@@ -139,10 +139,9 @@ class CondInfo:
 
     Attributes:
         vector: Names of the numbers in the condition.
-        shift, scale: Mean and standard deviation of each number over the training rows, which are used to standardise
-            the numbers.
+        shift, scale: Mean and standard deviation of each number over the training rows, for standardisation.
         image: Shape of each picture in the conditions, ``(C, *space)``, or empty if there are no pictures.
-        low, high: Lowest and highest value of the pictures. Pictures are mapped from this range to [-1, 1].
+        low, high: Lowest and highest value of the pictures, or 0 and 255 for uint8. This range is mapped to [-1, 1].
         words: The vocabulary. Word i has the index i + 1. All words outside the vocabulary have the index 0.
         features: Number of features of each word if the texts are stored as features, else 0.
     """
@@ -208,7 +207,7 @@ class CondInfo:
         return ", ".join(parts)
 
     def told(self, sources: Sources) -> CondInfo:
-        """Return the description without the kinds of condition that ``sources`` does not list."""
+        """Return the description of only those conditions that ``sources`` lists."""
         found = self if sources.vector else replace(self, vector=(), shift=(), scale=())
         found = found if sources.image else replace(found, image=(), low=_NOTHING.low, high=_NOTHING.high)
         return found if sources.text else replace(found, words=(), features=0)
@@ -258,7 +257,7 @@ class CondInfo:
         return replace(known, vector=vector, image=image)
 
     def _check_tokens(self, tokens: Tensor) -> None:
-        """Reject word indices outside the vocabulary, and features of the wrong shape."""
+        """Check that the tokens are indices into the vocabulary, or features of the right shape."""
         if not self.words:
             if tokens.ndim != 3 or tokens.shape[2] != self.features or not tokens.is_floating_point():
                 raise UsageError(
@@ -276,8 +275,8 @@ class CondInfo:
         if low < -1 or high > len(self.words):
             raise UsageError(
                 f"the condition has word indices from {low} to {high}, but the only valid indices are 1 to "
-                f"{len(self.words)} for the words of the vocabulary, 0 for an unknown word and -1 for no word; pass a "
-                "text instead"
+                f"{len(self.words)} for words in the vocabulary, 0 for an unknown word and -1 for no word; pass a text "
+                "instead"
             )
 
     def tokens(self, texts: Sequence[str]) -> Tensor:
@@ -291,7 +290,7 @@ class CondInfo:
         return torch.tensor([row + [-1] * (length - len(row)) for row in rows], dtype=torch.int64).reshape(-1, length)
 
     def unknown(self, text: str) -> dict[str, str]:
-        """Suggest similar words for each word in ``text`` that is not in the vocabulary, keyed by that word."""
+        """Return suggestions for the words in ``text`` that are not in the vocabulary, keyed by word."""
         known = set(self.words)
         return {word: closest(word, known).partition("?")[0] for word in _words(text) if word not in known}
 
@@ -348,7 +347,7 @@ _NOTHING = CondInfo()
 
 
 def _plain(x: Array) -> Tensor:
-    """Convert an array of numbers to a tensor of uint8, or of 32-bit or 64-bit numbers."""
+    """Convert an array to a tensor of uint8, 32-bit or 64-bit numbers."""
     if x.dtype.kind == "f":
         return torch.from_numpy(np.ascontiguousarray(x, np.float64 if x.dtype.itemsize > 4 else np.float32))
     small, wide = x.dtype in (np.uint8, np.bool_), x.dtype.itemsize > 4 or x.dtype == np.uint32

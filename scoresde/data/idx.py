@@ -1,4 +1,4 @@
-"""Read IDX files, the file format of MNIST.
+"""Read files in the IDX format, which MNIST uses.
 
 An IDX file consists of a magic number, the big-endian sizes of the axes, and the data.
 
@@ -28,7 +28,7 @@ IDX_NAME = re.compile(r"(train|t10k|test)-(images|labels)[-.]idx[13]-ubyte(\.gz)
 
 
 def _open_idx(path: Path) -> IO[bytes] | gzip.GzipFile:
-    """Open a file, decompressing it if its content is gzip, regardless of its name."""
+    """Open a file, and decompress it if its content is gzip, whatever its name."""
     return gzip.open(path, "rb") if is_gzip(path) else opened(path)
 
 
@@ -83,7 +83,7 @@ def _read_idx_pair(images: Path, labels: Path | None) -> tuple[Array, Array | No
     y = None if labels is None else _read_idx(labels, 1)
     if labels is not None and y is not None and len(y) != len(x):
         raise DataError(
-            f"{labels} has {len(y)} labels, but {images} has {len(x)} images; use files of the same data set"
+            f"{labels} has {len(y)} labels, but {images} has {len(x)} images; use files from the same data set"
         )
     return x[:, None], y
 

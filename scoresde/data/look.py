@@ -31,7 +31,7 @@ class Look:
 
     @property
     def answers(self) -> Mapping[str, object] | None:
-        """Parameter values, keyed by name, that together fix all problems, or ``None`` if no values can."""
+        """Parameter values that fix all problems, keyed by name, or ``None`` if a problem has no known fix."""
         if not all(problem.answers for problem in self.problems):
             return None
         return {name: value for problem in self.problems for name, value in problem.answers.items()}

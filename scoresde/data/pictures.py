@@ -4,9 +4,8 @@ Every file is read before anything is rejected, so that all problems are reporte
 five image formats are opened, and every problem is reported with the name of the file. A file is rejected if decoding
 would round its values.
 
-Images of different kinds are converted to a common pixel format: colour if any image has colour, and with an alpha
-channel if any image is transparent anywhere. An alpha channel that is fully opaque carries no information and is
-dropped.
+Images of different kinds are converted to a common pixel format, which has colour if any image has colour, and an alpha
+channel if any image has transparent parts. A fully opaque alpha channel carries no information and is dropped.
 
 References:
     PNG (third edition, W3C 2025), 5.3 to 5.6 and 11.2.1, for the checksums and the header.
@@ -57,7 +56,7 @@ UPRIGHT = {
 TURNED = [UPRIGHT[value] for value in (5, 6, 7, 8)]  # operations that swap width and height
 BITS = 258  # the TIFF tag for bits per sample
 TEXT = 2**16  # maximum size of a text about an image, in bytes
-NAMED = 20  # maximum number of files with the same kind of fault that a message names
+NAMED = 20  # maximum number of files that a message names for each kind of fault
 SUGGESTED = (32, 16, 8)  # suggested image sizes; networks for these sizes can be trained without a GPU
 # Possible faults of a file: the text for one file, the text for several, and the remedy.
 FAULTS = {
@@ -128,11 +127,7 @@ def read_image_folder(folder: Path, reading: Reading = AS_IS) -> Raw:
 def _known(
     found: Found, paths: Sequence[Path], folder: Path, reading: Reading
 ) -> tuple[Known, list[Problem], tuple[str, ...]]:
-    """Read the conditions of the images: other images and texts.
-
-    Returns:
-        The conditions, the problems, and notes on conditions that are left out because of their problems.
-    """
+    """Return the conditions of the images, the problems, and notes on conditions that are left out."""
     if not paths:
         return Known(), [], ()
     image, text, notes = None, None, []
@@ -184,7 +179,7 @@ def read_pictures(folder: Path, paths: Sequence[Path], reading: Reading = AS_IS)
     """Read the images at ``paths``, in that order.
 
     Args:
-        folder: The folder. File names in messages are relative to it.
+        folder: The folder to which file names in messages are relative.
         paths: The files.
         reading: Options for reading the files.
 
@@ -208,8 +203,8 @@ def mask_from_file(path: str) -> Tensor:
     A value is missing where the image is closer to white than to black, or where the array is not zero.
 
     Returns:
-        A boolean mask that is true where values are known. Its shape is ``(1, H, W)`` for an image, and the shape of
-        the array for a NumPy file.
+        A boolean mask that is true where values are known. Its shape is ``(1, H, W)`` for an image, and that of the
+        array for a NumPy file.
 
     Raises:
         DataError: If the file cannot be read.
@@ -239,7 +234,7 @@ def _indexes(rows: Classed, classes: tuple[str, ...]) -> Array | None:
 
 
 def _copies(pile: _Pile, rows: Classed) -> list[str]:
-    """Return a list with one note on files that are identical byte for byte, or an empty list if all files differ."""
+    """Return a note on files that have identical bytes, or an empty list if all files differ."""
     first: dict[bytes, int] = {}
     copies: list[tuple[int, int]] = []
     apart = 0
@@ -273,7 +268,7 @@ _NO_BOMBS = Shared(_bombs_are_errors)
 
 
 class _Fault(Exception):
-    """Raised for a file that cannot be used, with the kind of fault (a key of :data:`FAULTS`) and the reason."""
+    """The error for a file that cannot be used. Its ``kind`` is a key of :data:`FAULTS`."""
 
     def __init__(self, kind: str, reason: str) -> None:
         super().__init__(reason)
@@ -285,9 +280,9 @@ class _Picture:
     """A decoded image.
 
     Attributes:
-        size: Width and height of the image in the file, after it has been turned upright.
-        pixels: Pixels, ``(C, H, W)``, uint8, or uint16 for a 16-bit grey image.
-        opaque: Whether an alpha channel was dropped because it is fully opaque.
+        size: Width and height of the upright image before resizing.
+        pixels: Pixels ``(C, H, W)``, uint8, or uint16 for a 16-bit grey image.
+        opaque: Whether a fully opaque alpha channel was dropped.
     """
 
     size: tuple[int, int]
@@ -296,7 +291,7 @@ class _Picture:
 
 
 def _decoded(data: bytes, reading: Reading) -> _Picture:
-    """Decode an image from the bytes of a file."""
+    """Decode the bytes of an image file."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -358,14 +353,7 @@ def _picture(image: Image.Image, data: bytes, reading: Reading) -> _Picture:
 
 
 def _squared(image: Image.Image, part: tuple[float, float], side: int, fit: str) -> Image.Image:
-    """Resize the upper left part of an image to a square of ``side`` x ``side`` pixels.
-
-    Args:
-        image: The image.
-        part: Width and height of the upper left part, in pixels. The rest of the image is ignored.
-        side: Side length of the square, in pixels.
-        fit: How to treat a part that is not square: ``crop``, ``pad`` or ``stretch``.
-    """
+    """Resize the upper left ``part`` (width, height) of an image to a square of ``side`` x ``side`` pixels."""
     from PIL import Image as Images
 
     width, height = part
@@ -386,7 +374,8 @@ def _squared(image: Image.Image, part: tuple[float, float], side: int, fit: str)
 
 
 def _bits(image: Image.Image, data: bytes) -> int:
-    """Return the number of bits per channel in the file. Pillow does not report this, and reduces colours to 8 bits."""
+    """Return the number of bits per channel in the file."""
+    # Pillow does not report this number, and reduces colours to 8 bits.
     if image.format == "PNG":
         return data[24]  # in the header, after width and height
     stored = getattr(image, "tag_v2", {}).get(BITS, 8)
@@ -394,7 +383,8 @@ def _bits(image: Image.Image, data: bytes) -> int:
 
 
 def _check_sums(data: bytes) -> None:
-    """Verify the checksum of each chunk of a PNG, because Pillow does not verify the chunks that contain the pixels."""
+    """Verify the checksum of each chunk of a PNG file."""
+    # Pillow does not verify the chunks that contain the pixels.
     at = 8
     while True:
         head = data[at : at + 8]
@@ -425,15 +415,14 @@ def _what(data: bytes) -> str:
 
 
 class _Stack:
-    """All images of one bit depth, in a single array with enough channels to store every image.
+    """All images of one bit depth, in one array with enough channels for every image.
 
     Attributes:
         at: File index of each image.
-        sizes: File indexes of the images, grouped by width and height.
-        channels: Number of images for each number of channels.
-        pixels: Pixels, ``(at least len(at), C, H, W)``, or ``None`` if no pixels are kept, for example because the
-            images have different sizes.
-        short: Number of bytes that were needed but not available.
+        sizes: File indexes, keyed by width and height.
+        channels: Number of images, keyed by number of channels.
+        pixels: Pixels ``(room, C, H, W)``, of which the first ``len(at)`` rows are in use, or ``None`` if not kept.
+        short: Size in bytes of the array if it did not fit in memory, else 0.
     """
 
     def __init__(self, room: int) -> None:
@@ -445,7 +434,7 @@ class _Stack:
         self.short = 0
 
     def add(self, file: int, picture: _Picture, keep: bool) -> None:
-        """Count an image and store its pixels. If ``keep`` is false or sizes differ, discard all pixels instead."""
+        """Count an image and store its pixels. If ``keep`` is false or sizes differ, discard all stored pixels."""
         x, row = picture.pixels, len(self.at)
         self.at.append(file)
         self.sizes.setdefault(picture.size, []).append(file)
@@ -473,12 +462,12 @@ class _Stack:
 
 
 def _common(a: int, b: int) -> int:
-    """Return the number of channels that an array needs to store both ``a``-channel and ``b``-channel images."""
+    """Return the number of channels needed to store both ``a``-channel and ``b``-channel images."""
     return (3 if max(a, b) > 2 else 1) + (a % 2 == 0 or b % 2 == 0)
 
 
 def _promote(x: Array, out: Array) -> None:
-    """Copy images ``(..., C, H, W)`` to ``out``, repeating grey as colours and adding opaque alpha where needed."""
+    """Copy images ``(..., C, H, W)`` to ``out``, converting grey to RGB and adding opaque alpha where needed."""
     have, want = x.shape[-3], out.shape[-3]
     if have == want:
         out[...] = x
@@ -490,13 +479,7 @@ def _promote(x: Array, out: Array) -> None:
 
 
 class _Pile:
-    """All image files of a folder, including those that cannot be read.
-
-    Args:
-        folder: The folder. File names in messages are relative to it.
-        paths: The files in the order of the rows.
-        reading: Options for reading the files.
-    """
+    """Image files to read, in the order of the rows. File names in messages are relative to ``folder``."""
 
     def __init__(self, folder: Path, paths: Sequence[Path], reading: Reading) -> None:
         self.folder, self.paths, self.reading = folder, paths, reading
@@ -506,7 +489,6 @@ class _Pile:
         self.opaque = 0
 
     def read(self) -> None:
-        """Read every file."""
         try:
             import PIL.Image  # noqa: F401
         except ImportError as error:
@@ -554,7 +536,7 @@ class _Pile:
     # -------------------------------------------------------------------------------------------------------- messages
 
     def problems(self) -> list[Problem]:
-        """List the problems that prevent the images from becoming rows of one array."""
+        """Return the problems that prevent the images from becoming rows of one array."""
         if self.reading.on_bad == "skip":
             if self.paths and not self.kept:
                 why = ". ".join(self._left_out())
@@ -572,7 +554,7 @@ class _Pile:
         return [*(Problem(text, {"on_bad": "skip"}) for text in found), *self._shapes(list(self.depths.values()))]
 
     def notes(self) -> list[str]:
-        """List notes on images that were changed or left out."""
+        """Return notes on the images that were changed or left out."""
         found = [f"left out: {text}" for text in self._left_out()]
         grey, colour = (sum(self.main.channels[c] for c in channels) for channels in ((1, 2), (3, 4)))
         if grey and colour:
@@ -593,7 +575,7 @@ class _Pile:
         return found
 
     def _faulty(self) -> list[tuple[str, str]]:
-        """List the kinds of fault that occur, each with a sentence about the affected files."""
+        """Return each kind of fault that occurs, with a sentence about the affected files."""
         found = []
         for kind, (one, several, _) in FAULTS.items():
             files = self.faults.get(kind, [])
@@ -610,7 +592,7 @@ class _Pile:
         return [*(text for _, text in self._faulty()), *depth]
 
     def _shapes(self, stacks: Sequence[_Stack]) -> list[Problem]:
-        """List the problems with the sizes of the images."""
+        """Return the problems with the sizes of the images and with the memory that they need."""
         sizes: dict[tuple[int, int], list[int]] = {}
         for stack in stacks:
             for size, files in stack.sizes.items():
@@ -642,7 +624,7 @@ class _Pile:
         return some(sorted(self.name(i) for i in files))
 
     def _sized(self, sizes: Mapping[tuple[int, int], Sequence[int]]) -> str:
-        """Summarise files by size: ``40x30 (12: a.jpg), 5x4 (3: b.png)``, with a count and one name for each size."""
+        """Summarise files by size, with the number of files and one name: ``40x30 (12: a.jpg), 5x4 (3: b.png)``."""
         most_first = sorted(sizes.items(), key=lambda of: -len(of[1]))
         return some([f"{w}x{h} ({len(at):,}: {min(map(self.name, at))})" for (w, h), at in most_first], 5)
 

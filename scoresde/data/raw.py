@@ -36,8 +36,8 @@ class Reading(Checked):
         columns: Names of the table columns that contain the condition of each sample rather than the sample itself.
         empty: What to do with an empty cell of a table, or with NaN in an array of samples: ``stop`` (raise an error)
             or ``keep`` (treat it as an unknown value).
-        needs: The kinds of condition that must be readable: any of ``vector``, ``image`` and ``text``. A condition of
-            another kind is left out with a note if it cannot be read.
+        needs: The kinds of condition that must be readable: any of ``vector``, ``image`` and ``text``. If a condition
+            of another kind cannot be read, it is left out, with a note.
     """
 
     limits = ranges(size=SIZE)
@@ -81,8 +81,7 @@ class Known:
         names: Names of the K numbers, or empty if they have no names.
         image: A picture or signal for each sample, shape ``(N, C, *space)``, with NaN for unknown values.
         text: The text of each sample, shape ``(N,)``, or "" for a sample without a text.
-        features: Features of the words of each text, shape ``(N, L, E)`` for at most L words with E features each, with
-            NaN where there is no word.
+        features: E features for each of at most L words of each text, shape ``(N, L, E)``. NaN where there is no word.
     """
 
     vector: Array | None = None
@@ -118,8 +117,8 @@ class Raw:
         channels_last: Whether the channels are last in the source.
         names: Column names of a table, or empty.
         whole: Whether each column of a table contains only integers. If empty, the dtype of ``train`` determines this.
-        hashes: 8-byte hash of the file of each sample. The training samples come first. Empty if samples do not have
-            their own files.
+        hashes: 8-byte hash of each sample's file. The training samples come first. Empty if samples do not have their
+            own files.
         files: The files that were read.
         notes: Messages from the reader about what it did, one sentence each.
         complete: A mask of the known values, bool, with the shape of ``train``, or None if all values are known. An

@@ -79,7 +79,7 @@ def _read_path(path: Path, reading: Reading) -> Raw:
 
 
 def _refuse_files(folder: Path) -> None:
-    """Reject a folder of tables or arrays without images, because each table or array is a separate data set."""
+    """Reject a folder that has no images, but tables or arrays, each of which is a separate data set."""
     found = sorted(p for p in folder.iterdir() if p.suffix.lower() in ARRAYS or is_table(p))
     if not found or any(p.suffix.lower() in IMAGE_SUFFIXES for p in folder.rglob("*")):
         return

@@ -56,8 +56,8 @@ HINTS = (
     (re.compile(r"[$€£¥]\s*[\d.,]+|[\d.,]+\s*[$€£¥]"), "which is a price (write the number without the currency)"),
 )  # fmt: skip
 TEXT = (
-    "which is not a number (leave the column out, replace it by a column of 0 and 1 for each of its values or, "
-    "if it is the class of each line, name it label)"
+    "which is not a number (leave the column out, replace it with one column of 0 and 1 per value or, if it holds the "
+    "class of each line, name it label)"
 )
 FEW = "which is not a number (correct the cell, or leave it empty)"
 RARE = 0.5  # share of a column up to which cells with words are regarded as mistakes
@@ -73,14 +73,13 @@ class _Column:
     """A column of a table.
 
     Attributes:
-        name: Name of the column. Empty if the table has no header.
-        place: Position of the column, counted from 1.
+        name: Name, or "" if the column has none.
+        place: Position, counted from 1.
         cells: The cells as text.
-        numbers: The values of the cells if all of them are numbers, else ``None``.
-        whole: Whether all cells were written as integers.
-        known: A mask of the cells that are not empty, bool ``(N,)``, or ``None`` if no cell is empty or empty cells are
-            not kept. The number that is stored for an empty cell is the mean of the other cells, rounded if they are
-            integers.
+        numbers: The cells as numbers, or ``None`` if a cell is not a number. Empty cells that are kept are replaced by
+            the mean of the other cells, rounded if these are integers.
+        whole: Whether all cells are written as integers, except for empty cells that are kept.
+        known: A mask ``(N,)`` that is false for empty cells that are kept, or ``None`` if there are no such cells.
     """
 
     name: str
@@ -109,8 +108,7 @@ def read_table(path: Path, reading: Reading = AS_IS, keep: Collection[str] = ())
     Args:
         path: The file, in UTF-8, with cells separated by commas, semicolons or tabs. The first line may name the
             columns.
-        reading: Options, which include the columns that contain the condition of each sample, and whether to keep empty
-            cells.
+        reading: Options, of which only ``columns`` and ``empty`` apply to tables.
         keep: Names of columns to keep as data, even if they look like an index or the class.
 
     Returns:
@@ -180,7 +178,7 @@ def read_table(path: Path, reading: Reading = AS_IS, keep: Collection[str] = ())
 
 @dataclass(frozen=True, eq=False)
 class Sheet:
-    """The cells of a table as they were typed, so that empty cells can be filled in and the table can be saved again.
+    """The unparsed cells of a table, so that empty cells can be filled in and the table can be saved again.
 
     Attributes:
         path: The file.
@@ -204,7 +202,7 @@ class Sheet:
         return [cell.replace(",", ".") if self.commas and COMMA.fullmatch(cell) else cell for cell in cells]
 
     def empty(self, place: int) -> list[bool]:
-        """Return whether each cell of column ``place``, counted from 0, is empty."""
+        """Return, for each cell of column ``place`` (counted from 0), whether the cell is empty."""
         return [cell.lower() in MISSING for cell in self.column(place)]
 
     def numbers(self, places: Iterable[int]) -> Array:
@@ -229,7 +227,7 @@ class Sheet:
 
 
 def read_sheet(path: Path) -> Sheet:
-    """Read a table, gzipped or not, and keep its cells as they were typed.
+    """Read a table, gzipped or not, without parsing its cells.
 
     The supported formats are those of :func:`read_table`.
 
@@ -255,7 +253,7 @@ def _number(cell: str) -> float:
 
 
 def _text(path: Path) -> str:
-    """Read the whole file as text, without a byte order mark."""
+    """Return the text of a UTF-8 file, gzipped or not."""
     try:
         data = gunzipped(read_bytes(path))
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -273,12 +271,12 @@ def _text(path: Path) -> str:
             "spreadsheet, choose CSV UTF-8)"
         ) from error
     if "\0" in text:
-        raise DataError(f"{path} contains zero bytes, so it is not a text file; save it as CSV in UTF-8")
+        raise DataError(f"{path} contains NUL bytes, so it is not a text file; save it as CSV in UTF-8")
     return text
 
 
 def _separator(text: str) -> str:
-    """Choose the separator (comma, semicolon or tab) that best splits the first lines into rows of numbers."""
+    """Return the separator (comma, semicolon or tab) that best splits the first lines into rows of numbers."""
     start = text[: 1 << 16]
     cut = len(start) < len(text)
 
@@ -301,7 +299,7 @@ def _separator(text: str) -> str:
 
 
 def _rows(path: Path, text: str, separator: str) -> tuple[list[str], list[list[str]], list[int]]:
-    """Return the column names (empty if there is no header), the rows, and the line on which each row ends."""
+    """Return the column names ("" if there is no header), the rows, and the line on which each row ends."""
     rows, lines = [], []
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
@@ -349,17 +347,14 @@ def _rows(path: Path, text: str, separator: str) -> tuple[list[str], list[list[s
 
 
 def _is_header(first: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
-    """Return whether the first row names the columns.
-
-    The row is assumed to contain names if one of its words is above a number, or if it contains no numbers and one of
-    its words is a usual name for a column of classes, such as ``label``.
-    """
+    """Return whether the first row names the columns."""
     for i, name in enumerate(first):
         if name.lower() in MISSING or name[0] in FIRST:
             continue
         below = next((row[i].strip() for row in rows if row[i].strip().lower() not in MISSING), None)
-        if below is None or below[0] in FIRST:
+        if below is None or below[0] in FIRST:  # a word above a number, or above only empty cells
             return True
+    # If words are only above words, the first row is a header only if it names a column of classes, such as label.
     return not any(map(NUMBER.fullmatch, first)) and any(name.lower() in LABELS[1:] for name in first)
 
 
@@ -367,7 +362,7 @@ def _is_header(first: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
 
 
 def _decimal_commas(path: Path, columns: list[list[str]], lines: Sequence[int], notes: list[str]) -> None:
-    """Replace decimal commas with points in a table whose columns are not separated by commas."""
+    """Replace decimal commas in ``columns`` with points, and add a note. The separator must not be a comma."""
     commas = [(i, cell) for column in columns for i, cell in enumerate(column) if "," in cell and COMMA.fullmatch(cell)]
     if not commas:
         return
@@ -414,9 +409,9 @@ def _vector(columns: Sequence[_Column]) -> Array:
 
 
 def _parsed(column: _Column, gaps: bool = False) -> _Column:
-    """Return a copy of the column that includes its numbers, or the column itself if some cells are not numbers.
+    """Parse the cells of a column as numbers. If some are not numbers, return the column unchanged.
 
-    If ``gaps`` is true, cells may also be empty, as long as at least one cell is not.
+    If ``gaps`` is true, some cells may be empty, but not all.
     """
     empty = _missing(column.cells, MISSING) if gaps else []
     if empty and len(empty) < len(column.cells):
@@ -444,7 +439,7 @@ def _parsed(column: _Column, gaps: bool = False) -> _Column:
 
 
 def _without_index(path: Path, columns: list[_Column], keep: Collection[str], notes: list[str]) -> list[_Column]:
-    """Leave out index columns and empty columns that were added by a data-frame library or a spreadsheet."""
+    """Leave out an unnamed index and unnamed empty columns, and add notes."""
     named = any(c.name for c in columns)
     if not named and _counts(columns[0]) and len(columns) > 1:
         notes.append("column 1 numbers the lines; leave it out if it is not part of the data")
@@ -466,7 +461,7 @@ def _without_index(path: Path, columns: list[_Column], keep: Collection[str], no
 
 
 def _counts(column: _Column) -> bool:
-    """Whether a column numbers the lines, starting from 0 or 1."""
+    """Return whether a column numbers the lines, starting from 0 or 1."""
     x = column.numbers
     if x is None or not column.whole or len(x) < 3 or x[0] not in (0, 1):
         return False
@@ -474,7 +469,7 @@ def _counts(column: _Column) -> bool:
 
 
 def _classes(path: Path, columns: Sequence[_Column], keep: Collection[str], notes: list[str]) -> _Column | None:
-    """Find the column that contains the class of each line, if there is one."""
+    """Return the column that contains the class of each line, or ``None``."""
     called = [c for c in columns if c.name.lower() in LABELS and c.name not in keep]
     words = [c for c in called if _words(c)]
     points = any(c.name.lower() == "x" and c.numbers is not None for c in columns)  # x and y are coordinates in a plane
@@ -491,8 +486,8 @@ def _classes(path: Path, columns: Sequence[_Column], keep: Collection[str], note
     values = len(set(found.cells))
     if found in words and values == len(found.cells) > 1:
         raise DataError(
-            f"{path}: {found} has a different value in each of {values} lines, such as {found.cells[0]!r}, but each "
-            "class must occur in several lines; leave the column out"
+            f"{path}: {found} has a different value in each of {values} lines, such as {found.cells[0]!r}, so these "
+            "are not classes; leave the column out"
         )
     if len(columns) == 1:
         raise DataError(f"{path}: {found} holds classes, but there are no columns of numbers; add at least one")
@@ -518,7 +513,7 @@ def _why_no_class(column: _Column) -> str:
 
 
 def _check(path: Path, columns: Sequence[_Column], classes: _Column | None, lines: Sequence[int]) -> None:
-    """Raise one error for all cells that are not finite numbers or cannot be stored exactly."""
+    """Raise a single error that covers all invalid cells."""
     whole = all(c.whole for c in columns)
     found = [fault for c in columns if (fault := _fault(c, lines, whole))]
     empty = {str(c): at for c in columns if c.numbers is None and (at := _missing(c.cells, MISSING))}
@@ -550,7 +545,7 @@ def _missing(cells: Sequence[str], marks: Collection[str]) -> list[int]:
 
 
 def _fault(column: _Column, lines: Sequence[int], whole: bool) -> str:
-    """Describe the first invalid cell of a column, ignoring missing cells, or return "" if all cells are valid."""
+    """Describe the first invalid cell of a column, or return "" if there is none. Empty cells are ignored."""
     x, cells = column.numbers, column.cells
     if x is None:
         bad = [i for i, cell in enumerate(cells) if not NUMBER.fullmatch(cell) and cell.lower() not in MISSING]

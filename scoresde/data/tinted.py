@@ -6,7 +6,7 @@ A picture with the grey values g and the hue h has the colours
 
 where w are the weights of :class:`scoresde.operators.Grey`, which add up to 1, and e_1 and e_2 are orthonormal. Hence
 grey(x) = g exactly, and the grey picture says nothing about the hue. The hues are uniform on the circle and independent
-of the digits, so a model that colours grey digits correctly draws hues that are uniform on the circle for every digit.
+of the digits, so a model that colours grey digits correctly draws hues uniformly from the circle for every digit.
 
 The grey values are those of the digits, scaled to the range from 0 to :data:`BRIGHTEST`. The values of the three
 channels are continuous, from 0 to about 0.97.
@@ -53,8 +53,8 @@ def tinted(grey: Tensor, hues: Tensor) -> Tensor:
 def hue(x: Tensor) -> Tensor:
     """Compute the hues ``(N,)`` of pictures as angles between -pi and pi, in float64.
 
-    The hue is the angle of the sum of ``(e_1 . (x - g), e_2 . (x - g))`` over all pixels, where g is the grey value, so
-    pixels count in proportion to their brightness. The result is exact for :func:`tinted` pictures.
+    The hue is the angle of the sum of ``(e_1 . (x - g), e_2 . (x - g))`` over all pixels, where g is the grey value.
+    Brighter pixels therefore count more. The result is exact for :func:`tinted` pictures.
 
     Args:
         x: The pictures, ``(N, 3, H, W)``.

@@ -5,8 +5,8 @@ density, so they can be used to check likelihoods: ``8gaussians`` (smooth, full 
 (discontinuous, with log density -inf outside its squares).
 
 References:
-    Grathwohl et al. (2019), FFJORD, https://arxiv.org/abs/1810.01367. The toys are those of the paper, except
-    for their scales.
+    Grathwohl et al. (2019), FFJORD, https://arxiv.org/abs/1810.01367. The toys follow the code of the paper,
+    with some scales changed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def sample_toy(name: str, n: int, seed: int) -> Tensor:
 
 
 def eight_gaussians(radius: float = RADIUS, std: float = STD) -> tuple[Tensor, float]:
-    """Return the means, ``(8, 2)`` float64, and the common standard deviation of eight equal Gaussians on a ring."""
+    """Return the means, ``(8, 2)`` float64, and the common standard deviation of eight Gaussians on a ring."""
     angle = torch.arange(8, dtype=torch.float64) * (math.pi / 4)
     return radius * torch.stack([angle.cos(), angle.sin()], 1), std
 

@@ -6,8 +6,8 @@ same kind, such as colours, are mapped from their range to [-1, 1].
 
 Integers are treated as levels. Each integer column has its own levels, from its lowest to its highest value. The scale
 of such a column is the standard deviation of the dequantised values, so that even an almost constant column has
-values of order one. All statistics are computed in float64 from the stored values, and values are scaled before they
-are rounded.
+values of order one. All statistics are computed in float64 from the stored values. Values that need 64 bits are scaled
+before they are rounded to float32.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Units:
     """The range, levels and precision of the values in a data set.
 
     Attributes:
-        low, high: The smallest and the largest value.
+        low, high: The ends of the range of values.
         levels: The codec for values that are levels, or ``None``.
         each: Whether each column or channel has its own shift and scale.
         wide: Whether the values need 64-bit numbers.
@@ -75,14 +75,14 @@ class Units:
             complete: A mask of the known values, bool ``(n, *event)``, or ``None`` if all values are known.
 
         Raises:
-            DataError: If a column has the same value in all training rows, if it is unknown in all of them, or if the
-                squares of its values overflow.
+            DataError: If a column is constant or entirely unknown in the training rows, or if the squares of the values
+                overflow.
         """
         affine = self._standardised(kind, train, source, names, complete) if self.each else self._ranged()
         return affine if self.levels is None else Composed((self.levels, affine))
 
     def _ranged(self) -> Affine:
-        """Build the map from the range of the data, including the full width of the highest level, to [-1, 1]."""
+        """Return the map from the range of the data to [-1, 1]. The range includes the cell of the highest level."""
         assert self.levels is None or isinstance(self.levels.width, float)
         top = self.high if self.levels is None else self.high + self.levels.width
         half = torch.tensor((top - self.low) / 2, dtype=torch.float64)
@@ -91,7 +91,7 @@ class Units:
     def _standardised(
         self, kind: str, train: Tensor, source: str, names: Sequence[str], complete: Tensor | None
     ) -> Affine:
-        """Build the map that gives each column or channel mean 0 and standard deviation 1 over the training rows."""
+        """Return the map that gives each column or channel mean 0 and standard deviation 1 over the training rows."""
         axes = axes_of(kind, train.ndim)
         std, mean = torch.std_mean(train.double(), axes, correction=0, keepdim=True)
         lows, highs = train.amin(axes), train.amax(axes)
@@ -180,7 +180,7 @@ def constant_column(kind: str, constant: Tensor, source: str, names: Sequence[st
 
 
 def _levels(whole: Array, lows: Array, highs: Array, each: bool) -> Levels:
-    """Build the codec for integer levels, with a separate range for each column or a common range for all columns."""
+    """Return the codec for integer levels, with a range for each column or one range for all columns."""
     if not each or (whole.all() and lows.min() == lows.max() and highs.min() == highs.max()):
         low, high = float(lows.min()), float(highs.max())
         return Levels(low, high, int(high - low) + 1)
@@ -190,7 +190,7 @@ def _levels(whole: Array, lows: Array, highs: Array, each: bool) -> Levels:
 
 
 def _unlike(x: Array, axes: tuple[int, ...], lows: Array, highs: Array) -> bool:
-    """Return whether the channels of images differ in kind, judged by their standard deviations and means."""
+    """Return whether image channels differ in kind, judging by their means and standard deviations."""
     if lows.size < 2 or lows.min() == highs.max():
         return False
     some = x[:: max(1, len(x) // 4096)]
@@ -199,14 +199,14 @@ def _unlike(x: Array, axes: tuple[int, ...], lows: Array, highs: Array) -> bool:
 
 
 def _rounded(x: Array, axes: tuple[int, ...], whole: Array) -> bool:
-    """Return whether float32 would round values of any column by more than ``ROUNDED`` standard deviations."""
+    """Return whether float32 rounds values in a non-integer column by more than ``ROUNDED`` standard deviations."""
     with np.errstate(over="ignore", invalid="ignore"):
         lost = np.abs(x - x.astype(np.float32).astype(x.dtype)).max(axes)
         return bool((~(lost <= ROUNDED * x.std(axes, dtype=np.float64)) & ~whole.reshape(lost.shape)).any())
 
 
 def _name_the_absurd(raw: Raw, axes: tuple[int, ...], source: str) -> None:
-    """Warn about an extreme value if nearly all other values lie in a small part of the range."""
+    """Warn about each column that has a value far away from nearly all other values."""
     x = raw.train
     for c in range(x.shape[1]):
         values = x[:, c]

@@ -11,8 +11,8 @@ Equation 1 gives the model's density at ``t_min``. If the model was converted to
 is expressed in the units of the original path (``data_scale``), so its value does not depend on the conversion.
 
 Bits per dimension. Let the data x be stored as discrete levels with spacing b in data units (b = 1 for the levels 0 to
-255). The data are dequantised to x + b u, where u is uniform on [0, 1), and mapped to model units by an affine
-map, with ``scale`` data units per model unit. The probability of a level x is the integral of the density over the cell
+255). The data are dequantised to x + b u, where u is uniform on [0, 1). An affine map, with ``scale`` data units per
+model unit, then converts them to model units. The probability of a level x is the integral of the density over the cell
 of all values x + b u. By Jensen's inequality (Theis et al. 2016, arXiv:1511.01844, sec. 3.1), the expectation over u of
 
     bits/dim = -( log p(x) / D + log(b / scale) ) / log 2                                                       (2)

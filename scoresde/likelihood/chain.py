@@ -82,8 +82,7 @@ def step_kl(estimate: Estimate, x0: Tensor, s: Tensor, variance: str = "auto", e
         x0: The data, shape ``(B, *event)``.
         s: The time at which the step ends, shape ``()`` or ``(B,)``. It must be less than ``estimate.t``.
         variance: The choice of the step's variance, one of :data:`scoresde.model.estimate.VARIANCES`.
-        each: A tensor with the same shape as ``x0``, by which the contributions of the elements are multiplied.
-            ``None`` means that all factors are 1.
+        each: Weight of each element's contribution, with the same shape as ``x0``. ``None`` means weights of 1.
     """
     sde, frac = estimate.sde, estimate.share(variance)
     (alpha_t, sigma_t), (alpha_s, sigma_s) = sde.coefficients(estimate.t), sde.coefficients(s)
@@ -94,12 +93,11 @@ def step_kl(estimate: Estimate, x0: Tensor, s: Tensor, variance: str = "auto", e
 
 
 def _weighed(terms: Tensor, each: Tensor | None) -> Tensor:
-    """Return ``terms: (B, *event)`` multiplied by the factors ``each``, or unchanged if ``each`` is ``None``."""
     return terms if each is None else each * terms
 
 
 def _decoder_log_variance(estimate: Estimate, nodes: Tensor, variance: str) -> Tensor:
-    """Return the log variance of the decoder, ``log w``, in a shape that broadcasts with the data."""
+    """Return the log variance of the decoder, ``log w``."""
     first, second = nodes[:2].to(estimate.t)
     low = torch.log(posterior(estimate.sde, second, first)[2])
     high = 2 * torch.log(estimate.sde.coefficients(first)[1])
@@ -119,8 +117,7 @@ def decoder_nll(
         x0: The data, shape ``(B, *event)``.
         nodes: The nodes of the chain, shape ``(N,)``.
         variance: The choice of the decoder's variance, one of :data:`scoresde.model.estimate.VARIANCES`.
-        each: A tensor with the same shape as ``x0``, by which the contributions of the elements are multiplied.
-            ``None`` means that all factors are 1.
+        each: Weight of each element's contribution, with the same shape as ``x0``. ``None`` means weights of 1.
     """
     log_w = _decoder_log_variance(estimate, nodes, variance)
     nll = (x0 - estimate.x0).square() * torch.exp(-log_w) + log_w + math.log(2 * math.pi)
@@ -192,7 +189,7 @@ def bound(
     low: float = -1.0,
     high: float = 1.0,
 ) -> Bound:
-    """Compute the terms of equation 1, using one draw of the noise for each of the N terms that need noise.
+    """Compute the terms of equation 1. Each term except ``L_T`` is estimated from one draw of the noise.
 
     Args:
         model: A discrete model, that is, a model whose domain has nodes.
@@ -250,14 +247,13 @@ def variance_loss(estimate: Estimate, x0: Tensor, nodes: Tensor, each: Tensor | 
         estimate: The model's estimate at ``x_t``. The times ``estimate.t``, shape ``(B,)``, must be nodes.
         x0: The data, shape ``(B, *event)``.
         nodes: The nodes of the chain, shape ``(N,)``.
-        each: A tensor with the same shape as ``x0``, by which the contributions of the elements are multiplied.
-            ``None`` means that all factors are 1.
+        each: Weight of each element's contribution, with the same shape as ``x0``. ``None`` means weights of 1.
     """
     estimate = replace(estimate, x0=estimate.x0.detach())
     index, nodes = nearest_node(estimate.t, nodes), nodes.to(estimate.t)
     lowest = index == 0
-    # A row at the lowest node has no step below it. Compute an arbitrary finite step for such a row, and replace its
-    # divergence by the term of the decoder.
+    # A row at the lowest node has no step below it. For such a row, compute an arbitrary finite step, and replace the
+    # result with the decoder term.
     stepped = replace(estimate, t=torch.where(lowest, nodes[1], estimate.t))
     kl = step_kl(stepped, x0, nodes[(index - 1).clamp(min=0)], each=each)
     nll = decoder_nll(estimate, x0, nodes, each=each)

@@ -10,10 +10,10 @@ with the options. There are two standard errors:
     stderr_mean     The standard error of the mean, which is the standard deviation over the samples divided by sqrt(n).
                     It includes the variation of data, dequantisation and probes, because each sample has its own draws.
 
-An importance-weighted bound is the logarithm of a mean. If each term of the mean had independent noise from its own
-probes, the bound would be biased upwards by about half the variance of this noise. The K terms of a sample therefore
-share their probes, which stay the same along the trajectory, so that most of the noise is common to all terms and
-causes no bias. An exact divergence has no such noise.
+An importance-weighted bound is the logarithm of a mean. If the terms of the mean had independent probes, the noise of
+the probes would bias the bound upwards by about half its variance. The K terms of a sample therefore share their
+probes, which stay the same along the trajectory. Most of the noise is then common to all terms and causes no bias. An
+exact divergence has no such noise.
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ def score(
 
 
 def _piece(how: Likelihood, states: _States, rows: Tensor, batch: int) -> Scores:
-    """Score the samples with indices ``rows: (b,)``, using R draws per sample and K importance samples per draw."""
+    """Score the samples ``rows``, with R draws per sample and K importance samples per draw."""
     codec, model, noise = states.codec.rows(rows), states.model.rows(rows), states.noise.rows(rows)
     solved: list[LogLikelihood] = []
     log_w = []
@@ -257,7 +257,7 @@ def _piece(how: Likelihood, states: _States, rows: Tensor, batch: int) -> Scores
     )
     x = states.x[rows.cpu()].double()
     log_det, dims = codec.continuous.log_det(x), torch.as_tensor(codec.dims(x), device=log_prob.device).expand(len(x))
-    # If only some columns are stored as levels, the result is a density in nats, which includes their probabilities.
+    # If only some columns are stored as levels, the result in nats combines their probability with a density.
     density = how.dequantisation == "none" or (isinstance(codec.levels, Levels) and not codec.levels.everywhere)
     bits = None if density else bits_per_dim(log_prob, dims)
     scale = math.nan if log_det is None else float((-torch.as_tensor(log_det) / dims.cpu()).mean().exp())
@@ -276,11 +276,10 @@ class _States:
     dtype: torch.dtype
 
     def __call__(self, rows: Tensor, draw: int) -> tuple[Tensor, Tensor]:
-        """Draw a state at ``t_min`` for each sample in ``rows: (b,)``, and return the states and their corrections.
+        """Return a state at ``t_min`` and the correction ``log p - log w`` for each sample in ``rows``.
 
-        The states have shape ``(b, *event)``, and the corrections have shape ``(b,)``. A correction is
-        ``log p - log w``, where p is the model's density at the state in model units, and w is the importance weight
-        (equation 1 of :mod:`scoresde.likelihood.dequantise`).
+        Here, p is the model's density at the state in model units, and w is the importance weight (equation 1 of
+        :mod:`scoresde.likelihood.dequantise`).
         """
         x, codec = self.x[rows.cpu()].double(), self.codec.rows(rows)
         u = self.noise.rows(rows).uniform(tuple(x.shape[1:]), draw, "dequantise", torch.float64).cpu()
@@ -304,10 +303,7 @@ class _States:
         return -torch.as_tensor(log_det, dtype=x.dtype).expand(len(x))
 
     def _truncated(self, codec: Codec, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the states for the dequantised data ``x + b/2 + s e``, and their corrections.
-
-        See equation 3 of :mod:`scoresde.likelihood.dequantise`.
-        """
+        """Return the states and the corrections for equation 3 of :mod:`scoresde.likelihood.dequantise`."""
         levels, affine, t0 = codec.levels, as_affine(codec, "truncated-normal dequantisation"), self.how.t_min
         assert isinstance(levels, Levels)
         # s = scale sigma/alpha, and the state at t0 is alpha times v in model units
@@ -324,11 +320,11 @@ class _States:
 
 
 def _stderr(solved: list[LogLikelihood], log_w: Tensor) -> Tensor:
-    """Return the standard error of each sample's log-likelihood due to the probes, shape ``(n,)``.
+    """Return the standard error of each log-likelihood due to the probes.
 
-    The errors are computed from the R K solutions ``solved`` and their log weights ``log_w: (R, K, n)``. The R draws
-    are independent, and the K weights of a draw share their probes.
+    ``solved`` contains the R K solutions whose log weights are ``log_w: (R, K, n)``.
     """
+    # The K weights of a draw share their probes, so their errors add up. The R draws are independent.
     each = torch.stack([s.stderr_probes.double() for s in solved]).reshape(log_w.shape)
     grouped = (torch.softmax(log_w, dim=1) * each).sum(1)
     return grouped.square().sum(0).sqrt() / len(log_w)

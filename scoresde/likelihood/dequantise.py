@@ -50,7 +50,7 @@ TAU = 3.0
 
 
 def start_time(sde: SDE, t_min: float, width: float) -> float:
-    """Return the time at which half a cell spans :data:`TAU` standard deviations of noise, but at least ``t_min``.
+    """Return the time at which half a cell equals :data:`TAU` standard deviations of noise, but at least ``t_min``.
 
     Args:
         sde: The SDE of the model.
@@ -66,8 +66,7 @@ def truncated_normal(u: Tensor, tau: Tensor | float) -> tuple[Tensor, Tensor]:
 
     Args:
         u: Uniform random numbers on [0, 1), float64 ``(B, *event)``.
-        tau: The bound. Its shape is ``()`` if all elements have the same bound, or ``event`` if each element of an
-            event has its own bound.
+        tau: The bound, shape ``()``, or one bound for each element of an event, shape ``event``.
 
     Returns:
         The truncated normal numbers, with the same shape as ``u``, and their joint log density for each row, ``(B,)``.

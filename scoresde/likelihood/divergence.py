@@ -6,12 +6,11 @@ a vector e, and
     tr J = sum_i u_i^T J u_i        with the unit vectors u_i: exact, D passes,                              (1)
     tr J = E[ e^T J e ]             for any e with E[e e^T] = I: Hutchinson's estimate, one pass per probe.   (2)
 
-Let S = (J + J^T)/2. The variance of the estimate from one probe is  4 sum_(i<j) S_ij^2  if the elements of the probe
-are random signs, and  2 |S|_F^2,  which also contains the diagonal, if they are Gaussian. Random signs are therefore
-the default. If J is diagonal, a single probe of random signs is exact. Estimates from random signs also have a nearly
-symmetric distribution, as Student's confidence intervals require. In few dimensions, estimates from Gaussian probes
-have a skewed distribution (for D = 8, the 95 % interval from 4 fixed probes contains the true value in 92.7 % of
-cases).
+Let S = (J + J^T)/2. The variance of the estimate from one probe is  4 sum_(i<j) S_ij^2  for a probe of random signs.
+For a Gaussian probe, it is  2 |S|_F^2,  which also contains the diagonal. Random signs are therefore the default. If J
+is diagonal, a single probe of random signs is exact. Estimates from random signs also have a nearly symmetric
+distribution, as Student's confidence intervals require. In few dimensions, estimates from Gaussian probes have a skewed
+distribution (for D = 8, the 95 % interval from 4 fixed probes contains the true value in 92.7 % of cases).
 
 In theory, forward-mode differentiation (``torch.func.jvp`` and ``vmap``) takes two thirds as long as backward
 passes. In measurements with PyTorch on a CPU, however, it took two to three times as long for the U-Net, and longer
@@ -135,7 +134,7 @@ class Probes:
         return mean, log_prob.detach().std(1) / math.sqrt(self.count)
 
     def check(self) -> None:
-        """Check the kind, the count and the index of the first probe.
+        """Check the kind and the number of probes, and the index of the first one.
 
         Raises:
             UsageError: If any of these is invalid. The message states the valid values.
@@ -189,8 +188,7 @@ def slope_and_differences(
 
     Args:
         slope: Function ``(2P, D) -> (2P, N)`` that acts on each row separately. It is called once for each vector. The
-            first D columns of its output are the slope f. Any further columns are other functions of the state, which
-            are averaged in the same way as the slope.
+            first D columns of its output are the slope f. All columns are averaged over the evaluations of a state.
         y: The states.
         vectors: K probe vectors, each ``(P, D)``.
         h: The distance h of equation 3 for each state, shape ``(P, 1)``.

@@ -107,8 +107,8 @@ class Elbo:
 
 
 def whose(model: Denoiser, process: str = "reverse SDE") -> str:
-    """Describe what a bound applies to: ``process``, followed by "of the guided model" if ``model`` is guided."""
-    return process if model.domain.consistent else f"{process} of the guided model"
+    """Describe what a result applies to: ``process``, followed by the kind of the model if it is guided or steered."""
+    return process if model.domain.consistent else f"{process} of the {model.domain.kind}"
 
 
 @checked(strata=STEPS, draws=STEPS, batch=COUNT, t_min=TIME)
@@ -186,10 +186,9 @@ def elbo(
 
 
 def _integrand(model: Denoiser, x: Tensor, rows: Tensor, eps: Tensor, u: Tensor, ends: Tensor) -> Tensor:
-    """Return the integrand ``1/2 |eps - eps_hat|^2 |dl/du|`` for each row in ``rows: (P,)``.
+    """Return the integrand ``1/2 |eps - eps_hat|^2 |dl/du|`` for each row in ``rows``.
 
-    The part ``c |eps|^2`` of the squared error is replaced by its mean. The result has shape ``(P,)``. The variable
-    ``u: (P,)`` runs from 0 to 1 as v runs over its range (equation 2).
+    The variable u runs from 0 to 1 as v (equation 2) runs over its range.
     """
     sde = model.domain.sde
     r0, r1 = sde.ratio(ends)
@@ -203,4 +202,4 @@ def _integrand(model: Denoiser, x: Tensor, rows: Tensor, eps: Tensor, u: Tensor,
     noisy = expand(alpha, eps) * x[rows] + expand(sigma, eps) * eps
     off = sum_flat((eps - model.rows(rows)(noisy, t).eps).square())
     c = (alpha.square() / (alpha.square() + sigma.square())).square()
-    return rate / 2 * (off - c * (sum_flat(eps.square()) - dims(x)))
+    return rate / 2 * (off - c * (sum_flat(eps.square()) - dims(x)))  # replaces c |eps|^2 by its mean, c D

@@ -7,8 +7,8 @@ The memory for a row is estimated as
 where D is the number of dimensions, and S is the number of values that one evaluation of the model stores for the
 backward pass. S is measured by subtracting the number of values stored for one row from the number stored for two rows,
 so the network's weights are not counted. The factor 3 also accounts for the backward pass and its workspace. The term
-1024 D covers the stages of a step, two hundred knots of a trajectory with their slopes (stored twice while they are
-sorted), and the slopes at up to 129 quadrature nodes (stored twice while they are passed on to a finer rule).
+1024 D covers the stages of a step, two hundred knots of a trajectory with their slopes (stored twice during sorting),
+and the slopes at up to 129 quadrature nodes (stored twice when the rule is refined).
 
 If the result is to be differentiated, the backward passes of the divergence are recorded as well, and each of them
 stores another 2 S numbers. For a step of four stages with K passes each, the estimate is
@@ -20,9 +20,9 @@ backward pass, but they evaluate two states of each row at once:
 
     2 F + 1024 D,                                                                                           (3)
 
-where F is the largest number of values that are in memory at once during an evaluation, measured in the same way. The
-estimates do not include the weights or memory that is cached by the allocator. Equation 3 does not include the
-workspace of an evaluation either.
+where F is the largest number of values that are in memory at once during an evaluation, measured in the same way as S.
+The estimates include neither the weights nor the memory cached by the allocator. Equation 3 also leaves out the
+workspace of an evaluation.
 """
 
 from __future__ import annotations
@@ -57,9 +57,8 @@ def rows_within(budget: int, model: Denoiser, x: Tensor, passes: int = 0, backwa
         budget: Memory budget in bytes.
         model: The denoiser.
         x: Data in model units, shape ``(B, *event)``.
-        passes: If the result is to be differentiated, the number of backward passes per evaluation (K, or D for an
-            exact divergence), otherwise 0. Unless it is 0, the memory is estimated by equation 2, even for finite
-            differences.
+        passes: Number of backward passes per evaluation (K, or D for an exact divergence) if the result is to be
+            differentiated, and 0 otherwise. A positive number selects equation 2, even for finite differences.
         backward: Whether the computation includes any backward passes.
 
     Raises:
@@ -88,7 +87,7 @@ def _evaluate(model: Denoiser, x: Tensor, count: int, grad: bool) -> object:
 
 
 def _stored(model: Denoiser, x: Tensor, count: int) -> int:
-    """Return how many bytes are stored for the backward pass when the model is evaluated on ``count`` rows."""
+    """Return how many bytes an evaluation of ``count`` rows stores for the backward pass."""
     sizes: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -104,7 +103,7 @@ def _stored(model: Denoiser, x: Tensor, count: int) -> int:
 
 
 def _alive(model: Denoiser, x: Tensor, count: int) -> int:
-    """Return the peak size of the intermediate results, in bytes, when the model is evaluated on ``count`` rows."""
+    """Return how many bytes the intermediate results of an evaluation of ``count`` rows occupy at the peak."""
     alive = _Alive()
     with alive:
         _evaluate(model, x, count, False)
@@ -112,7 +111,7 @@ def _alive(model: Denoiser, x: Tensor, count: int) -> int:
 
 
 class _Alive(TorchFunctionMode):
-    """A counter of the bytes that the results of torch functions occupy, both currently and at the peak."""
+    """A counter of the bytes that the results of torch functions occupy, now and at the peak."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,7 +138,7 @@ class _Alive(TorchFunctionMode):
         weakref.finalize(tensor, self.release, place, size)
 
     def release(self, place: int, size: int) -> None:
-        """Count a tensor as freed. The bytes of a storage are subtracted when the last tensor that uses it is freed."""
+        """Count a tensor as freed. A storage is subtracted when its last tensor is freed."""
         self.holders[place] -= 1
         if not self.holders[place]:
             self.now -= size

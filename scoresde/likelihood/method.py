@@ -1,7 +1,7 @@
 """The :class:`Likelihood` class and its convergence check.
 
-A :class:`Likelihood` is built and called like a solver. It is also a record of the settings: likelihoods in data units
-(:class:`~scoresde.Scores`) contain their :class:`Likelihood`, with each ``auto`` replaced by the actual choice.
+A :class:`Likelihood` is built and called like a solver. It is also a record of the settings: each
+:class:`~scoresde.Scores` contains the :class:`Likelihood` that computed it, with ``auto`` replaced by the value used.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class Likelihood(Checked):
             given, one of ``euler``, ``midpoint``, ``heun`` and ``rk4`` (``auto`` means ``rk4``).
         steps: Number of fixed steps, or ``None`` for adaptive steps controlled by the tolerances.
         t_min: The time at which the density is evaluated and the trajectory begins. ``None`` means the beginning of the
-            model's domain or, with ``truncated-normal``, the time at which three standard deviations of the noise span
-            half a cell, if that is later.
+            model's domain or, with ``truncated-normal``, the time at which half a cell equals three standard deviations
+            of the noise, if that is later.
         max_nfe: With adaptive steps, the largest number of points per row at which the model may be evaluated.
         dequantisation: Dequantisation of data stored as discrete levels (:mod:`scoresde.likelihood.dequantise`):
             ``uniform``, ``truncated-normal``, ``none`` or ``auto``, which means ``uniform`` for such data and ``none``
@@ -340,11 +340,7 @@ class Likelihood(Checked):
         return change
 
     def _other(self, dtype: torch.dtype) -> tuple[Likelihood, bool]:
-        """Return the options with which rows are solved again, and whether to double the number of quadrature nodes.
-
-        The second solve uses twice as many steps, or tolerances ten times tighter (ten times looser if the dtype does
-        not resolve tighter ones).
-        """
+        """Return the options for the second solve, and whether to double the number of quadrature nodes."""
         if self.steps is not None:
             return replace(self, steps=2 * self.steps), False
         assert self.atol is not None
@@ -353,10 +349,7 @@ class Likelihood(Checked):
         return replace(self, rtol=factor * self.rtol, atol=factor * self.atol), resolved
 
     def _warn(self, change: Tensor, dims: int, other: Likelihood) -> None:
-        """Warn if the log-likelihood of any row differs too much between the two solutions.
-
-        The tensor ``change`` contains the absolute differences in nats, and NaN for rows that were not checked.
-        """
+        """Warn if any log-likelihood changed too much. ``change`` is in nats, and NaN for unchecked rows."""
         checked = change[~change.isnan()]
         bits = checked / (dims * math.log(2))
         if not len(checked) or float(bits.max()) <= ALLOWED:
@@ -450,11 +443,9 @@ def log_likelihood(
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    """Use full float32 precision for convolutions on a GPU while the context is active.
-
-    By default, PyTorch rounds the inputs of these convolutions to 10 mantissa bits (TF32). Every evaluation would then
-    have an error of 1e-3, and the error of finite differences would be a hundred times the tolerance.
-    """
+    """Use full float32 precision for convolutions on a GPU while the context is active."""
+    # By default, PyTorch rounds the inputs of these convolutions to 10 mantissa bits (TF32). Every evaluation would
+    # then have an error of 1e-3, and the error of finite differences would be a hundred times the tolerance.
     is_set = torch.backends.cudnn
     with is_set.flags(is_set.enabled, is_set.benchmark, is_set.benchmark_limit, is_set.deterministic, allow_tf32=False):
         yield

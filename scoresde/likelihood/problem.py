@@ -7,7 +7,7 @@ The flow is  dy/dr = eps_hat - x0_hat  (:mod:`scoresde.sde.base`). It is integra
 
 The states are flattened to shape ``(P, D)``, and each state comes with the index of the row to which it belongs.
 
-The power. An error e of the state changes the log density by  score . e,  and the score of y is  -eps_hat/r.  Near the
+The power. An error e in the state changes the log density by  score . e,  and the score of y is  -eps_hat/r.  Near the
 data, errors that are small in units of y are therefore large in nats. For this reason, the tolerance applies not only
 to y, but also to the integral of the power
 

@@ -6,9 +6,9 @@ over u needs fewer evaluations than the trajectory itself. The nodes of this int
     int_u0^u1 tr J du  ~  sum_i w_i tr J(y(u_i), u_i),       y(u_i) from the solver's dense output.             (1)
 
 This method pays off if the divergence dominates the cost, that is, for an exact divergence or for many probes. With one
-probe, it costs more than the coupled system at equal error, because an error of the trajectory changes log p to first
+probe, it costs more than the coupled system at equal error, because an error in the trajectory changes log p to first
 order, by the error times the score. Including the power (:mod:`scoresde.likelihood.problem`) in the error norm of the
-trajectory keeps this change small. Every node has its own probes.
+trajectory keeps this change small. Different nodes have different probes.
 
 The Clenshaw-Curtis rule for n has the nodes  u_k = -cos(k pi/n)  for k = 0, ..., n, scaled to the interval, and is
 exact for polynomials of degree up to n. Its nodes are every second node of the rule for 2n, so all evaluations are
@@ -19,25 +19,23 @@ the trajectory. The residual
 
     e_n = sum_i w_i f(y(u_i), u_i) - (y(u1) - y(u0)),        and the same for the power,                     (2)
 
-shows how well the rule resolves the flow and how accurate the dense output is. The residual does not contain the noise
-of the probes, which would mask the difference between two nested rules for the trace. The power is in nats per
-dimension, like the trace.
+shows how well the rule resolves the flow and how accurate the dense output is. Unlike the difference between two nested
+rules for the trace, it contains no noise from the probes. The power is in nats per dimension, like the trace.
 
-Each row starts with n = 16, and n is doubled until the size of the residual is below three times the tolerance. The
-size is the root mean square over the dimensions or the absolute value for the power, whichever is larger in units of
-the tolerance. Doubling also stops when the size of e_n - e_(n/2) is below this limit, because the rule has then
-converged, and only the error of the trajectory remains. If the traces are exact, the error of their integral I_n must
-also be below this limit. From one rule to the next, this error falls by a factor that itself grows, so it is estimated
-as
+Each row starts with n = 16, and n is doubled until the residual is below three times the tolerance, both for the slope
+(as the root mean square over the dimensions) and for the power. Doubling also stops when e_n - e_(n/2) is below this
+limit, because the rule has then converged, and only the error of the trajectory remains. If the traces are exact, the
+error of their integral I_n must also be below this limit. From one rule to the next, the error of I_n falls by a factor
+that itself grows, so this error is estimated as
 
     | I_n - I_(n/2) |^(3/2) / | I_(n/2) - I_(n/4) |^(1/2)    per dimension.                                  (3)
 
-A row fails if it has not converged with the last rule (n = 1024), or if its residual exceeds ten times the tolerance.
-The cause is usually a narrow feature of a rough density. The steps of the ``coupled`` method resolve such features. The
-criterion was tested on 774 rows of random networks and of mixtures with widths of at least 0.01, by comparison with
-n = 1024 on the same trajectories. It accepts errors of up to 1.1 times the tolerance, and uses 119 nodes on average.
-With the exponent 2 instead of 3/2 in equation 3 and without the power, it would accept errors of up to 9 times the
-tolerance, and use 92 nodes on average.
+A row fails if it has not converged with the last rule (n = 1024), or if the residual of the slope exceeds ten times the
+tolerance. The cause is usually a narrow feature of a rough density. The steps of the ``coupled`` method resolve such
+features. In a test on 774 rows (random networks, and mixtures with widths of at least 0.01), results were compared with
+n = 1024 on the same trajectories. The criterion accepted errors of up to 1.1 times the tolerance, and used 119 nodes on
+average. With the exponent 2 instead of 3/2 in equation 3 and without the power, it would have accepted errors of up to
+9 times the tolerance, and used 92 nodes on average.
 
 References:
     Clenshaw and Curtis (1960), Numer. Math. 2:197-205.
@@ -60,8 +58,8 @@ from .result import LogLikelihood, settled
 __all__ = ["by_quadrature", "clenshaw_curtis"]
 
 FEWEST, MOST = 16, 1024  # smallest and largest n, both doubled for a convergence check
-# In units of the tolerance: n is doubled until equations 2 and 3 are below FACTOR, and a row fails if its residual
-# (equation 2) exceeds WORST.
+# In units of the tolerance: n is doubled until equations 2 and 3 are below FACTOR, and a row fails if the residual of
+# its slope (equation 2) exceeds WORST.
 FACTOR, WORST = 3, 10
 PLACED = 256  # up to this n, a node has the same probes in every rule that contains it
 HELD = 2**27  # largest number of slope values at nodes that are kept at once
@@ -157,22 +155,13 @@ def by_quadrature(
 
 
 def _size(error: Tensor) -> Tensor:
-    """Return, for each row, the rms error of the slopes or the absolute error of the power, whichever is larger.
-
-    The last column of ``error: (b, D + 1)`` is the error of the power. The result has shape ``(b,)``.
-    """
+    """Return, for each row, the larger of the rms error of the slopes and the absolute error of the power."""
+    # The last column is the error of the power.
     return torch.maximum(error[:, :-1].square().mean(1).sqrt(), error[:, -1].abs())
 
 
 class _Nodes:
-    """The slopes and traces of unconverged rows at the nodes of a rule, kept for reuse by a finer rule.
-
-    Args:
-        problem: The data, the model and the interval.
-        path: The dense output of the trajectories.
-        probes: The probes of the rows.
-        rows_at_once: Largest number of states evaluated at once.
-    """
+    """The slopes and traces of unconverged rows at the nodes of a rule, kept for reuse by a finer rule."""
 
     def __init__(self, problem: Problem, path: Path, probes: Probes, rows_at_once: int) -> None:
         self.problem, self.path, self.probes, self.rows_at_once = problem, path, probes, rows_at_once
@@ -180,19 +169,19 @@ class _Nodes:
         self.traces: Tensor | None = None  # (nodes, rows, K)
 
     def some(self, which: Tensor) -> _Nodes:
-        """Return a copy that contains only the rows selected by the boolean mask ``which: (b,)``."""
+        """Return a copy that contains only the rows selected by the mask ``which``."""
         found = _Nodes(self.problem, self.path, self.probes, self.rows_at_once)
         if self.slopes is not None and self.traces is not None:
             found.slopes, found.traces = self.slopes[:, which], self.traces[:, which]
         return found
 
     def integrals(self, rows: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Integrate the traces, the slopes and the power of ``rows: (b,)`` with the rule for ``n``.
+        """Integrate the traces, the slopes and the power of ``rows`` with the rule for ``n``.
 
         Returns:
-            Four tensors: the integrals of the traces, ``(b, K)``; the integrals of the slopes and the power,
-            ``(b, D + 1)``; the differences between these integrals and those from the rule for ``n/2``, ``(b, D + 1)``;
-            and the estimated errors of the integrals of the traces (equation 3, not divided by D), ``(b, K)``.
+            The integrals of the traces, ``(b, K)``; the integrals of the slopes and the power, ``(b, D + 1)``; the
+            differences between these integrals and those from the rule for ``n/2``; and the estimated errors of the
+            integrals of the traces (equation 3, not divided by D).
         """
         interval = self.problem.interval
         u = clenshaw_curtis(n, *interval)[0].to(rows.device)
@@ -215,10 +204,7 @@ class _Nodes:
         return fine, rule(slopes), rule(slopes) - rule(slopes, 2), doubt
 
     def _evaluate(self, rows: Tensor, u: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-        """Evaluate the slopes and the traces of ``rows: (b,)`` at ``u: (m,)``.
-
-        The slopes have shape ``(m, b, D + 1)``, with the power as the last column. The traces have shape ``(m, b, K)``.
-        """
+        """Return the slopes with the power, ``(m, b, D + 1)``, and the traces, ``(m, b, K)``, at the m points ``u``."""
         pairs = torch.cartesian_prod(torch.arange(len(u), device=u.device), torch.arange(len(rows), device=u.device))
         found = []
         for pair in torch.split(pairs, self.rows_at_once):
@@ -231,7 +217,7 @@ class _Nodes:
 
 
 def _interleave(even: Tensor, odd: Tensor) -> Tensor:
-    """Merge the values at even nodes (0, 2, 4, ...) with the values at odd nodes (1, 3, 5, ...), in order."""
+    """Merge the values at the even and at the odd nodes, in order of the nodes."""
     out = even.new_empty(len(even) + len(odd), *even.shape[1:])
     out[::2], out[1::2] = even, odd
     return out

@@ -1,13 +1,13 @@
 """Steps that keep no graph and are recomputed in the backward pass.
 
 The graph of a solve in n steps would store the intermediate results of every evaluation of the network. Here, only the
-n states between the steps are stored. In the backward pass, each step is recomputed with its graph, which gives the
-products of the gradient with the derivatives of the step,
+n states between the steps are stored. In the backward pass, each step is recomputed with its graph, and the gradient is
+multiplied by the derivatives of the step,
 
-    d/d state      and      d/d theta,
+    d/d state      and      d/d theta.
 
-where theta are the parameters on which the network depends, found by following the graph of one evaluation to its
-leaves. Only one step's graph is then in memory at a time, but the number of evaluations doubles. The gradient is
+Here, theta are the parameters on which the network depends. They are found by following the graph of one evaluation to
+its leaves. Only one step's graph is then in memory at a time, but the number of evaluations doubles. The gradient is
 exactly that of the returned value.
 
 ``torch.utils.checkpoint`` does the same for plain functions. A step of the likelihood, however, computes derivatives
@@ -53,7 +53,7 @@ def leaves(value: Tensor) -> list[Tensor]:
 def repeated(step: Step, state: Tensor, parameters: list[Tensor]) -> Tensor:
     """Apply ``step`` to ``state: (B, N)`` without a graph, and recompute the step in the backward pass.
 
-    Gradients reach ``state`` and ``parameters``, the leaves on which the step depends (see :func:`leaves`).
+    Gradients are computed for ``state`` and ``parameters``, the leaves on which the step depends (:func:`leaves`).
     """
     out: Tensor = _Repeated.apply(step, state, *parameters)  # type: ignore[no-untyped-call]
     return out

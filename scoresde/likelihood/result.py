@@ -21,7 +21,7 @@ class LogLikelihood:
     """Log-likelihoods of a batch. All fields except ``z`` have shape ``(B,)``.
 
     Attributes:
-        log_prob: Log density in nats, in model units, or NaN for a row that failed.
+        log_prob: Log density in nats, in model units. It is NaN or infinite for a row that failed.
         stderr_probes: Standard error of ``log_prob``, estimated from K probes with K - 1 degrees of freedom. It is 0 if
             the divergence is exact, and NaN for a single probe.
         z: Latents at ``t_max``, shape ``(B, *event)``.
@@ -51,7 +51,7 @@ class LogLikelihood:
         return self.status == OK
 
     def failures(self) -> list[str]:
-        """Describe the failures in a list of lines, one for each kind of failure that occurred."""
+        """Return one line of text for each kind of failure that occurred."""
         return failures(self.status)
 
     @classmethod

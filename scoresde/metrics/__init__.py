@@ -1,8 +1,8 @@
 """Metrics that compare generated samples with a reference set, with standard errors.
 
-The functions in the table below take the samples first and the reference second, as tensors. All metrics are computed
-in float64. Pairwise distances are computed in blocks to bound memory use. Statistics with a standard error are returned
-as a :class:`Measurement`. The standard error always comes from a delete-a-block jackknife.
+The functions in the table below take the samples first and the reference second, as tensors, and compute in float64.
+Pairwise distances are computed in blocks to bound memory use. Statistics with a standard error are returned as a
+:class:`Measurement`. The standard error always comes from a delete-a-block jackknife.
 
 =======================  ==============================================  ==================
 function                 compares                                        bias at finite N

@@ -91,8 +91,8 @@ def spread(truth: Tensor, answers: Tensor, hidden: Tensor | None = None) -> Meas
     """Compute the ratio of the spread of the answers to the error of their mean.
 
     The ratio is ``sqrt((1 + 1/K) S / E)``, where S is the unbiased variance of the answers and E is the squared error
-    of their mean, both averaged over all values. Apart from sampling errors, it is 1 for exact answers. A ratio below 1
-    means that the model is overconfident.
+    of their mean, both averaged over the compared values. Apart from sampling errors, it is 1 for exact answers. A
+    ratio below 1 means that the model is overconfident.
 
     Args:
         truth, hidden: See :func:`psnr`.
@@ -137,7 +137,7 @@ class Ranks:
 
     @property
     def deviation(self) -> float:
-        """The largest relative deviation of the count in a bin from its expected value."""
+        """The largest relative deviation of a bin's count from the expected count."""
         return float(np.abs(self.relative - 1).max())
 
     @property
@@ -209,9 +209,8 @@ def bins_of(answers: int, values: float = math.inf) -> int:
     """Return the default number of bins for :func:`ranks` if there are K = ``answers`` answers to each question.
 
     All bins contain the same number of ranks. The candidates are the divisors of K + 1 from 2 to 20 and, if none of
-    these is at least 5, the smallest divisor above 20. The result is the largest candidate for which each bin is
-    expected to contain at least five of the ranked values, whose total number is ``values``. If there is no such
-    candidate, the result is the largest candidate.
+    these is at least 5, the smallest divisor above 20. The result is the largest candidate for which at least five of
+    the ``values`` ranked values are expected in each bin. If there is no such candidate, it is the largest candidate.
 
     >>> bins_of(19), bins_of(16), bins_of(22), bins_of(39, 60)
     (20, 17, 23, 10)
@@ -225,9 +224,10 @@ def bins_of(answers: int, values: float = math.inf) -> int:
 def coverage(truth: Tensor, answers: Tensor, level: float, hidden: Tensor | None = None) -> Measurement:
     """Compute how often a central interval of the answers contains the truth.
 
-    The K answers divide the line into K + 1 cells, which are equally probable for exact answers. A truth in a cell that
-    is only partly inside the interval counts with the corresponding fraction, so the expected value for exact answers
-    is ``level`` for any K. As in :func:`ranks`, values for which the truth and all answers are equal are left out.
+    The K answers divide the line into K + 1 cells, which are equally probable for exact answers. If only a fraction of
+    the truth's cell lies inside the interval, the truth is counted as that fraction. For exact answers, the expected
+    coverage is then ``level`` for any K. As in :func:`ranks`, values for which the truth and all answers are equal are
+    left out.
 
     Args:
         truth, hidden: See :func:`psnr`.
@@ -311,7 +311,7 @@ def ssim(truth: Tensor, estimate: Tensor, span: float, hidden: Tensor | None = N
 
 
 def _several(truth: Tensor, estimate: Tensor) -> Tensor:
-    """Check the shape of estimates ``(N, *event)`` or ``(N, K, *event)``, and return them as ``(N, K, *event)``."""
+    """Check estimates ``(N, *event)`` or ``(N, K, *event)``, and return them as ``(N, K, *event)``."""
     several = estimate if estimate.ndim > truth.ndim else estimate.unsqueeze(1)
     if several.shape[2:] != truth.shape[1:] or len(several) != len(truth):
         raise UsageError(
@@ -322,17 +322,12 @@ def _several(truth: Tensor, estimate: Tensor) -> Tensor:
 
 
 def _mask(truth: Tensor, hidden: Tensor | None) -> Tensor:
-    """Return a boolean mask of the values to compare, with the shape of ``truth``."""
+    """Return a mask with the shape of ``truth`` that is true for the values to compare."""
     return torch.ones_like(truth, dtype=torch.bool) if hidden is None else hidden.expand(truth.shape)
 
 
 def _ranked(truth: Tensor, answers: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Compare each true value with the answers to the same question.
-
-    Returns:
-        Three tensors of shape ``(N, *event)``: the number of answers below each true value, the number of answers equal
-        to it, and a boolean mask of the values that have a rank.
-    """
+    """Return for each true value how many answers are below it, how many are equal, and whether it has a rank."""
     x = truth.unsqueeze(1)
     below, equal = (answers < x).sum(1), (answers == x).sum(1)
     return below, equal, _mask(truth, hidden).to(below.device) & (equal < answers.shape[1])
@@ -345,9 +340,9 @@ def _relative(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
 
 
 def _squares(truth: Tensor, estimate: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the squared error and the number of compared values for each question, both float64 ``(N,)``.
+    """Return the sum of squared errors and the number of compared values for each question.
 
-    The error is summed over the compared values and averaged over the answers.
+    The squared errors are averaged over the answers to a question.
     """
     several = _several(truth, estimate)
     mask = _mask(truth, hidden)

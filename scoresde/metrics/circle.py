@@ -28,7 +28,7 @@ from ..core.errors import UsageError
 __all__ = ["kuiper"]
 
 TERMS = 100  # number of terms of the series in equation 2
-LEAST = 0.4  # below this z, the p-value is 1 to 12 digits, and the series converges slowly
+LEAST = 0.4  # below this z, the p-value is 1 to within 2e-11, and the series converges slowly
 
 
 def kuiper(angles: Tensor) -> tuple[float, float]:
@@ -49,7 +49,7 @@ def kuiper(angles: Tensor) -> tuple[float, float]:
     """
     if angles.ndim != 1 or not len(angles) or not bool(angles.isfinite().all()):
         raise UsageError(
-            f"Kuiper's test needs a non-empty tensor of finite angles of shape (N,), got shape {tuple(angles.shape)}"
+            f"Kuiper's test needs one or more finite angles, in a tensor of shape (N,), got shape {tuple(angles.shape)}"
             + ("" if bool(angles.isfinite().all()) else " with values that are not finite")
         )
     turns = (angles.double() / (2 * math.pi)).remainder(1).sort().values

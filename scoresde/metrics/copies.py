@@ -14,10 +14,10 @@ probability that one of them lies close to a training row follows a power law in
 
     P(rho < r) = (K / m) (r / u)^kappa,    r < u,                                                    (2)
 
-where m is the number of held-out rows, K is about m/4, u is the (K+1)-th smallest ratio of these rows, and the exponent
-kappa is the local dimension of the data. For ratios below u, log(u / rho) is exponentially distributed with rate kappa.
-If K such values sum to S, the probability that another value exceeds L is exactly (1 + L / S)^-K, whatever the value of
-kappa. The p-value of a sample with rho < u is therefore
+where m is the number of held-out rows, K is m/4 (at least 10), u is the (K+1)-th smallest ratio of these rows, and the
+exponent kappa is the local dimension of the data. For ratios below u, log(u / rho) is exponentially distributed with
+rate kappa. If K such values sum to S, the probability that another value exceeds L is exactly (1 + L / S)^-K, whatever
+the value of kappa. The p-value of a sample with rho < u is therefore
 
     p(x) = (K / m) (1 + log(u / rho(x)) / S)^-K,                                                     (3)
 
@@ -26,8 +26,8 @@ samples is about ``level``. If the data contain duplicates, some held-out rows m
 rows. In that case, a copy among the samples does not prove that the model copies, and it is not flagged.
 
 Two statistics describe the samples as a whole. *Authenticity* (Alaa et al.) is the fraction of samples that are further
-from t than t is from its own nearest neighbour. Because this fraction is below 1 even for held-out rows, their
-authenticity is reported for comparison. *Closer* (Meehan et al.) is the probability that a sample is nearer to the
+from t than t is from its own nearest neighbour. Because this fraction is below 1 even for held-out rows, the fraction
+for held-out rows is reported as well. *Closer* (Meehan et al.) is the probability that a sample is nearer to the
 training data than a held-out row is. It is 1/2 for new data. It exceeds 1/2 for blurred samples, even if none of them
 is a copy.
 
@@ -152,10 +152,11 @@ def find_copies(x: Tensor, train: Tensor, held_out: Tensor, *, k: int = 5, level
 
 
 def _ratios(x: Tensor, train: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Find the nearest training row for each row of ``x``, and compute the ratio of equation 1.
+    """Find the training row nearest to each row of ``x``, and compute the ratio of equation 1.
 
-    The function returns four tensors of shape ``(N,)``: the distance to the nearest training row, the index of this
-    training row, the ratio, and the distance from this training row to its own nearest neighbour.
+    Returns:
+        The distance to this training row, the index of this row, the ratio, and the distance from this row to its
+        nearest neighbour.
     """
     distance, index = (found[:, 0] for found in nearest(x, train, 1))
     needed, back = torch.unique(index, return_inverse=True)
@@ -166,10 +167,7 @@ def _ratios(x: Tensor, train: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, T
 
 
 def _p_values(ratio: Tensor, held_out: Tensor) -> Tensor:
-    """Compute the p-values of samples (equation 3) from the ratios ``ratio: (N,)`` of these samples.
-
-    The argument ``held_out: (m,)`` contains the ratios of held-out rows. The result has shape ``(N,)``.
-    """
+    """Return the p-values of samples (equation 3), given the ratios of the samples and of held-out rows."""
     ordered, m = held_out.sort().values, len(held_out)
     tail = min(m // 2, max(10, m // 4))
     u, below = ordered[tail], ordered[:tail]
@@ -204,10 +202,10 @@ def nearest_line(
     """Summarise in one line how far samples and held-out rows are from the training data.
 
     The line is printed at the end of training. The test of :func:`find_copies` is applied to at most :data:`LOOKED_AT`
-    samples and as many held-out rows, which takes a second or two. Candidates for nearest neighbours are found from
-    :data:`COARSE` values of each row, and their distances are then computed from all values. To save time, the distance
-    from a training row to its fifth nearest neighbour is approximated by the distance to its nearest neighbour in a
-    subset that contains every fifth training row.
+    samples and at most as many held-out rows, which takes a second or two. Candidates for nearest neighbours are found
+    from at most :data:`COARSE` values of each row, and the distances to them are then computed from all values. To save
+    time, the distance from a training row to its fifth nearest neighbour is approximated by the distance to its nearest
+    neighbour among every fifth training row.
 
     Args:
         samples: Samples, shape ``(N, *event)``. Samples with non-finite values are left out.
@@ -255,10 +253,9 @@ def nearest_line(
 def _nearest_in_slabs(
     x: Tensor, train: Tensor, flat: Callable[[Tensor], Tensor], other: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Find the nearest training row for each row of ``x: (N, d)``, and return the distances and the indices.
+    """Return the distance from each row of ``x: (N, d)`` to its nearest training row, and the index of that row.
 
-    Both results have shape ``(N,)``. Training rows are converted to floating-point numbers one slab at a time. Exact
-    copies have a distance of exactly 0. If ``other`` is true, they are ignored.
+    If ``other`` is true, training rows at distance 0 are ignored.
     """
     some, slab = slice(None, None, -(-x.shape[1] // COARSE)), max(1, 2**19 // x.shape[1])
     centre = flat(train[:slab])[:, some].mean(0)  # to limit cancellation in |a|^2 + |b|^2 - 2 a.b

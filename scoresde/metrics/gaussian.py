@@ -107,14 +107,10 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
 
 
 def _of_few(x: Tensor, y: Tensor) -> float:
-    """Compute equation 1 for fewer rows than features, without forming the covariance matrices.
-
-    Let X and Y be the two sets of n and m rows, each centred on its mean. Then S1 = X^T X / (n - 1) and
-    S2 = Y^T Y / (m - 1), and the non-zero singular values of S1^{1/2} S2^{1/2} are those of
-    X Y^T / sqrt((n - 1)(m - 1)).
-    """
+    """Compute equation 1 for fewer rows than features, without forming the covariance matrices."""
     means = [rows.mean(dim=0) for rows in (x, y)]
     a, b = ((rows - mean) / math.sqrt(len(rows) - 1) for rows, mean in zip((x, y), means, strict=True))
+    # S1 = a^T a and S2 = b^T b, so the non-zero singular values of S1^{1/2} S2^{1/2} are those of a b^T.
     shift, cross = float((means[0] - means[1]).square().sum()), float(torch.linalg.svdvals(a @ b.mT).sum())
     return max(0.0, shift + float(a.square().sum()) + float(b.square().sum()) - 2 * cross)
 
@@ -135,7 +131,7 @@ def frechet(x: Tensor, y: Tensor | Moments, *, blocks: int = BLOCKS) -> Measurem
 
 
 def _root(covariance: Tensor) -> Tensor:
-    """Compute the symmetric square root ``(d, d)`` of a covariance, with negative eigenvalues replaced by zero."""
+    """Return the symmetric square root of a covariance, with negative eigenvalues replaced by zero."""
     values, vectors = torch.linalg.eigh(covariance)
     root: Tensor = (vectors * values.clamp_min(0).sqrt()) @ vectors.mT
     return root

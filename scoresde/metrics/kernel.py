@@ -4,9 +4,9 @@ The squared MMD between the distributions of x and y is
 
     MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y),                                                   (1)
 
-where x' and y' are independent copies of x and y. It is estimated by means over pairs of distinct rows, which makes the
-estimate unbiased. For two sets drawn from the same distribution, the expectation of the estimate is 0 at any N, so the
-estimate is sometimes negative. There are two kernels:
+where x' and y' are independent copies of x and y. Each expectation is estimated by the mean over all pairs of distinct
+rows, so the estimate is unbiased. For two sets drawn from the same distribution, the expectation of the estimate is 0
+at any N, so the estimate is sometimes negative. There are two kernels:
 
     k(a, b) = (a.b / d + 1)^3                         polynomial, used for KID in the GAN literature   (2)
     k(a, b) = mean_h exp(-|a - b|^2 / (2 h^2))        Gaussian, with one or more bandwidths h          (3)
@@ -102,12 +102,10 @@ def mmd(x: Tensor, y: Tensor, *, bandwidths: Sequence[float] | None = None, bloc
 def median_distance(x: Tensor, y: Tensor, *, limit: int = 1000) -> float:
     """Compute the median of the distances between all pairs of rows of the combined sets.
 
-    At most ``limit`` evenly spaced rows of each set are used.
-
     Args:
         x: Features, shape ``(N, d)``.
         y: Features, shape ``(M, d)``.
-        limit: Maximum number of rows to use from each set.
+        limit: Maximum number of rows to use from each set. These rows are evenly spaced.
     """
     both = torch.cat([rows[:: -(-len(rows) // limit)] for rows in pair(x, y)])
     both = both - both.mean(dim=0)
@@ -117,7 +115,7 @@ def median_distance(x: Tensor, y: Tensor, *, limit: int = 1000) -> float:
 
 
 def _mmd2(x: Tensor, y: Tensor, kernel: Kernel, blocks: int) -> Measurement:
-    """Compute the unbiased estimate of equation 1, with a jackknife error from sums over blocks."""
+    """Return the unbiased estimate of equation 1, with its jackknife error."""
     in_x, in_y = (torch.nn.functional.one_hot(b).double().to(x.device) for b in deal([len(x), len(y)], blocks))
     xx, yy, xy = _sums(x, x, in_x, in_x, kernel), _sums(y, y, in_y, in_y, kernel), _sums(x, y, in_x, in_y, kernel)
     sizes_x, sizes_y = in_x.sum(dim=0), in_y.sum(dim=0)
@@ -135,15 +133,12 @@ def _mmd2(x: Tensor, y: Tensor, kernel: Kernel, blocks: int) -> Measurement:
 
 
 def _sums(a: Tensor, b: Tensor, in_a: Tensor, in_b: Tensor, kernel: Kernel) -> Tensor:
-    """Return the sum of the kernel over the row pairs in each pair of blocks.
-
-    The result has shape ``(B, B)``. Pairs of a row with itself are excluded.
-    """
+    """Sum the kernel over the pairs of rows in each pair of blocks, and return the sums as a table ``(B, B)``."""
     total = torch.zeros(in_a.shape[1], in_b.shape[1], dtype=a.dtype, device=a.device)
     for part in slabs(len(a), len(b)):
         table = kernel(a[part], b)
         if a is b:
             rows = torch.arange(table.shape[0], device=table.device)
-            table[rows, rows + part.start] = 0
+            table[rows, rows + part.start] = 0  # leave out pairs of a row with itself
         total += in_a[part].T @ (table @ in_b)
     return total

@@ -11,8 +11,8 @@ The bias is an estimate of the part of theta that falls as 1/N, so theta - bias 
 infinite data. The extrapolation is correct to order 1/N, but poor unless N is well above the number of features. With
 B = 20, the relative uncertainty of the standard error itself is about 1/sqrt(2 (B - 1)) = 16 %.
 
-A bootstrap would not work better. It draws some rows more than once, and these duplicates, which are at distance zero
-from each other, distort nearest-neighbour metrics and unbiased kernel distances.
+A bootstrap would draw some rows more than once. Such duplicates, at distance zero from each other, would distort
+nearest-neighbour metrics and unbiased kernel distances.
 
 References:
     Efron and Stein (1981), The jackknife estimate of variance, Annals of Statistics 9.

@@ -1,6 +1,6 @@
 """Precision, recall, density and coverage of samples, computed from nearest-neighbour balls.
 
-The ball around a point z extends to the k-th nearest neighbour of z in its own set, at the distance r_k(z):
+The ball around a point z extends to the k-th nearest neighbour of z in the same set, at the distance r_k(z):
 
     B(z) = { a : |a - z| <= r_k(z) }.
 
@@ -20,10 +20,10 @@ avoid this weakness. If the two distributions are equal, density has expectation
 expectation 1 - (M-1)!/(M-1-k)! (N+M-1-k)!/(N+M-1)!, which is 0.97 for k = 5 and large N = M. Precision and recall
 have no such reference value. Compare values only at equal N, M and k.
 
-The standard errors come from the jackknife (:mod:`scoresde.metrics.measurement`), which takes a single pass over
-the pairs of points. Deleting a block removes the balls around its points, and enlarges the ball of every point that has
-one of its k nearest neighbours in the block. Because the statistics are not smooth functions of the data, the jackknife
-overestimates their standard errors, by 10 to 60 % in trials and by more for a statistic close to 1.
+The standard errors come from the jackknife (:mod:`scoresde.metrics.measurement`), which takes a single pass over the
+pairs of points. Deleting a block removes the balls around the points in the block, and enlarges every other ball whose
+centre has one of its k nearest neighbours in the block. Because the statistics are not smooth functions of the data,
+the jackknife overestimates their standard errors, by 10 to 60 % in trials and by more for a statistic close to 1.
 
 References:
     Kynkäänniemi, Karras, Laine, Lehtinen and Aila (2019), Improved precision and recall metric for assessing
@@ -103,7 +103,7 @@ def neighbourhoods(x: Tensor, y: Tensor, *, k: int = NEIGHBOURS, blocks: int = B
             recalled[:, c] |= (squares <= balls_a[part, c, None]).any(dim=0)
 
     def over(values: Tensor, block: Tensor) -> Measurement:
-        """Average over all rows, and then over the rows that remain when each block is deleted in turn."""
+        """Return the mean over all rows, with its jackknife error."""
         means = [float(values[block != c - 1, c].double().mean()) for c in range(1 + count)]
         # Radii shrink as sets grow, so the bias of the means is not proportional to 1/N and is not reported.
         return replace(from_blocks(means[0], means[1:]), bias=math.nan)
@@ -117,13 +117,13 @@ def neighbourhoods(x: Tensor, y: Tensor, *, k: int = NEIGHBOURS, blocks: int = B
 
 
 def _balls(rows: Tensor, k: int, block: Tensor, count: int) -> Tensor:
-    """Compute the squared radii of the balls around the rows, first with all rows and then without each block in turn.
+    """Return the squared radii ``(N, 1 + count)`` of the balls, first for all rows, then with one block left out.
 
-    The result has shape ``(N, 1 + count)``. The entries of deleted rows are -1. All radii are slightly enlarged, so
-    that rounding cannot exclude a point that lies exactly on the boundary of a ball.
+    The entries of deleted rows are -1.
     """
-    # One of 20 blocks contains few of the 4 k + 20 neighbours, so at least k of them remain when it is deleted.
+    # A block contains few of the 4 k + 20 neighbours, so at least k of them almost surely remain without the block.
     distances, found = nearest(rows, rows, min(len(rows) - 1, 4 * k + 20), same=True)
+    # Enlarge the balls, so that rounding cannot exclude a point that lies exactly on the boundary of a ball.
     slack = 1e-13 * float(rows.square().sum(dim=1).max())
     radii = []
     for c in range(1 + count):

@@ -116,8 +116,7 @@ def furthest(x: Tensor) -> float:
 
     The result is exact for up to 2,048 rows. For more rows, the search starts at the row furthest from the mean, moves
     to the row furthest from the current row, and repeats this step as long as the distance grows. The result is then
-    the distance between two actual rows. It is at least 1/sqrt(3) times the largest distance, and almost always equal
-    to it.
+    the distance between two actual rows. It is almost always the largest distance, and at least 1/sqrt(3) of it.
     """
     rows = x.detach().flatten(1)
     if len(rows) <= 2048:

@@ -33,24 +33,24 @@ class Converted(Wrapped):
 
     Args:
         model: Any denoiser.
-        sde: The part of the other path whose noise levels the model covers.
+        sde: The other path, restricted to the noise levels that the model covers.
     """
 
     sde: Stretch
 
     @cached_property
     def domain(self) -> Domain:
-        """The domain of the model, expressed in the times of ``sde``. Nodes outside the domain are left out."""
+        """The domain of the model in the times of ``sde``, without the nodes that the path does not cover."""
         theirs, low, high = self.model.domain, self.sde.t_min, self.sde.t_max
         nodes = theirs.nodes
         if nodes is not None:
             levels = theirs.sde.log_snr(nodes)
-            # A search for the times of levels outside the path returns its ends, so compare the levels as well.
+            # The time found for a level outside the path is an end of the path, so compare the levels as well.
             times = self.sde.t_of_log_snr(levels)
             found = self.sde.log_snr(times)
             same = (found == levels) | (
                 (found - levels).abs() <= _SAME * (1 + levels.abs())
-            )  # the first also where infinite
+            )  # infinite levels can only be equal
             nodes = times[(times > low - _CLOSE) & (times < high + _CLOSE) & same]
         return replace(theirs, sde=self.sde, t_min=low, t_max=high, nodes=nodes)
 
@@ -111,7 +111,7 @@ def convert(model: Denoiser, path: SDE) -> Converted:
 
 
 def _ranges(domain: Domain, path: SDE) -> str:
-    """Describe the log-SNR ranges of a model and a path, for use in a message."""
+    """Describe the log-SNR ranges of a model and a path for an error message."""
 
     def span(sde: SDE, low: float, high: float) -> str:
         ends = sde.log_snr(torch.tensor([high, low], dtype=torch.float64))

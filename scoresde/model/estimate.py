@@ -12,6 +12,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Protocol, Self
 
@@ -44,6 +45,10 @@ class Estimate:
             not learn the variance.
         calls: The number of network evaluations per row that this estimate took, either one number for all rows or
             int64 ``(B,)``.
+        plain: For a guided or steered model, the data that the model estimates without guidance, same shape as ``x``.
+            ``None`` for any other model, including :class:`~scoresde.Mixed`.
+        twist: For a steered model, a function without arguments that returns the log-likelihood of the goal (such as a
+            measurement) for each row, ``(B,)``, up to a constant that all states at this time share.
     """
 
     x: Tensor
@@ -53,6 +58,8 @@ class Estimate:
     sde: SDE
     frac: Tensor | None = None
     calls: int | Tensor = 1
+    plain: Tensor | None = None
+    twist: Callable[[], Tensor] | None = None
 
     def share(self, variance: str = "auto") -> Tensor:
         """Return the fraction f in the variance ``S^2 (sigma_s^2/sigma_t^2)^(1 - f)`` of a reverse step from t to s.
@@ -102,11 +109,13 @@ class Domain:
         nodes: The times that a discrete model supports, in ascending order, shape ``(N,)``, or ``None`` if time is
             continuous.
         has_score: Whether ``-eps_hat/sigma`` is the score of a density. This is false if data and noise were paired in
-            training, although the flow of such a model is correct.
+            training. The flow of such a model is still correct.
         consistent: Whether the estimates at all noise levels belong to a single distribution. This is false for guided
             models. The flow and the reverse SDE of a guided model lead to different distributions, and a variational
             bound is valid only for the reverse SDE. This flag does not change any numbers. If it is false, variational
             bounds are labelled as bounds for a guided model.
+        kind: What kind of model this is, for messages: ``model``, ``guided model``, ``steered model`` and so on.
+        twisted: Whether every estimate has a ``twist``.
     """
 
     sde: SDE
@@ -115,17 +124,19 @@ class Domain:
     nodes: Tensor | None = None
     has_score: bool = True
     consistent: bool = True
+    kind: str = "model"
+    twisted: bool = False
 
     @classmethod
     def of(cls, sde: SDE) -> Domain:
-        """Build the domain of a model that covers the whole path and has a score."""
+        """Build the domain of a model that has a score and can be evaluated on the whole path."""
         return cls(sde, sde.t_min, sde.t_max)
 
     def interval(self, use: str) -> tuple[float, float]:
-        """Return the smallest and the largest t of the model in training, sampling or the likelihood computation.
+        """Return the smallest and the largest t for one use of the model.
 
-        The argument ``use`` selects one of these three: ``"train"``, ``"sample"`` or ``"likelihood"``. If the model has
-        nodes, sampling starts and ends at nodes.
+        The argument ``use`` is ``"train"``, ``"sample"`` or ``"likelihood"``. If the model has nodes, sampling starts
+        and ends at nodes.
 
         Raises:
             UsageError: If ``use`` is unknown, or if it is ``"sample"`` and the model has fewer than two suitable nodes.
@@ -156,7 +167,7 @@ class Denoiser(Protocol):
         ...
 
     def rows(self, index: Tensor) -> Denoiser:
-        """Return the model restricted to the rows ``index: (B',)`` of a batch and to the conditions of these rows."""
+        """Return the model, with its conditions, restricted to the rows ``index: (B',)`` of a batch."""
         ...
 
 
@@ -189,9 +200,9 @@ class Tally:
     """A counter that adds up the network evaluations (:attr:`Estimate.calls`) of each row of a batch.
 
     Attributes:
-        evaluations: The number of evaluations of the model, each of them on one or more rows.
-        more: The number of network evaluations of each row, minus the number of model evaluations of this row. This is
-            either 0 for all rows or int64 ``(B,)``.
+        evaluations: The number of model evaluations, whether of all rows or only some.
+        more: The number of network evaluations of each row beyond one per model evaluation, either 0 for all rows or
+            int64 ``(B,)``.
     """
 
     def __init__(self, x: Tensor) -> None:
@@ -232,7 +243,7 @@ class Counted(Wrapped):
 
     Args:
         tally: The counter of network evaluations.
-        index: The rows of the counter's batch that are evaluated, int64 ``(b,)``, or ``None`` for all rows.
+        index: The position of each row in the counter's batch, int64 ``(b,)``, or ``None`` for the whole batch.
     """
 
     tally: Tally
@@ -246,7 +257,7 @@ class Counted(Wrapped):
     def rows(self, index: Tensor) -> Self:
         """Return the denoiser restricted to some of its rows, ``index: (B',)``.
 
-        The counter continues to count the evaluations of each row at the original position of the row in the batch.
+        The evaluations of each row are still counted at the row's original position in the batch.
         """
         places = index if self.index is None else self.index[index]
         return replace(self, model=self.model.rows(index), index=places)

@@ -14,6 +14,7 @@ loss and the likelihood are tested against this exact model.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -81,13 +82,15 @@ class GaussianMixture:
     def axes(self) -> tuple[Tensor, Tensor | None]:
         """The eigenvalues ``(K, D)`` and eigenvectors ``(K, D, D)`` of the covariances.
 
-        For isotropic components, the eigenvalues are the variances ``(K, 1)``, and ``None`` replaces the eigenvectors.
+        For isotropic components, the result is the variances ``(K, 1)`` and ``None``.
         """
         if self.covariances is None:
             assert self.stds is not None
             return self.stds.square()[:, None], None
         values, vectors = torch.linalg.eigh(self.covariances)
-        return values, vectors
+        # Rounding may turn an eigenvalue that is 0 into a small negative number.
+        tiny = 1000 * torch.finfo(values.dtype).eps * values.abs().amax(-1, keepdim=True)
+        return torch.where(values.abs() < tiny, values.clamp(min=0), values), vectors
 
     @cached_property
     def domain(self) -> Domain:
@@ -102,10 +105,9 @@ class GaussianMixture:
         """Return the quantities from which the estimates and the density are computed.
 
         Returns:
-            The residuals  x - alpha mu_k,  shape ``(B, K, D)``; the variances V_k and the eigenvalues l_k; the log
-            densities of the components, including the weights, shape ``(B, K)``; alpha; and sigma. The first three are
-            in the eigenbasis of each component. The last dimension of the variances and of the eigenvalues is D, or 1
-            for isotropic components.
+            The residuals  x - alpha mu_k  in the eigenbasis of each component, ``(B, K, D)``; the eigenvalues of V_k
+            and of C_k, with last dimension D, or 1 for isotropic components; the logs of the components' weighted
+            densities, ``(B, K)``; alpha; and sigma.
         """
         alpha, sigma = (c.to(x.dtype).reshape(-1, 1, 1) for c in self.sde.coefficients(t))
         values, vectors = self.axes
@@ -154,9 +156,9 @@ class GaussianMixture:
         is known, the result is ``p(x | c)``.
 
         Args:
-            known: A mask of the known elements, bool, with the shape of an event.
-            values: The values of the known elements, with the shape of an event. The entries of the unknown elements
-                are ignored and may be NaN.
+            known: A boolean mask of the known elements, with the shape of an event.
+            values: The values of the known elements, with the shape of an event. Entries for unknown elements are
+                ignored and may be NaN.
 
         Returns:
             A mixture over the U unknown elements, in the order of the flattened event. Its events have the shape
@@ -208,6 +210,56 @@ class GaussianMixture:
             covariances = ((rest + rest.mT) / 2).to(self.means)
         return GaussianMixture(self.sde, mean.to(self.means), stds, new, covariances)
 
+    def seen(self, operator: Callable[[Tensor], Tensor], y: Tensor, noise: float = 0.0) -> GaussianMixture:
+        """Return the distribution of an event x, given a measurement ``y = A x + noise z``, with z standard normal.
+
+        A component with the weight w, the mean mu and the covariance C becomes a component with
+
+            weight ~ w N(y; A mu, S),    mean = mu + K (y - A mu),    covariance = C - K A C,
+
+        with ``S = A C A^T + noise^2 I`` and ``K = C A^T S^-1``.
+
+        Args:
+            operator: A linear function that maps events ``(B, *event)`` to measurements ``(B, *measured)``.
+            y: One measurement, with the shape ``measured``.
+            noise: The standard deviation of the measurement noise.
+
+        Raises:
+            UsageError: If S is singular for one of the components.
+
+        >>> from scoresde import GaussianMixture, VPSDE
+        >>> broad = GaussianMixture(VPSDE(), torch.zeros(1, 1), torch.ones(1))
+        >>> after = broad.seen(lambda x: 2 * x, torch.tensor([2.0]), noise=1.0)
+        >>> [round(float(v), 4) for v in (after.means, after.covariances)]
+        [0.8, 0.2]
+        """
+        means, wide, count = flat(self.means).double(), torch.float64, len(self.means)
+        dims, event = means.shape[1], self.means.shape[1:]
+        basis = torch.eye(dims, dtype=wide, device=means.device).reshape(dims, *event)
+        a = flat(operator(basis)).mT  # A as a matrix, one column for each element of an event
+        values, vectors = self.axes
+        c = torch.diag_embed(values.double().expand(count, dims))
+        if vectors is not None:
+            c = vectors.double() @ c @ vectors.double().mT
+        across = a @ c
+        s = across @ a.mT + noise**2 * torch.eye(len(a), dtype=wide, device=means.device)
+        factor, failed = torch.linalg.cholesky_ex(s)
+        if bool(failed.any()):
+            raise UsageError(
+                f"the measurement has a singular covariance in component {int(failed.nonzero()[0])}, so its density is "
+                "not defined; use a positive noise level"
+            )
+        r = y.to(means).flatten() - means @ a.mT
+        white = torch.linalg.solve_triangular(factor, r[..., None], upper=False)[..., 0]
+        log_density = -white.square().sum(1) / 2 - factor.diagonal(dim1=1, dim2=2).log().sum(1)
+        weights = torch.full((count,), 1 / count, dtype=wide) if self.weights is None else self.weights.double()
+        new = torch.softmax(weights.to(means.device).log() + log_density, 0)
+        gain = torch.cholesky_solve(across, factor).mT
+        mean = means + (gain @ r[..., None])[..., 0]
+        rest = c - gain @ across
+        covariances = ((rest + rest.mT) / 2).to(self.means)
+        return GaussianMixture(self.sde, mean.reshape(count, *event).to(self.means), None, new, covariances)
+
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw ``count`` samples from the data distribution.
 
@@ -228,7 +280,7 @@ class GaussianMixture:
 
 @dataclass(frozen=True)
 class _Data(SDE):
-    """A path with alpha = 1 and sigma = t, so that ``p_0`` is the data distribution itself."""
+    """A path with alpha = 1 and sigma = t, so that ``p_0`` is the data distribution."""
 
     def alpha(self, t: Tensor) -> float:
         return 1.0

@@ -1,4 +1,4 @@
-"""A trained model, which combines a network, the path on which the network was trained, and the meaning of its output.
+"""A trained model: a network, the path on which the network was trained, and the meaning of the network's output.
 
 :class:`ScoreModel` is a :class:`~scoresde.model.estimate.Denoiser`. To use conditions, call ``model.given(condition)``
 before solving. The result is itself a denoiser, so solvers never handle conditions. When a solver calls
@@ -43,8 +43,8 @@ class ScoreModel(nn.Module):
             label".
         coupled: Whether data and noise were paired in training (:mod:`scoresde.objective.coupling`). The flow of such a
             model is correct, but the model has no score.
-        codec: The map from data units to model units. The input of the network, ``codec.show(x)``, and the output of
-            the network have the shape of the data. Without a codec, data units and model units are the same.
+        codec: The map from data units to model units. The network receives ``codec.show(x)``, and its input and
+            output have the shape of the data. Without a codec, data units and model units are the same.
         learn_variance: Whether the network also learns the variance of a reverse step. For an input of C channels, it
             then returns 2 C channels. The second half of these, v, determines the variance: on a log scale,
             ``frac = (v + 1)/2`` is the position of the variance between its two bounds (Nichol and Dhariwal 2021,
@@ -136,26 +136,23 @@ class ScoreModel(nn.Module):
         return expand(self.parametrization.output_scale(self.sde, t), x) * self.codec.hide(raw), frac
 
     def _known(self, cond: Condition | None, x: Tensor) -> Condition | None:
-        """Return the condition of each row, or ``None`` if there is no condition.
-
-        If the model has classes, a missing label is replaced with ``classes``, which means "no label".
-        """
+        """Return the condition of each row, or ``None`` if there is no condition."""
         if self.classes and (cond is None or cond.label is None):
+            # The label `classes` means "no label".
             label = torch.full((len(x),), self.classes, dtype=torch.int64, device=x.device)
             cond = replace(cond or Condition(), label=label, classes=self.classes)
         return None if cond is None else cond.expand(len(x))
 
     def _asked(self, x: Tensor, c: Tensor, cond: Condition | None, augment: Tensor | None) -> Tensor:
-        """Call the network, check its output and return it."""
+        """Call the network, and check its output."""
         try:
             raw = self.network(x, c, cond) if augment is None else self.network(x, c, cond, augment)
         except (TypeError, AttributeError) as error:
             if cond is None or "Condition" not in str(error):
                 raise
             raise UsageError(
-                f"the network {type(self.network).__name__} cannot use its third argument, which is a "
-                f"scoresde.Condition ({error}); in the network, use the label field of this argument, cond.label, "
-                "which contains the class of each row, int64 (B,)"
+                f"the network {type(self.network).__name__} cannot use its third argument, a scoresde.Condition "
+                f"({error}); if this argument is called cond, the class of each row is cond.label, int64 (B,)"
             ) from error
         return _checked(raw, x, type(self.network).__name__, self.learn_variance)
 
@@ -166,7 +163,7 @@ class ScoreModel(nn.Module):
         return replace(self.parametrization.solve(self.sde, x, t, output), frac=frac)
 
     def rows(self, index: Tensor) -> ScoreModel:
-        """Return the model itself, which is the same for all rows as long as no condition is bound."""
+        """Return the model itself, because no condition is bound to its rows."""
         return self
 
     def given(self, condition: Condition | Tensor | npt.ArrayLike) -> Given:
@@ -177,8 +174,8 @@ class ScoreModel(nn.Module):
                 A label equal to ``self.classes`` means "no label".
 
         Raises:
-            UsageError: If the labels are not integers, if a label is not one of the model's classes, or if the model
-                was not trained to use one of the fields of the condition.
+            UsageError: If the labels are not integers, if a label is not one of the model's classes, or if the
+                condition has a field that the model was not trained to use.
         """
         if not isinstance(condition, Condition):
             label = as_tensor(condition)
@@ -216,12 +213,7 @@ class ScoreModel(nn.Module):
 
 
 def _legal(parametrization: Parametrization, sde: SDE) -> tuple[float, float]:
-    """Return the smallest and the largest t at which the network's output determines both the data and the noise.
-
-    Raises:
-        UsageError: If there is no interval of such times, or if no signal is left at the last node of a chain and the
-            output does not determine the data there. Sampling starts at this node.
-    """
+    """Return the smallest and the largest t at which the network's output determines both the data and the noise."""
     t_min, t_max = parametrization.legal_t_min(sde), parametrization.legal_t_max(sde)
     if sde.nodes is not None and t_max < sde.t_max and float(sde.coefficients(sde.nodes[-1])[0]) == 0:
         name = type(parametrization).__name__
@@ -243,9 +235,9 @@ def _legal(parametrization: Parametrization, sde: SDE) -> tuple[float, float]:
 
 
 def _checked(raw: object, x: Tensor, name: str, twice: bool) -> Tensor:
-    """Check the output ``raw`` of a network for ``x: (B, *event)``, and return it in the dtype of ``x``.
+    """Check the output ``raw`` of a network for the input ``x``, and convert the output to the dtype of ``x``.
 
-    The output must have the same shape as ``x``, or twice as many channels if ``twice`` is true.
+    If ``twice`` is true, the output must have twice as many channels as ``x``.
     """
     both = (len(x), 2 * x.shape[1], *x.shape[2:]) if x.ndim > 1 else ()
     expected = both if twice else tuple(x.shape)

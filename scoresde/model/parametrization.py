@@ -10,8 +10,7 @@ Together with ``x_t = alpha x_0 + sigma eps``, equation (1) is a 2 x 2 linear sy
 
     x0_hat = (sigma F - b x) / d,    eps_hat = (a x - alpha F) / d,    d = a sigma - b alpha.               (2)
 
-Every parametrisation is thus converted to x0_hat and eps_hat directly, and no conversions between pairs of
-parametrisations are needed.
+Every output is thus converted to x0_hat and eps_hat directly, without conversions between parametrisations.
 
 References:
     Salimans and Ho (2022), arXiv:2202.00512, app. D: v.
@@ -54,15 +53,15 @@ class Parametrization(Checked, ABC):
         """
 
     def input_scale(self, sde: SDE, t: Tensor) -> Tensor:
-        """Return the factor that scales the network's input to unit variance, with the same shape as ``t``.
+        """Return the factor by which ``x_t`` is multiplied to give the network's input, with the same shape as ``t``.
 
-        The network's input is ``x_t`` times this factor. The default assumes data of unit variance.
+        By default, the input has unit variance if the data have unit variance.
         """
         alpha, sigma = sde.coefficients(t)
         return torch.rsqrt(alpha.square() + sigma.square())
 
     def output_scale(self, sde: SDE, t: Tensor) -> Tensor:
-        """Return the factor that turns the network's raw output into ``F``, with the same shape as ``t``."""
+        """Return the factor by which the raw output is multiplied to give ``F``, with the same shape as ``t``."""
         return torch.ones_like(t)
 
     def label(self, sde: SDE, t: Tensor) -> Tensor:
@@ -93,17 +92,17 @@ class Parametrization(Checked, ABC):
     def legal_t_max(self, sde: SDE) -> float:
         """Return the largest t at which F determines both the data and the noise.
 
-        This is ``t_max``, or a time just below ``t_max`` if ``d`` of equation (2) is 0 at ``t_max``. For example, a
-        network that predicts eps or the score says nothing about the data where ``alpha = 0``.
+        This is ``t_max``, unless ``d`` of equation (2) is 0 or F is infinite there. In that case, it is a time just
+        below ``t_max``. For example, a network that predicts eps says nothing about the data where ``alpha = 0``.
         """
         return sde.t_max if self._solvable(sde, sde.t_max) else sde.t_max - 1e-3
 
     def legal_t_min(self, sde: SDE) -> float:
         """Return the smallest t at which F determines both the data and the noise.
 
-        This is ``t_min``, or the time at which ``sigma = 1e-5 alpha`` if ``d`` of equation (2) is 0 or F is infinite at
-        ``t_min``. For example, a network that predicts x0 says nothing about the noise where ``sigma = 0``, and the
-        score is infinite there.
+        This is ``t_min``, unless ``d`` of equation (2) is 0 or F is infinite there. In that case, it is the time at
+        which ``sigma = 1e-5 alpha``. For example, a network that predicts x0 says nothing about the noise where
+        ``sigma = 0``, and the score is infinite there.
         """
         if self._solvable(sde, sde.t_min):
             return sde.t_min
@@ -112,7 +111,7 @@ class Parametrization(Checked, ABC):
 
     @torch.no_grad()
     def _solvable(self, sde: SDE, end: float) -> bool:
-        """Return whether F determines both the data and the noise at the time ``end`` and is not too large there."""
+        """Return whether, at the time ``end``, F is not too large and determines both the data and the noise."""
         t = torch.tensor(end, dtype=torch.float64)
         alpha, sigma = sde.coefficients(t)
         a, b = self.target(sde, t)
@@ -176,7 +175,7 @@ class EDM(Parametrization):
     """Prediction of the EDM residual on any path (Karras et al. 2022, arXiv:2206.00364, eq. 7 and tab. 1).
 
     The denoised data are ``x0_hat = c_skip x + c_out F``, and the network's input is ``c_in x``. For data with standard
-    deviation s = ``data_std`` per element, the coefficients are chosen so that the target of F has unit variance and
+    deviation s = ``data_std`` per element, the coefficients are chosen so that the target F has unit variance and
     the network's error is amplified as little as possible:
 
         c_skip = alpha s^2 / n,   c_out = sigma s / sqrt(n),   c_in = 1 / sqrt(n),   n = alpha^2 s^2 + sigma^2.

@@ -1,16 +1,16 @@
 """The three ways in which a condition enters a network.
 
-The way depends on the kind of condition:
+Which of them is used depends on the kind of condition:
 
 - *Embedding*: the class and the vector become part of the embedding of the noise level
   (:class:`~scoresde.nn.NoiseEmbedding`). The vector also becomes part of the input of an MLP (:func:`numbers`).
-- *Concatenation*: the image is appended to the channels of the input (:func:`beside`).
+- *Concatenation*: the channels of the image are appended to those of the input (:func:`beside`).
 - *Attention*: the words of the text provide additional keys and values (:class:`TextEncoder`,
   :class:`CrossAttention`).
 
 A missing value (NaN, or the token -1) is replaced by 0, and a mask tells the network that the value is missing. If a
 slot of the condition is ``None``, all its values are treated as missing. Calling a model without a condition is
-therefore the same as dropping the whole condition, which training does at random.
+therefore the same as dropping the whole condition, which is done at random in training.
 
 References:
     Saharia et al. (2021), arXiv:2104.07636, sec. 2.3, and (2022), arXiv:2111.05826, sec. 3: images as channels.
@@ -72,7 +72,7 @@ def numbers(cond: Condition | None, x: Tensor, count: int) -> Tensor:
 
 
 def beside(x: Tensor, image: Tensor | None, channels: int) -> Tensor:
-    """Append images and their masks to the channels of a network input.
+    """Append images and their masks to a network input as additional channels.
 
     The result has shape ``(B, C + 2 channels, *space)``.
 
@@ -107,7 +107,7 @@ def places(x: Tensor) -> Tensor:
 
     The encoding consists of sines and cosines of the position along each axis, with up to four periods from one side to
     the other. Each sine and cosine is scaled to a mean square of 1. In one trial, a U-Net without this encoding needed
-    five times as many steps to learn "left" and "right" from texts.
+    five times as many steps to learn "left" and "right" from captions.
     """
     channels, axes = x.shape[1], x.ndim - 2
     count = channels // (2 * axes)
@@ -151,7 +151,7 @@ class TextEncoder(nn.Module):
         self.layers = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False) if words else None
 
     def forward(self, tokens: Tensor) -> Words:
-        """Encode the words of texts.
+        """Encode the words of each text.
 
         The words are given either as indices ``(B, L)`` or as features ``(B, L, features)``. A word is missing if its
         index is -1 or one of its features is NaN.
@@ -196,7 +196,7 @@ class CrossAttention(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, h: Tensor, words: Words | None) -> Tensor:
-        """Return ``h: (B, width)`` plus the result of its attention to the words."""
+        """Let ``h: (B, width)`` attend to the words, and return the updated h."""
         encoded, known = words or (h.new_zeros(len(h), 0, self.nothing.shape[2]), h.new_zeros(len(h), 0).bool())
         encoded = torch.cat([self.nothing.expand(len(h), 1, -1), encoded], dim=1)
         known = torch.cat([known.new_ones(len(h), 1), known], dim=1)
@@ -208,7 +208,7 @@ class CrossAttention(nn.Module):
 
 
 def _positions(h: Tensor) -> Tensor:
-    """Return the sinusoidal encoding, ``(L, E)``, of the L positions in ``h: (B, L, E)``."""
+    """Return the sinusoidal encoding ``(L, E)`` of the positions in ``h: (B, L, E)``."""
     length, width = h.shape[1:]
     frequency = torch.exp(-math.log(10_000) * torch.arange(0, width, 2, device=h.device) / width)
     angle = torch.arange(length, device=h.device)[:, None] * frequency

@@ -1,9 +1,8 @@
-"""Dropout that can draw from its own random generator.
+"""Dropout that can draw from a given random generator.
 
 The dropout layers of torch draw from the global generator of the process, so training runs in two threads would affect
 each other's draws. If ``generator`` is set on a layer, the layer draws its mask from this generator and leaves the
-global generator unchanged. The mask is the one that the global generator would produce in the same state (bit for bit
-on a CPU).
+global generator unchanged. A global generator in the same state would produce the same mask (bit for bit on a CPU).
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ class Dropout(nn.Dropout):
     Each element of the mask m is 0 with probability p and 1 otherwise.
 
     Attributes:
-        generator: The random generator from which m is drawn, on the device of x, or ``None`` for the global generator.
+        generator: The generator from which m is drawn, on the same device as x, or ``None`` for the global generator.
     """
 
     generator: torch.Generator | None = None

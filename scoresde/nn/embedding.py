@@ -1,4 +1,4 @@
-"""An embedding of the noise level, the class and the vector of the condition, computed by a small MLP."""
+"""An embedding of the noise level and of the condition (its class and its vector), computed by a small MLP."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["NoiseEmbedding", "zero"]
 
 
 class NoiseEmbedding(nn.Module):
-    """An embedding of the noise label and, if the network uses them, of the class, the augmentation and the vector.
+    """An embedding of the noise label and, optionally, of the class, the augmentation and the vector.
 
     The noise label is a quarter of a log noise level, so its range is only a few units. Angular frequencies from 1/2 to
-    32 resolve the label without making the network a rough function of the label. Roughness would also affect the
-    divergence that the likelihood computation integrates.
+    32 resolve the label without making the network a rough function of it. The divergence of a rough network would be
+    hard to integrate in the likelihood computation.
 
     Args:
         width: Size of the embedding.

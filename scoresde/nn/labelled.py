@@ -23,9 +23,9 @@ class Labelled(nn.Module):
     The parametrisation computes the label from the time. By default, the label is ``c = log(sigma/alpha) / 4``, clamped
     to lie within [-5, 5]. For :class:`~scoresde.VPSDE`, it ranges from about -1.7 to 1.3. The label increases with the
     noise level, but it is neither a time in [0, 1] nor a step index. A network that is trained with this package adapts
-    to any label, but a network whose embedding was designed for step indices up to 1,000 separates noise levels better
-    if the label has the same range (``embed=(0, 999)``). Weights that were trained elsewhere work only with the label
-    that was used in their training. The parametrisation must then provide this label. For example,
+    to any label, but an embedding that was designed for step indices up to 1,000 separates noise levels better if the
+    label has their range (``embed=(0, 999)``). Weights that were trained elsewhere work only with the label on which
+    they were trained, so the parametrisation must provide this label. For example,
     :class:`scoresde.run.foreign.OriginalEps` provides ``c = 999 t``.
 
     Args:
@@ -119,23 +119,16 @@ def _named(network: nn.Module) -> str:
 
 
 def _inner(network: nn.Module) -> nn.Module:
-    """Return the network without its ``torch.compile`` and data-parallel wrappers.
-
-    A wrapper is removed only if it accepts any number of positional arguments.
-    """
+    """Return the network without its ``torch.compile`` and data-parallel wrappers."""
     for name in ("_orig_mod", "module"):
         inside = getattr(network, name, None)
-        if isinstance(inside, nn.Module) and _open(_bare(network)):
+        if isinstance(inside, nn.Module) and _open(_bare(network)):  # a wrapper accepts any number of arguments
             return _inner(inside)
     return network
 
 
 def _bare(network: nn.Module) -> inspect.Signature | None:
-    """Return the signature with which a network is called, or ``None`` if it is unknown.
-
-    This is the signature of ``__call__`` if the network's class overrides it, and the signature of ``forward``
-    otherwise.
-    """
+    """Return the signature of ``forward``, or of ``__call__`` if that is overridden, or ``None`` if unknown."""
     own = type(network).__call__ is not nn.Module.__call__ and not isinstance(network, torch.jit.ScriptModule)
     try:
         return inspect.signature(network.__call__ if own else network.forward)

@@ -5,8 +5,8 @@ Each block updates the hidden state h,
     h <- h + W2 silu( (W1 norm(h)) (1 + scale(c)) + shift(c) ),
 
 where W1 and W2 are linear layers, norm is layer normalisation, and scale and shift are linear in the embedding c of the
-noise level, the class and the vector of the condition. The vector and x are also inputs of the first layer, so a
-relation between the vector and x is as easy to learn as a relation between two elements of x.
+noise level and of the condition (its class and its vector). The first layer receives the vector together with x, so a
+relation between the two is as easy to learn as a relation between two elements of x.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class MLP(nn.Module):
         blocks: Number of residual blocks.
         dropout: Dropout probability inside the blocks.
         classes: Number of classes, or 0 if there are none.
-        outputs: Number of output channels as a multiple of the event's channels (its first axis): 1, or 2 to learn the
-            variance.
+        outputs: Number of output channels for each channel (entry along the first axis) of an event: 1, or 2 to learn
+            the variance.
         augments: Number of augmentation parameters per row in training, or 0 if there are none.
         vector: Length of the vector in the condition, or 0 if there is none. The vector is an input of the first layer
             and of the embedding.

@@ -60,11 +60,7 @@ class _ResBlock(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Self-attention among the pixels. If there are texts, their words provide additional keys and values.
-
-    Texts may refer to positions. In a network for texts, an encoding of the position of each pixel is therefore added
-    to the features of the pixel.
-    """
+    """Self-attention among the pixels, which also attend to the words of a text, if there is one."""
 
     def __init__(self, dims: int, channels: int, text: int = 0) -> None:
         super().__init__()
@@ -74,6 +70,7 @@ class _Attention(nn.Module):
         self.words = nn.Linear(text, 2 * channels) if text else None
 
     def forward(self, x: Tensor, words: Words | None = None) -> Tensor:
+        # Texts may refer to positions, so a network for texts receives an encoding of the position of each pixel.
         h = self.norm(x) if self.words is None else self.norm(x) + places(x)
         # Treat the positions as a sequence, (B, C, *space) to (B, positions, C). There is a single head.
         q, k, v = self.qkv(h).flatten(2).transpose(1, 2).chunk(3, dim=2)

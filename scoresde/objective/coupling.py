@@ -87,7 +87,7 @@ def optimal_transport(x0: Tensor, eps: Tensor, labels: Tensor | None = None) -> 
 
 
 def check_coupling(coupling: str, weighting: str, predict: str, nodes: bool) -> None:
-    """Check that a coupling is known and compatible with the other choices.
+    """Check that a coupling is known and compatible with the weighting, the prediction and the SDE.
 
     Args:
         coupling: The name of the coupling.
@@ -96,7 +96,7 @@ def check_coupling(coupling: str, weighting: str, predict: str, nodes: bool) -> 
         nodes: Whether the SDE is a discrete chain.
 
     Raises:
-        UsageError: If the coupling is unknown or incompatible with another choice. The message states the reason.
+        UsageError: If the coupling is unknown or incompatible. The message states the reason.
     """
     if coupling not in COUPLINGS:
         raise UsageError(f"unknown coupling {coupling!r}; choose from: {', '.join(COUPLINGS)}")

@@ -34,8 +34,8 @@ class Draws:
         t: The times, shape ``(B,)``, or ``None`` if no times are drawn. For a chain, each time is moved to a node
             (:func:`~scoresde.sde.grids.snap`).
         drawn: The times before they are moved to nodes, shape ``(B,)``, or ``None``.
-        weight: The factors on the losses of the rows, shape ``(B,)``, or ``None`` for factors of 1. They compensate for
-            the density from which the times are drawn.
+        weight: The weight of each row's loss, shape ``(B,)``, or ``None`` if all weights are 1. The weights compensate
+            for the density from which the times are drawn.
     """
 
     eps: Tensor
@@ -58,7 +58,7 @@ class Draws:
 
 
 class Draw(Protocol):
-    """A source of the random draws for training steps, which may adapt to the losses of earlier steps."""
+    """A source of the random draws for training. It may adapt to the losses of earlier steps."""
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Draws:
         """Return the random draws for the rows of ``batch``, using only ``generator``."""
@@ -119,15 +119,12 @@ class PathDraw(Checked):
 
 
 def _apart(batch: Batch) -> Tensor | None:
-    """Return the group number of each row, int64 ``(B,)``, or ``None`` if there is only one group.
-
-    Optimal transport exchanges noise only within a group, so that the noise of a row does not reveal the row's group.
-    Each class has two groups, the augmented rows and the original rows, because sampling combines any noise with the
-    condition of original rows.
-    """
+    """Return the group of each row, ``(B,)``, or ``None`` for a single group. Rows of a group may exchange noise."""
     label = None if batch.condition is None else batch.condition.label
     if batch.augment is None:
         return label
+    # Augmented rows form separate groups. Otherwise, the noise would reveal whether a row is augmented, whereas in
+    # sampling, rows with any noise get the augmentation parameters of original rows.
     moved = (batch.augment != 0).any(1).long()
     return moved if label is None else 2 * label + moved
 

@@ -97,11 +97,9 @@ def denoising_loss(
         t: The times of the rows, shape ``(B,)``. If the model has nodes, each time must be one of them.
         noise: Standard normal numbers, with the same shape as ``x0``.
         cond: The condition of each row, or ``None``.
-        weighting: A name in :data:`scoresde.core.tables.WEIGHTINGS`, ``module:function``, or the weighting itself (see
-            :mod:`scoresde.objective.weighting`).
-        each: The factors on the losses of the elements, with the same shape as ``x0``, or ``None`` for factors of 1.
-        augment: Augmentation parameters of each row, as passed to the network, shape ``(B, A)``, or ``None`` for no
-            augmentation.
+        weighting: The weighting or its name (see :func:`scoresde.objective.weighting.make_weighting`).
+        each: The factor on the loss of each element, with the same shape as ``x0``, or ``None`` if all factors are 1.
+        augment: The augmentation parameters that the network receives for each row, shape ``(B, A)``, or ``None``.
 
     Returns:
         The losses, shape ``(B,)``.
@@ -121,7 +119,7 @@ def denoising_loss(
 
 
 def _weighed(weight: Tensor, square: Tensor, each: Tensor | None) -> Tensor:
-    """Return the weighted mean of the squared errors for each row of ``square: (B, *event)``, shape ``(B,)``."""
+    """Return the weighted mean of the squared errors of each row."""
     if each is not None:
         square = each * square
     if weight.ndim > 1:
@@ -141,7 +139,7 @@ def end_terms(model: ScoreModel, x0: Tensor, each: Tensor | None = None) -> Tens
     Args:
         model: The model in training.
         x0: Data in model units, shape ``(B, *event)``.
-        each: The factors on the terms of the elements, with the same shape as ``x0``, or ``None`` for factors of 1.
+        each: The factor on the terms of each element, with the same shape as ``x0``, or ``None`` if all factors are 1.
 
     Returns:
         The sum of the terms for each row, shape ``(B,)``.
@@ -151,7 +149,7 @@ def end_terms(model: ScoreModel, x0: Tensor, each: Tensor | None = None) -> Tens
     (a0, a1), (s0, s1) = sde.coefficients(ends)
     # 2 KL( N(alpha x_0, sigma^2) | N(0, p^2) ) = (sigma^2 + alpha^2 x_0^2)/p^2 - 1 - log sigma^2/p^2
     square, prior = mean_flat(x0.square()), sde.prior.std**2
-    if each is not None:  # the mean over the elements with a weight
+    if each is not None:  # the weighted mean over the elements
         share = mean_flat(each)
         square = mean_flat(each * x0.square()) / share.clamp(min=torch.finfo(share.dtype).tiny)
     latent = (s1.square() + a1.square() * square) / prior - 1 - torch.log(s1.square() / prior)

@@ -71,7 +71,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Setting:
-    """The interval from which times are drawn, and the path, the prediction and the weighting of the loss.
+    """The path, the prediction and the weighting of a loss, and the interval from which times are drawn.
 
     Args:
         sde: The path.
@@ -128,8 +128,8 @@ class TimeSampler(Checked, ABC):
         """
         if self.emphasis and getattr(setting.weighting, "per_log_snr", False):
             raise UsageError(
-                f"the weighting {setting.weighting} is defined for times uniform in t, but {self} favours some times, "
-                "which would change the loss; use the 'low-discrepancy' or 'importance' time sampler"
+                f"the weighting {setting.weighting} is defined for times uniform in t, but {self} draws some values "
+                "of t more often, which would change the loss; use the 'low-discrepancy' or 'importance' time sampler"
             )
 
     def over(self, setting: Setting) -> Times:
@@ -309,8 +309,8 @@ class Importance(TimeSampler):
     this case, the times end at a log-SNR of -20 (instead of minus infinity) or 20 (instead of infinity).
 
     Args:
-        error: The output whose error is assumed to be equally large at all times, as a name in
-            :data:`scoresde.core.tables.PARAMETRIZATIONS`. ``eps`` is the published choice. ``edm`` is exact for
+        error: The name of the output whose error is assumed to be equally large at all times (see
+            :data:`scoresde.core.tables.PARAMETRIZATIONS`). ``eps`` is the published choice. ``edm`` is exact for
             Gaussian data of unit variance, and suits weightings that favour high noise.
     """
 
@@ -324,7 +324,7 @@ class Importance(TimeSampler):
         super().check(setting)
         if setting.sde.parameters():
             raise UsageError(
-                "the 'importance' time sampler does not support a learned path, because its density is fixed; use the "
+                "the 'importance' time sampler has a fixed density, so it does not support a learned path; use the "
                 "'low-discrepancy' time sampler"
             )
 
@@ -333,7 +333,7 @@ class Importance(TimeSampler):
 
 
 class _Tabulated(Times):
-    """Importance sampling with a table of ``W = int w dt`` at equally spaced values of the log-SNR l."""
+    """Importance sampling with a table of ``int w dt`` at equally spaced values of the log-SNR."""
 
     cells = 4096
 
@@ -355,10 +355,9 @@ class _Tabulated(Times):
         self._check(t, speed)
 
     def density(self, t: Tensor) -> Tensor:
-        """Return the unnormalised density of the times at ``t``: the density p times ``total``.
+        """Return the density p at the times ``t``, multiplied by ``total``.
 
-        This is the weight that the loss gives to the squared error of the output named by ``error``. The result has
-        the same shape as ``t``.
+        The result is the weight that the loss gives to the squared error of the output ``error``.
         """
         sde, own = self.setting.sde, self.setting.parametrization
         factor = noise_factor(sde, own, t) / noise_factor(sde, self.error, t)
@@ -371,17 +370,15 @@ class _Tabulated(Times):
         return self.total / (self.density(t) * self.span)
 
     def _check(self, t: Tensor, speed: Tensor) -> None:
-        """Raise an error if this sampler would give the loss more variance than uniform times would.
-
-        The loss is w m, with m = E |eps_hat - eps|^2 = SNR/(SNR + 1) for Gaussian data of unit variance. Its second
-        moment is int (w m)^2 dt/span with uniform times, and total int (w m)^2/density dt/span^2 with this sampler.
-        """
+        """Reject a weighting without a finite integral, or one whose loss varies less with uniform times."""
         if not 0 < self.total < math.inf:
             raise UsageError(
                 "the 'importance' time sampler needs a weighting whose integral over t is positive and finite, but "
                 f"the integral of {self.setting.weighting} is {self.total:.3g}; use another weighting, or the "
                 "'low-discrepancy' time sampler"
             )
+        # The loss is w m, with m = E |eps_hat - eps|^2 = SNR/(SNR + 1) for Gaussian data of unit variance. The second
+        # moment is int (w m)^2 dt/span with uniform times, and total int (w m)^2/density dt/span^2 with this sampler.
         sde, own = self.setting.sde, self.setting.parametrization
         w = self.setting.weighting(sde, own, t) / noise_factor(sde, own, t)
         square = (w * torch.sigmoid(self.log_snr)).square()
@@ -390,8 +387,8 @@ class _Tabulated(Times):
         if ratio > 1 + 1e-6:
             raise UsageError(
                 f"with the time sampler {self.sampler} and the weighting {self.setting.weighting}, the mean square of "
-                f"the loss is {ratio:.3g} times that with uniform times (for Gaussian data); set the sampler's option "
-                "error='edm', or use the 'low-discrepancy' time sampler",
+                f"the loss is {ratio:.3g} times as large as with uniform times (for Gaussian data); set the sampler's "
+                "option error='edm', or use the 'low-discrepancy' time sampler",
                 parameter="t_sampler.error",
                 value="edm",
             )
@@ -426,7 +423,7 @@ class LossSecondMoment(TimeSampler):
 
 
 class _Remembering(Times):
-    """Times drawn according to the most recent losses in each bin."""
+    """Importance sampling according to the most recent losses in each bin."""
 
     sampler: LossSecondMoment
 
@@ -436,7 +433,7 @@ class _Remembering(Times):
         self.losses: list[deque[float]] = [deque(maxlen=sampler.history) for _ in range(sampler.bins)]
 
     def probabilities(self) -> Tensor:
-        """Return the probabilities of the bins, shape ``(bins,)``."""
+        """Return the probability of each bin."""
         bins = self.sampler.bins
         alike = torch.full((bins,), 1 / bins, dtype=torch.float64)
         if any(len(losses) < self.sampler.history for losses in self.losses):
@@ -478,21 +475,21 @@ class _Remembering(Times):
 
 
 def _interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
-    """Evaluate, at ``x``, the piecewise linear function through the points ``(xs, ys)``. ``xs`` must be increasing."""
+    """Interpolate linearly at ``x`` between the points ``(xs, ys)``. ``xs`` must be increasing."""
     i = torch.searchsorted(xs, x, right=True).clamp(1, len(xs) - 1)
     share = (x - xs[i - 1]) / (xs[i] - xs[i - 1])
     return torch.lerp(ys[i - 1], ys[i], share)
 
 
 def _cut_normal(u: Tensor, ends: Tensor) -> Tensor:
-    """Return the quantiles, at the probabilities ``u``, of the standard normal distribution truncated to ``ends``."""
+    """Return the ``u``-quantiles of the standard normal distribution truncated to ``ends``."""
     below, above = torch.special.ndtr(ends).tolist()
     z: Tensor = torch.special.ndtri(below + (above - below) * u)
     return z
 
 
 def _reach(sampler: TimeSampler, ends: Tensor, setting: Setting) -> None:
-    """Raise an error if the interval ``ends`` contains only the far tail of a standard normal distribution."""
+    """Raise an error if only the far tail of the standard normal distribution lies between the ``ends``."""
     outside = max(float(ends[0]), -float(ends[1]))
     if outside > 3:
         raise UsageError(

@@ -95,7 +95,7 @@ def _snr(sde: SDE, t: Tensor) -> Tensor:
 
 def log_snr_speed(sde: SDE, t: Tensor) -> Tensor:
     """Return ``-l' = g^2/sigma^2``, the rate at which the log-SNR falls, with the same shape as ``t``."""
-    # The derivative of 2 log(alpha/sigma) avoids g, which is infinite where alpha = 0, and differences of large numbers
+    # Differentiating 2 log(alpha/sigma) avoids differences of large numbers, and g, which is infinite where alpha = 0.
     (alpha, sigma), (d_alpha, d_sigma) = _levels(sde, t), sde.rates(t)
     return 2 * (alpha * d_sigma - d_alpha * sigma) / (alpha * sigma)
 
@@ -119,7 +119,7 @@ class Weighting(Checked, ABC):
     the same shape as ``t``. A plain function with this signature is also a weighting.
 
     Attributes:
-        per_log_snr: Whether the weight is defined per unit of log-SNR, assuming times uniform in t.
+        per_log_snr: Whether the weight is defined per unit of log-SNR, and not per unit of t.
     """
 
     per_log_snr: ClassVar[bool] = False
@@ -252,8 +252,8 @@ class EDMWeight(Weighting):
 class Sigmoid(Weighting):
     """The loss ``sigmoid(bias - log SNR) |eps_hat - eps|^2`` per unit of log-SNR.
 
-    The weighting is due to Kingma and Gao (2023), arXiv:2303.00848, and Hoogeboom et al. (2024), arXiv:2410.19324. For
-    times uniform in t, the weight has the additional factor ``-l'``.
+    The weighting is due to Kingma and Gao (2023), arXiv:2303.00848, and Hoogeboom et al. (2024), arXiv:2410.19324. The
+    weight at time t has the additional factor ``-l'``, which suits times uniform in t.
 
     Args:
         bias: The log-SNR at which the weight per unit of log-SNR has fallen to one half. A lower value puts less
@@ -273,8 +273,8 @@ def make_weighting(weighting: str | Weight, options: Mapping[str, Any] | None = 
     """Return the weighting with the given name and options.
 
     Args:
-        weighting: The name of a built-in weighting, ``module:Class`` or ``module:function`` for your own, or the
-            weighting itself.
+        weighting: The weighting itself, the name of a built-in weighting, or ``module:Name`` for your own class or
+            function.
         options: The fields of the weighting.
         typed: Which names were typed by a person, rather than read from a file (:mod:`scoresde.core.registry`).
 

@@ -1,8 +1,8 @@
 """Dense output between the steps of a solver, by Hermite interpolation.
 
 For each row, a solver produces knots u_j, with a state y_j and a slope k_j = dy/du at each knot. Exactly one polynomial
-of degree 2m - 1 has these states and slopes at m consecutive knots. With the Lagrange polynomials l_j of these knots,
-this polynomial is
+of degree at most 2m - 1 has these states and slopes at m consecutive knots. With the Lagrange polynomials l_j of these
+knots, this polynomial is
 
     y(u) = sum_j l_j(u)^2 { [1 - 2 l_j'(u_j) (u - u_j)] y_j + (u - u_j) k_j },                               (1)
     l_j'(u_j) = sum_(i != j) 1/(u_j - u_i),
@@ -61,10 +61,9 @@ class Knots:
         self(everyone, torch.full((len(y),), u, dtype=torch.float64, device=y.device), y, slope, 0.0)
 
     def __call__(self, index: Tensor, u: Tensor, y: Tensor, slope: Tensor, done: float) -> None:
-        """Add one knot, with the state ``y: (b, D)`` and the slope ``slope: (b, D)``, to each row in ``index: (b,)``.
+        """Add a knot at ``u: (b,)`` to each row in ``index: (b,)``.
 
-        The knots are at ``u: (b,)``. The argument ``done``, which :func:`~scoresde.ode.integrate.integrate` passes, is
-        not used.
+        The states ``y`` and slopes ``slope`` have shape ``(b, D)``. The argument ``done`` is not used.
         """
         self.steps.append((index, self.count[index], u, y, slope))
         self.count[index] += 1

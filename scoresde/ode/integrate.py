@@ -16,8 +16,8 @@ the method. This step size is truncated to seven binary digits. Without the trun
 the input could change the step size wherever the error estimate is close to rounding error, and hence change the result
 by as much as the tolerance.
 
-The second estimate is needed because e can be near 0 even if the error is large. With e alone, up to one accepted step
-in several hundred had an error of more than ten times the tolerance (``experiments/estimates.py``), because the sample
+The second estimate is needed because e can be near 0 even if the error is large. With e alone, the error of up to one
+accepted step in several hundred exceeded ten times the tolerance (``experiments/estimates.py``), because the sample
 turned towards one of several modes within the step. Since e' decreases like h^4, and hence rms(e' / size)^(3/2) like
 h^6, only e matters when steps are small. The second estimate applies only to the first part of the state, because the
 other parts are integrals along the trajectory, for which e alone is reliable. DOP853 combines two estimates for the
@@ -104,8 +104,7 @@ def blamed(status: Tensor, sound: Callable[[], bool]) -> Tensor:
     """Return ``status: (B,)``, with ``FAILED_NONFINITE`` replaced by ``FAILED_PATH`` if the SDE's path is not finite.
 
     If the path is not finite, the NaN and infinite values in the failed rows come from the path rather than from the
-    model. The function ``sound`` returns whether the path is finite. This function is called only if a row has the
-    status ``FAILED_NONFINITE``.
+    model. ``sound`` returns whether the path is finite, and is called only if a row has status ``FAILED_NONFINITE``.
     """
     lost = status == FAILED_NONFINITE
     return torch.where(lost, FAILED_PATH, status) if bool(lost.any()) and not sound() else status
@@ -116,8 +115,7 @@ class OdeSolution:
     """The result of :func:`integrate`.
 
     Attributes:
-        y: The final states, shape ``(B, *state)``. The final state of a row is its state at ``t1``, or its last state
-            if the row failed.
+        y: The state of each row at ``t1``, or its last state if the row failed, shape ``(B, *state)``.
         nfe: The number of evaluations of f for each row, shape ``(B,)``.
         accepted, rejected: The numbers of accepted and rejected steps of each row, each of shape ``(B,)``.
         status: The status of each row (a key of :data:`STATUS`), shape ``(B,)``.
@@ -162,8 +160,8 @@ def integrate(
         parts: A function that splits the state into parts (linear views), each of which must meet the tolerance. The
             first part must determine the slopes of all parts. The second error estimate is used only for the first
             part.
-        on_step: A function called after every round of attempted steps (one for each active row) in which at least one
-            step was accepted. Its arguments are the indices ``(b,)`` of the rows whose step was accepted, the times
+        on_step: A function called after every round in which at least one step was accepted. (A round attempts one step
+            for each active row.) The arguments are the indices ``(b,)`` of the rows whose step was accepted, the times
             ``(b,)``, states ``(b, *state)`` and slopes ``(b, *state)`` of these rows, and the fraction of the interval
             that the slowest row has covered.
         passing: A function that replaces f at stages that have no weight in the solution or the error estimates
@@ -211,7 +209,7 @@ def check_tolerances(rtol: float, atol: float | None) -> None:
     """Check that the tolerances are valid. An ``atol`` of ``None`` means the value of ``rtol``.
 
     Raises:
-        UsageError: If a tolerance is invalid. The message states its value.
+        UsageError: If a tolerance is invalid.
     """
     check_number("rtol", rtol, RTOL)
     check_number("atol", atol, ATOL, "float | None")
@@ -235,10 +233,7 @@ def _check(y: Tensor, rtol: float, atol: float, method: str) -> None:
 
 @lru_cache
 def _columns(method: str, ndim: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
-    """Return one tensor for each stage: the weights of its slope in those sums of :class:`_Attempt` that use the slope.
-
-    The weights of a slope that is used in n sums have the shape ``(n, 1, ..., 1)``.
-    """
+    """Return the weights of each stage's slope in those sums of :class:`_Attempt` that use it."""
     tableau = TABLEAUS[method]
     count = len(tableau.c)
     sums = [*tableau.a[1:], tableau.e, *([tableau.g] if tableau.g else [])]
@@ -250,9 +245,7 @@ def _columns(method: str, ndim: int, dtype: torch.dtype, device: torch.device) -
 class _Attempt:
     """The part of a round that runs on the device: one attempted step for each active row.
 
-    One tensor contains the sums  s_i = sum_j a_ij k_j  of all stages and, after them, the sums for the error estimates.
-    One element-wise operation adds a new slope to all sums that use it, so the slope need not be kept.
-    (A matrix product would round differently for different batch sizes.)
+    The tensor ``sums`` contains  s_i = sum_j a_ij k_j  for all stages but the first, then the sums for the errors.
     """
 
     def __init__(
@@ -265,14 +258,14 @@ class _Attempt:
         self.sums = y.new_empty(len(self.columns[0]), *y.shape)
 
     def __call__(self, y: Tensor, k: Tensor, plan: Tensor, index: Tensor) -> tuple[Tensor, Tensor, list[Floats]]:
-        """Return the states and the slopes after the step, and the norms of the error estimates.
+        """Return the states and slopes after the step, and the norms of the error estimates divided by h.
 
-        The states and the slopes have shape ``(b, *state)``. The norms are divided by h, and the norm of the second
-        estimate is also multiplied by rtol^(1/3). The argument ``plan: (stages, b)`` contains the step sizes and the
-        times of the stages (see :meth:`_Rows.plan`).
+        The argument ``plan`` is the result of :meth:`_Rows.plan`.
         """
         size, *times = plan.unbind()
         h, sums, y_new = expand(size, y), self.sums[:, : len(y)], y
+        # Each slope is added at once to all sums that use it, so no slopes are kept. The operations are element-wise,
+        # because a matrix product would round differently for different batch sizes.
         torch.mul(self.columns[0], k, out=sums)
         for j, t in enumerate(times, start=1):
             y_new = torch.addcmul(y, h, sums[j - 1])
@@ -280,7 +273,7 @@ class _Attempt:
             sums[j:].addcmul_(self.columns[j], k)
         allowed = self.allowed(y, y_new)
         errors = [self.norm(sums[self.stages - 1], allowed)]
-        if self.second:
+        if self.second:  # the factor is there because _Rows.judge raises this norm to the power 3/2
             errors.append(self.rtol ** (1 / 3) * self.norm(sums[self.stages], allowed[:1]))
         return y_new, k, errors
 
@@ -290,10 +283,7 @@ class _Attempt:
         return [torch.maximum(b.abs(), a.abs()).add_(self.atol / self.rtol) for b, a in pairs]
 
     def norm(self, error: Tensor, allowed: list[Tensor]) -> Floats:
-        """Return, for each row, the maximum of ``rms(e / (atol + rtol max(|y|, |y_new|)))`` over the parts.
-
-        Only the parts of ``error`` that have an entry in ``allowed`` are included.
-        """
+        """Return the maximum of ``rms(error / allowed) / rtol`` over the parts in ``allowed``, for each row."""
         norms = [
             torch.linalg.vector_norm(flat(e / s), dim=1).cpu().double().numpy() / (self.rtol * math.sqrt(s[0].numel()))
             for s, e in zip(allowed, self.parts(error), strict=False)
@@ -315,18 +305,17 @@ class _Attempt:
 
 
 class _Rows:
-    """The step control of the active rows, on the host in float64. Arrays have shape ``(b,)``, one entry per row.
+    """The step control of the active rows. All arrays are on the host, with one entry per row.
 
     Attributes:
         index: The positions of the rows in the batch.
-        t: The time of each row, multiplied by the sign of the direction so that it always increases.
-        h: The size of the next step of each row, which is positive.
+        t, then: The times before and after the attempted step, negated if ``t1 < t0``.
+        h: The size of the next step, always positive.
         memory: The log of the last accepted error, multiplied by 0.4/q.
         most: The largest factor by which the step size may grow.
-        accepted: The number of accepted steps of each row.
-        attempts: The number of attempted steps, which is the same for every active row.
-        last: Whether the attempted step of each row is its last.
-        then: The time at which the attempted step of each row ends, multiplied by the sign of the direction.
+        accepted: The number of accepted steps.
+        attempts: The number of attempted steps, one number for all active rows.
+        last: Whether the attempted step is the row's last.
     """
 
     def __init__(self, t0: float, t1: float, tableau: Tableau, h: Floats) -> None:
@@ -341,12 +330,12 @@ class _Rows:
 
     @property
     def nfe(self) -> int:
-        """The number of evaluations so far, which is the same for every active row."""
+        """The number of evaluations so far, the same for every active row."""
         return 2 + self.cost * self.attempts
 
     @property
     def done(self) -> float:
-        """The fraction of the interval that the slowest row has covered, from 0 to 1."""
+        """The fraction of the interval that the slowest row has covered."""
         return float((self.t.min() - self.start) / (self.end - self.start))
 
     def times(self, which: Bools) -> Floats:
@@ -359,14 +348,11 @@ class _Rows:
             setattr(self, name, getattr(self, name)[stay])
 
     def plan(self) -> Floats:
-        """Return the sizes of the next steps and the times of their stages.
-
-        The result has shape ``(stages, b)``: first the sizes, then the times of all stages except the first. The last
-        step of a row ends exactly at t1. No stage lies beyond t1, because rounding is monotone.
-        """
+        """Return an array ``(stages, b)``: the signed step sizes, then the times of all stages but the first."""
         rest = self.end - self.t
         self.last = rest <= self.h * (1 + 1e-9)
         np.copyto(self.h, rest, where=self.last)
+        # The last step ends exactly at t1. No stage lies beyond t1, because rounding is monotone.
         self.then = np.where(self.last, self.end, self.t + self.h)
         plan, inner = np.empty((1 + self.cost, len(rest))), 1 + len(self.nodes)
         plan[0], plan[1:inner], plan[inner:] = self.h, self.t + self.nodes * self.h, self.then
@@ -375,8 +361,7 @@ class _Rows:
     def judge(self, errors: list[Floats]) -> Bools:
         """Return which of the attempted steps are accepted, and choose the sizes of the next steps.
 
-        The argument ``errors`` contains the norm of each error estimate, already divided by h. If there is a second
-        estimate, its norm has also been multiplied by rtol^(1/3).
+        The argument ``errors`` contains the norms from :class:`_Attempt`.
         """
         error = np.maximum(self.h * errors[0], 1e-10)
         if len(errors) > 1:
@@ -395,7 +380,7 @@ class _Rows:
         return accept
 
     def verdict(self, accept: Bools, error: Floats, max_nfe: int) -> tuple[Bools, Ints | int]:
-        """Return which rows leave the batch, and their status codes (a single ``OK`` if all these rows succeeded)."""
+        """Return which rows leave the batch, and their status codes (or one ``OK`` for all of these rows)."""
         arrived, small = accept & self.last, self.h < 1e-13 * (self.end - self.start)
         spent = self.nfe + self.cost > max_nfe
         if not spent and not small.any():
@@ -415,7 +400,7 @@ class _Ended:
         self.counts: list[Ints] = []
 
     def add(self, rows: _Rows, which: Ints, status: Ints | int, y: Tensor) -> None:
-        """Record the rows at positions ``which``, which leave the batch with the states ``y`` and the given status."""
+        """Record that the rows at positions ``which`` leave the batch with the given status."""
         counts = np.empty((5, len(which)), dtype=np.int64)
         counts[0], counts[1], counts[2] = rows.index[which], rows.nfe, rows.accepted[which]
         counts[3], counts[4] = rows.attempts - counts[2], status
@@ -423,12 +408,9 @@ class _Ended:
         self.states.append(y.index_select(0, to_device(which, y)))
 
     def solution(self) -> OdeSolution:
-        """Return the solution, with the rows in their original order.
-
-        If the interval or the batch is empty, the final states equal the initial states.
-        """
+        """Return the solution, with the rows in their original order."""
         y, counts = self.start.clone(), np.zeros((4, len(self.start)), dtype=np.int64)
-        if self.states:
+        if self.states:  # empty if the interval or the batch is empty
             found = np.concatenate(self.counts, axis=1)
             counts[:, found[0]] = found[1:]
             y[to_device(found[0], y)] = torch.cat(self.states)

@@ -9,7 +9,7 @@ three evaluations with the method of order 3.
 The weights g of the second error estimate are our own. Differences between two sets of weights that satisfy the four
 order conditions up to order 3 form a three-dimensional space, which contains b - b*. The direction of g in this space
 was chosen to single out the steps that b - b* accepts even though their error exceeds ten times the tolerance. The size
-of g was chosen so that the second estimate rejects only between one in 50 and one in 15 of the good steps.
+of g was chosen so that the second estimate rejects only 2 % to 7 % of the good steps.
 
 References:
     Dormand and Prince (1980), J. Comput. Appl. Math. 6:19-26.

@@ -18,7 +18,7 @@ transpose is computed by automatic differentiation, and equations 2 and 3 are ev
 operator for which equation 2 has a closed form should override ``solve``.
 
 The same operator degrades the training data of a conditional model, and is later used to make the model's samples agree
-with the measurement (:mod:`scoresde.run.seen`). The network does not need to know the operator, because it is always
+with a measurement (:mod:`scoresde.run.seen`). The network does not need to know the operator, because it is always
 shown an estimate with the shape of the data (:meth:`Operator.shown`), which is ``A^+ y`` in most cases.
 
 References:
@@ -109,7 +109,7 @@ class Operator(Checked, ABC):
         return tuple(self(torch.zeros(1, *self._event)).shape[1:])
 
     def rows(self, index: Tensor) -> Self:
-        """Return a copy of the operator for the rows of a batch that have the indices ``index: (B',)``.
+        """Return a copy of the operator for the rows ``index: (B',)`` of a batch.
 
         Fields that are tensors must have one row for each sample, or a single row for all samples.
         """
@@ -138,11 +138,7 @@ class Operator(Checked, ABC):
         return self.event
 
     def _space(self, event: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the sizes of the spatial axes of ``event``.
-
-        Raises:
-            UsageError: If the samples are vectors, which have no spatial axes.
-        """
+        """Return the sizes of the spatial axes, and reject vectors, which have none."""
         if len(event) < 2:
             raise UsageError(
                 f"the operator {self} needs pictures, signals or volumes, but the samples are vectors of shape {event}",
@@ -228,12 +224,9 @@ def conjugate_gradients(matrix: Callable[[Tensor], Tensor], r: Tensor, steps: in
 
 
 def _least_squares(forth: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor], y: Tensor, x: Tensor) -> Tensor:
-    """Compute, for each row, the x of smallest norm that minimises ``|B x - y|``, by conjugate gradients (CGLS).
+    """Return the x of smallest norm that minimises ``|B x - y|`` for each row, by conjugate gradients (CGLS).
 
-    Args:
-        forth, back: Functions that multiply by B and by B^T.
-        y: The right-hand side.
-        x: The starting point: zeros in the shape of the result.
+    The functions ``forth`` and ``back`` multiply by B and by B^T. The starting point ``x`` must be zero.
     """
     residual, s = y, back(y)
     p, size = s, _dot(s, s)
@@ -254,7 +247,7 @@ def _least_squares(forth: Callable[[Tensor], Tensor], back: Callable[[Tensor], T
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Return the inner product of each row of ``a`` with the corresponding row of ``b``, shape ``(B,)``."""
+    """Return the inner product of each row of ``a`` with the same row of ``b``."""
     return sum_flat(a * b)
 
 

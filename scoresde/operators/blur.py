@@ -4,8 +4,8 @@ Such a blur is diagonal in the basis of cosines (the orthonormal discrete cosine
 
     A = C^T diag(h) C,        h_j = exp(-(pi j s / n)^2 / 2),        j = 0, ..., n - 1,
 
-along each axis of n pixels, where s is the standard deviation in pixels. Hence A is symmetric. If ``a`` is constant
-over space, equation 2 of :mod:`scoresde.operators.base` is a division in this basis.
+along each axis of n pixels, where s is the standard deviation in pixels. Hence A is symmetric. If ``a`` and ``b``
+are constant over space, equation 2 of :mod:`scoresde.operators.base` is a division in this basis.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Blur(Linear):
         return y
 
     def _factors(self, x: Tensor) -> Tensor:
-        """Return the factor h of each cosine, in a tensor of shape ``(1, 1, *space)``."""
+        """Return the factors h of the cosines, ``(1, 1, *space)``."""
         h = torch.ones((), dtype=x.dtype, device=x.device)
         for side in x.shape[2:]:
             j = torch.arange(side, dtype=x.dtype, device=x.device)
@@ -81,21 +81,21 @@ class Blur(Linear):
 
 
 def _cosines(x: Tensor) -> Tensor:
-    """Apply C along all spatial axes of ``x``, and return the coefficients, which have the shape of ``x``."""
+    """Apply C along all spatial axes of ``x``."""
     for axis in range(2, x.ndim):
         x = torch.movedim(torch.movedim(x, axis, -1) @ _basis(x.shape[axis], x).T, -1, axis)
     return x
 
 
 def _back(u: Tensor) -> Tensor:
-    """Apply C^T along all spatial axes of ``u``. This is the inverse of :func:`_cosines`."""
+    """Apply C^T, the inverse of C, along all spatial axes of ``u``."""
     for axis in range(2, u.ndim):
         u = torch.movedim(torch.movedim(u, axis, -1) @ _basis(u.shape[axis], u), -1, axis)
     return u
 
 
 def _basis(n: int, like: Tensor) -> Tensor:
-    """Return the orthonormal cosine basis as an ``(n, n)`` matrix with one row for each frequency."""
+    """Return the orthonormal cosine basis C for n pixels, with one row for each frequency."""
     i = torch.arange(n, dtype=torch.float64)
     basis = torch.cos(math.pi / n * (i + 0.5) * i[:, None]) * math.sqrt(2 / n)
     basis[0] /= math.sqrt(2)

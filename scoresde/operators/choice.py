@@ -93,10 +93,10 @@ def parse(text: str, *, typed: Typed = True, read_mask: Callable[[str], Tensor] 
     """Build an operator from text, such as ``pool:2``, ``cells``, ``module:Class`` or ``grey/hole/pool:4``.
 
     Args:
-        text: Either ``module:Class``, or a name in :data:`scoresde.core.tables.OPERATORS`, optionally followed by a
-            colon and the value of the operator's first option. Several of these, joined by slashes, give a
+        text: Either ``module:Class``, or a name in :data:`scoresde.core.tables.OPERATORS`, which may be followed by a
+            colon and the value of the operator's first option. Several such texts, joined by slashes, give a
             :class:`OneOf`.
-        typed: Which names were typed by a person (:mod:`scoresde.core.registry`).
+        typed: Which names were typed by a person, rather than read from a file (:mod:`scoresde.core.registry`).
         read_mask: A function that reads the file in ``mask:FILE`` and returns a boolean mask, which is true where
             values are known. Without this function, ``mask:FILE`` is rejected.
 
@@ -110,7 +110,7 @@ def parse(text: str, *, typed: Typed = True, read_mask: Callable[[str], Tensor] 
     if head == "mask":  # the path may contain slashes
         if not rest or read_mask is None:
             raise UsageError(
-                "the operator 'mask' needs a file, as in mask:FILE, with white pixels where values are missing; if you "
+                "the operator 'mask' needs a file, as in mask:FILE, in which white pixels mark missing values; if you "
                 "call parse yourself, also pass read_mask"
             )
         return Mask(read_mask(rest), rest)

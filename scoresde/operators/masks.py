@@ -1,8 +1,8 @@
 """Masks: some values are known, and the others are missing. In ``y = A x``, the missing values are 0.
 
 A is a diagonal matrix of zeros and ones, so it is its own transpose and its own pseudo-inverse, and equation 2 of
-:mod:`scoresde.operators.base` is a division. A mask may hide whole pixels, in all channels at once, or individual
-values, such as some cells of a table.
+:mod:`scoresde.operators.base` is a division. A mask may hide whole pixels (in all channels at once) or individual
+values (such as cells of a table).
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Mask(Masking):
         super().__post_init__()
         if not isinstance(self.mask, Tensor) or self.mask.dtype != torch.bool:
             raise UsageError(
-                "a mask must be a tensor of booleans that is true where values are known, "
+                "a mask must be a boolean tensor that is true where values are known, "
                 f"got {getattr(self.mask, 'dtype', type(self.mask).__name__)}"
             )
 

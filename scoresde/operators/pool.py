@@ -43,7 +43,7 @@ class Pool(Linear):
         if any(side % self.size for side in space):
             raise UsageError(
                 f"pool:{self.size} needs sides that are divisible by {self.size}, but the samples are "
-                f"{' x '.join(map(str, space))}; use another block size, or resize images when they are loaded (size=)",
+                f"{' x '.join(map(str, space))}; use another block size, or load the images at another size (size=)",
                 parameter="cond",
             )
         return super().on(event)
@@ -69,7 +69,7 @@ class Pool(Linear):
         return int(self.size ** (y.ndim - 2))
 
     def _spread(self, y: Tensor) -> Tensor:
-        """Repeat each pixel of ``y`` over the block that it stands for."""
+        """Repeat each pixel of ``y`` over its block."""
         for axis in range(2, y.ndim):
             y = y.repeat_interleave(self.size, axis)
         return y

@@ -1,7 +1,7 @@
 """Plots of samples, scores, schedules and training, drawn from arrays.
 
 Functions that draw a plot return a :class:`matplotlib.figure.Figure` without showing it. If ``ax`` is given, they draw
-on these axes and return the figure of the axes. ``pyplot`` is never imported. Images and points are in data units.
+on these axes and return their figure. ``pyplot`` is never imported. Images and points are in data units.
 
     samples       :mod:`.samples`, :mod:`.images`, :mod:`.answers`, :mod:`.animation`, :mod:`.neighbours`
     trajectories  :mod:`.strips`, :mod:`.paths`

@@ -67,7 +67,7 @@ def animate_pair(
     """Draw two animations side by side, frame by frame, with a title above each of them.
 
     Only the first channel of signals and the first two coordinates of vectors are drawn. The colour of a point shows
-    the direction from the centre of all points to this point in the last frame of the left animation.
+    its direction from the centre in the last frame of the left animation.
 
     Args:
         left, right: Frames of shape ``(F, N, *event)`` in data units, where the event is an image ``(C, H, W)``, a
@@ -103,7 +103,7 @@ def animate_pair(
     pictures = []
     for k, names in enumerate(titles):
         figure = new_figure(6.6, height + 0.45)
-        figure.set_layout_engine("constrained", h_pad=0.09)  # a hat in a title needs extra space above it
+        figure.set_layout_engine("constrained", h_pad=0.09)  # extra space above the titles, for letters with a hat
         for ax, x, name in zip(figure.subplots(1, 2), pair, names, strict=True):
             tidy(ax)
             if flat:

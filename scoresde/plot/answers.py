@@ -1,14 +1,14 @@
 """Plots of the answers of a conditional model to several questions.
 
 A question is a condition, such as a low-resolution image, and its answers are samples drawn under this condition.
-Images are laid out in a sheet with one row of images for each question. From left to right, a row shows the given
-image, the first answers, the mean and the standard deviation of all answers, and the truth if it is known. Pixels that
-were not given are tinted. The given image is enlarged to the size of the answers without interpolation, so that its
-pixels remain visible.
+Images are laid out in a sheet with one row for each question. From left to right, a row shows the given image, the
+first answers, the mean and the standard deviation of all answers, and the truth if it is known. Pixels that were not
+given are tinted. The given image is enlarged to the size of the answers without interpolation, so that its pixels
+remain visible.
 
 Signals are drawn in one row of panels for each question, with one panel for each of the first three channels. Tables
-are drawn in one panel for each column. The distribution of the answers is drawn instead if there is only one question,
-its answers are many vectors, and none of the values of these vectors were given.
+are drawn in one panel for each column. If there is only one question, it has at least 30 answers, and no values are
+given, the distribution of the answers is drawn instead.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ __all__ = ["ANSWERS", "QUESTIONS", "TINT", "answers_figure"]
 QUESTIONS = {"image": 8, "volume": 8, "signal": 6, "vector": 60}  # the largest number of questions to show
 ANSWERS = 8  # the largest number of answers to show for a question
 COLUMNS = 12  # the largest number of columns of a table to show
-MANY = 30  # smallest number of vectors, all answers to a single question, to show as a distribution
+MANY = 30  # the smallest number of answers to a single question to draw as a distribution
 TINT = (196, 216, 236)  # colour of pixels that were not given
 HEAT = "magma"  # colour map of the deviation
 
@@ -118,10 +118,9 @@ def answers_figure(
 
 
 def _moments(x: Floats) -> tuple[Floats, Floats]:
-    """Return the mean and the standard deviation over the K answers to each question, each ``(Q, *event)``.
+    """Return the mean and the standard deviation of the answers ``(Q, K, *event)`` to each question.
 
-    The answers have shape ``(Q, K, *event)``. The results are NaN where all answers are missing, and the standard
-    deviation is also NaN where there is only one answer.
+    Missing answers are ignored. The mean is NaN without answers, and the deviation is NaN for fewer than two.
     """
     there = np.isfinite(x)
     count = there.sum(1)
@@ -189,7 +188,7 @@ def _slice(picture: Floats) -> Floats:
 
 
 def _enlarged(picture: Floats, size: tuple[int, ...]) -> Floats:
-    """Resize an image ``(C, h, w)`` to the given size by repeating or dropping pixels, without interpolation."""
+    """Resize an image ``(C, h, w)`` by repeating or dropping pixels."""
     for axis, side in zip((1, 2), size, strict=True):
         index = ((np.arange(side) + 0.5) * picture.shape[axis] / side).astype(int)
         picture = np.take(picture, index, axis)
@@ -197,7 +196,7 @@ def _enlarged(picture: Floats, size: tuple[int, ...]) -> Floats:
 
 
 def _pixels(picture: Floats, low: float, high: float) -> Pixels:
-    """Convert an image ``(C, H, W)`` to RGB bytes ``(H, W, 3)``. A pixel is tinted if any of its values is NaN."""
+    """Convert an image ``(C, H, W)`` to RGB bytes ``(H, W, 3)``, and tint the pixels that contain NaN."""
     colours = picture if len(picture) in (1, 3, 4) else picture[:1]
     unknown = np.isnan(colours).any(0)
     drawn = image_grid(np.where(np.isnan(colours), low, colours)[None], 1, low, high, pad=0)
@@ -206,16 +205,10 @@ def _pixels(picture: Floats, low: float, high: float) -> Pixels:
 
 
 def _heat(deviation: Floats) -> tuple[Pixels, float]:
-    """Convert standard deviations ``(R, C, H, W)`` to colours. Several channels are combined by their root mean square.
-
-    All images share one colour scale, which starts at 0.
-
-    Returns:
-        The colours, uint8 ``(R, H, W, 3)``, and the largest standard deviation in all images.
-    """
+    """Convert standard deviations ``(R, C, H, W)`` to colours, and return the largest deviation as well."""
     from matplotlib import colormaps
 
-    value = np.sqrt(np.square(deviation).mean(1))
+    value = np.sqrt(np.square(deviation).mean(1))  # combine the channels
     most = float(np.nanmax(value)) if np.isfinite(value).any() else 0.0
     unit = np.nan_to_num(value) / (most or 1.0)
     drawn = np.rint(255 * colormaps[HEAT](unit)[..., :3]).astype(np.uint8)
@@ -224,11 +217,7 @@ def _heat(deviation: Floats) -> tuple[Pixels, float]:
 
 
 def _sheet(groups: Sequence[Pixels]) -> tuple[Pixels, list[float]]:
-    """Arrange groups of pictures ``(R, K, H, W, 3)`` side by side, with wide gaps between the groups.
-
-    Returns:
-        The sheet, uint8 ``(height, width, 3)``, and the centre of each column in pixels.
-    """
+    """Arrange groups of pictures ``(R, K, H, W, 3)`` on a sheet, and return the centres of the columns as well."""
     rows, _, height, width = groups[0].shape[:4]
     wide = max(2, width // 6)
     total = sum(g.shape[1] * (width + 1) for g in groups) + wide * (len(groups) - 1) + 1
@@ -252,7 +241,7 @@ def _sheet(groups: Sequence[Pixels]) -> tuple[Pixels, list[float]]:
 def _signals(
     x: Floats, given: Floats | None, truth: Floats | None, labels: Sequence[str], title: str, names: Sequence[str]
 ) -> Figure:
-    """Draw a row of panels for each question, with one panel for each of the first three channels."""
+    """Draw a row of panels for each question, with one panel per channel (at most three)."""
     mean, _ = _moments(x)
     rows, channels = min(len(x), QUESTIONS["signal"]), min(x.shape[2], 3)
     figure = new_figure(max(6.0, 3.6 * channels), 1.35 * rows + 0.9)
@@ -353,7 +342,7 @@ def _table(
 
 
 def _distribution(x: Floats, truth: Floats | None, label: str, title: str, names: Sequence[str]) -> Figure:
-    """Draw the distribution of the answers ``(K, D)`` to one question, and mark the truth with lines."""
+    """Draw the distribution of the answers ``(K, D)`` to one question, and mark the truth."""
     figure = scatter(x, names=names) if x.shape[1] == 2 else vectors(x, names=names)
     axes = figure.axes
     if truth is not None and bool(np.isfinite(truth).all()):

@@ -83,8 +83,8 @@ def points_of(x: Array, name: str) -> Floats:
 def window(values: Floats) -> tuple[Floats, Floats]:
     """Return the lowest and the highest value to show in each column of ``values``, as two arrays ``(D,)``.
 
-    The shape of ``values`` is ``(N, D)``. Outliers are ignored. Let R be the range of the middle 98 % of the values in
-    one column. A value in this column is an outlier if its distance from R exceeds the width of R.
+    The shape of ``values`` is ``(N, D)``. Outliers are ignored. Let R be the range of the middle 98 % of a column. A
+    value in the column is an outlier if its distance from R exceeds the width of R, unless this width is 0.
     """
     low, high = np.quantile(values, [0.01, 0.99], axis=0)
     width = np.where(high > low, high - low, np.inf)
@@ -93,9 +93,9 @@ def window(values: Floats) -> tuple[Floats, Floats]:
 
 
 def halves(widths: Floats, names: Sequence[str] = ()) -> Floats:
-    """Compute the half-widths ``(2,)`` of a plot window from the widths of the ranges of two coordinates.
+    """Compute the half-widths ``(2,)`` of a plot window for two coordinates whose ranges have the given widths.
 
-    Both coordinates get the same scale unless the ratio of their widths exceeds a limit. The limit is lower for
+    Both coordinates get the same scale unless the ratio of the widths exceeds a limit. The limit is lower for
     coordinates with names, because these are columns of a table and may have different units.
     """
     most, least = float(widths.max()), float(widths.min())
@@ -127,10 +127,7 @@ def column_names(names: Sequence[str], count: int, length: int = 24) -> list[str
 
 
 def _import() -> None:
-    """Import Matplotlib even if ``MPLBACKEND`` names an unknown backend, which would make a normal import fail.
-
-    The setting has no effect on the figures of this package.
-    """
+    """Import Matplotlib, even if ``MPLBACKEND`` names an unknown backend."""
     with _IMPORTING:
         _import_without_backend()
 
@@ -142,6 +139,7 @@ def _import_without_backend() -> None:
     try:
         import_module("matplotlib")
     except ValueError:
+        # An unknown backend makes the import fail, although the figures of this package do not use it.
         asked = os.environ.pop("MPLBACKEND", None)
         if asked is None:
             raise
@@ -191,7 +189,7 @@ def set_title(ax: Axes, title: str | None) -> None:
 
 
 def legend_above(ax: Axes, ncols: int) -> None:
-    """Add a legend with opaque markers above the axes, on the right, where it covers no data."""
+    """Add a legend with opaque markers at the top right, above the axes."""
     legend = ax.legend(
         loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=ncols, fontsize=8, frameon=False,
         borderaxespad=0.2, handletextpad=0.4, columnspacing=1.2, markerscale=2,

@@ -1,10 +1,9 @@
 """Plots of the calibration of a conditional model: the ranks of the truth among the answers, and the coverage.
 
-The left panel shows how often each rank occurs, relative to its frequency if all ranks were equally likely. The right
-panel shows the fraction of true values inside a central interval of the answers as a function of the interval's level.
-The error bars show two standard errors. For exact answers, both plots follow the dashed lines to within the error bars.
-Ranks that pile up at both ends, and a coverage below the diagonal, are signs of answers that differ too little from one
-another.
+The left panel shows how often each rank occurs, relative to the frequency of equally likely ranks. The right panel
+shows the fraction of true values inside a central interval of the answers, against the level of the interval. The error
+bars show two standard errors. For exact answers, both plots follow the dashed lines to within the error bars. If the
+answers differ too little from one another, the ranks pile up at both ends, and the coverage lies below the diagonal.
 """
 
 from __future__ import annotations
@@ -32,18 +31,17 @@ def calibration(
     """Plot the ranks of the truth and the coverage of central intervals, for one or several sets of values.
 
     Args:
-        ranks: For each set, keyed by name, the frequencies of the bins of ranks and their standard errors, each
-            ``(bins,)``. Frequencies are relative to those of uniform ranks, and an unknown standard error is NaN. At
-            most seven sets can be drawn.
-        coverage: For each set, keyed by name, the fractions of true values inside the intervals and their standard
-            errors, each ``(L,)``.
+        ranks: For each set, keyed by name, the frequency of ranks in each bin, relative to uniform ranks, and its
+            standard error (NaN if unknown), each ``(bins,)``. At most seven sets can be drawn.
+        coverage: For each set, keyed by name, the fraction of true values inside the interval at each level, and its
+            standard error, each ``(L,)``.
         levels: The levels of the intervals, ``(L,)``, between 0 and 1.
     """
     known = finite(levels, "levels", 1)
     if not 1 <= len(ranks) <= len(COLOURS) or list(ranks) != list(coverage):
         raise UsageError(
-            f"pass the ranks and the coverage of the same 1 to {len(COLOURS)} sets, got ranks of "
-            f"{list(ranks)} and coverage of {list(coverage)}"
+            f"ranks and coverage must have the same keys (1 to {len(COLOURS)} of them), got {list(ranks)} and "
+            f"{list(coverage)}"
         )
     figure = new_figure(8.4, 3.4)
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
@@ -86,7 +84,7 @@ def calibration(
 
 
 def _pair(values: tuple[Array, Array], name: str) -> tuple[Floats, Floats]:
-    """Check values and their standard errors, each ``(n,)``, and return them as arrays."""
+    """Convert values and their standard errors to arrays, and check that the shapes match."""
     first, errors = finite(values[0], name, 1), np.asarray(plain(values[1]), dtype=np.float64)
     if errors.shape != first.shape or not len(first):
         raise UsageError(
@@ -96,7 +94,7 @@ def _pair(values: tuple[Array, Array], name: str) -> tuple[Floats, Floats]:
 
 
 def _bars(ax: Axes, x: Floats, y: Floats, errors: Floats, colour: str) -> None:
-    """Draw error bars of two standard errors at the points whose standard error is known."""
+    """Draw error bars of two standard errors where the standard error is known."""
     there = np.isfinite(errors)
     if there.any():
         ax.errorbar(x[there], y[there], 2 * errors[there], fmt="none", ecolor=colour, elinewidth=0.8)

@@ -74,7 +74,7 @@ def score_fields(
 ) -> Figure:
     """Draw one or more scores as arrows, with a row of panels for each score and a column for each time.
 
-    The density, and points drawn from the density, are shown behind the arrows if they are given.
+    If the density or points drawn from it are given, they are shown behind the arrows.
 
     Args:
         x_grid, y_grid: Evenly spaced x coordinates ``(X,)`` and y coordinates ``(Y,)``.

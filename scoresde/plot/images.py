@@ -35,7 +35,7 @@ def image_grid(x: Array, columns: int | None = None, low: float = -1.0, high: fl
         x: Images ``(N, C, H, W)`` in data units, or volumes ``(N, C, D, H, W)``, of which only slice ``D // 2`` is
             drawn. One channel is drawn as grey, three as RGB, and four as RGBA composited on white. With any other
             number of channels, the first six are drawn as grey images side by side, each scaled to the middle 99 % of
-            its values in ``x``.
+            the channel's values in ``x``.
         columns: Number of images per row. The default is ``ceil(sqrt(N))``. If channels are drawn side by side, the
             default makes the sheet roughly square in pixels.
         low: The value to draw as black, or as transparent in an alpha channel.
@@ -92,7 +92,7 @@ def image_grid(x: Array, columns: int | None = None, low: float = -1.0, high: fl
 def save_images(
     folder: str | os.PathLike[str], x: Array, names: Sequence[str], low: float = -1.0, high: float = 1.0
 ) -> Path:
-    """Write each image to its own PNG file, without resizing.
+    """Write each image to a separate PNG file, without resizing.
 
     Args:
         folder: Folder to write to. It is created if needed.
@@ -116,16 +116,14 @@ def save_images(
 
 
 def _side_by_side(values: Floats) -> Floats:
-    """Arrange the channels of images ``(N, C, H, W)`` side by side in grey images ``(N, 1, H, C (W + 1) + 1)``.
-
-    Each channel is scaled separately to [0, 1]. Vertical grey lines, one pixel wide, separate the channels and mark the
-    left and right edges of each image.
-    """
+    """Draw the channels of images side by side in grey images ``(N, 1, H, C (W + 1) + 1)``."""
     n, channels, height, width = values.shape
+    # Scale each channel separately.
     least, most = np.quantile(values, [0.005, 0.995], axis=(0, 2, 3), keepdims=True)
     flat = most <= least
     unit = np.clip((values - least) / np.where(flat, 1.0, most - least), 0.0, 1.0)
     unit = np.where(flat, 0.5, unit)
+    # Draw a grey line to the left of each channel, and to the right of the last.
     row = np.pad(unit.transpose(0, 2, 1, 3), ((0, 0), (0, 0), (0, 0), (1, 0)), constant_values=GAP / 255)
     row = row.reshape(n, 1, height, channels * (width + 1))
     return np.pad(row, ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=GAP / 255)

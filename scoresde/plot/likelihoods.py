@@ -20,8 +20,8 @@ __all__ = ["likelihood_histogram"]
 def likelihood_histogram(sets: Mapping[str, Array], unit: str, ax: Axes | None = None) -> Figure:
     """Draw a histogram for each data set, with a dashed line at the mean. The legend also states the means.
 
-    All histograms have area 1 and the same bin width. The bin width is the smallest of the widths that the rule of
-    Freedman and Diaconis (1981) gives for the data sets, unless there would be too few or too many bins.
+    All histograms have area 1 and the same bin width. The rule of Freedman and Diaconis (1981) gives a bin width for
+    each data set. The smallest of them is used, unless there would be too few or too many bins.
 
     Args:
         sets: Values ``(n,)`` of at most seven data sets, keyed by name.
@@ -56,9 +56,6 @@ def likelihood_histogram(sets: Mapping[str, Array], unit: str, ax: Axes | None =
 
 
 def _bin_width(sets: list[Floats]) -> float:
-    """Compute the smallest bin width ``2 IQR n^(-1/3)`` over the sets with a positive interquartile range (IQR).
-
-    The result is infinite if there is no such set.
-    """
+    """Return the smallest positive bin width ``2 IQR n^(-1/3)`` of the sets, or infinity if there is none."""
     widths = [2 * float(np.subtract(*np.percentile(v, [75, 25]))) / np.cbrt(len(v)) for v in sets]
     return min((w for w in widths if w > 0), default=np.inf)

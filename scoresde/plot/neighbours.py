@@ -115,7 +115,7 @@ def neighbour_sheet(
 
 
 def _points(a: Floats, b: Floats, flagged: Collection[int], data: Array | None, names: Sequence[str]) -> Figure:
-    """Draw lines from samples to their nearest training rows, over the training data."""
+    """Draw samples, and lines to their nearest training rows, over the training data."""
     figure, ax = canvas(None, 4.5, 4.5)
     behind = b if data is None else points_of(data, "data")
     least, most = window(np.concatenate([behind, a, b]))
@@ -140,7 +140,7 @@ def _points(a: Floats, b: Floats, flagged: Collection[int], data: Array | None, 
 
 
 def _lines(ax: Axes, sample: Array, nearest: Array) -> None:
-    """Plot the values of a sample and of its nearest training row as lines, with the channels placed end to end."""
+    """Draw a sample and its nearest training row as lines, with the channels end to end."""
     ax.plot(np.ravel(nearest), color=GREY, linewidth=2.2, marker="o", markersize=2.5)
     ax.plot(np.ravel(sample), color=BLUE, linewidth=1.0, marker="o", markersize=1.5)
     tidy(ax)

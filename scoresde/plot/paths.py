@@ -91,25 +91,23 @@ def trajectories(
 
 
 def _law(ax: Axes, times: Floats, x: Floats, edges: Floats) -> None:
-    """Shade the density of the states at each time.
-
-    The density is divided by its maximum at each time, so that a narrow density is no darker than a wide density.
-    """
+    """Shade the density of the states at each time."""
     density = np.stack([np.histogram(row, edges)[0] for row in x]).astype(np.float64)
+    # Divide by the maximum at each time, so that a narrow density is as dark as a wide one.
     density = _smooth(density) / np.maximum(_smooth(density).max(axis=1, keepdims=True), 1e-300)
     middles = (edges[1:] + edges[:-1]) / 2
     ax.pcolormesh(times, middles, density.T, cmap="Greys", vmin=0, vmax=2.2, shading="gouraud", rasterized=True)
 
 
 def _smooth(density: Floats) -> Floats:
-    """Smooth histograms over neighbouring bins with Gaussian weights, because each bin contains few samples."""
+    """Smooth histograms with a Gaussian, because each bin contains few samples."""
     reach = np.arange(-6, 7)
     kernel = np.exp(-(reach**2) / (2 * 2.0**2))
     return np.apply_along_axis(np.convolve, 1, density, kernel / kernel.sum(), "same")
 
 
 def _histogram(ax: Axes, x: Floats, edges: Floats, real: Floats | None) -> None:
-    """Draw a histogram of ``x`` with horizontal bars, over a grey histogram of ``real`` unless it is ``None``."""
+    """Draw a horizontal histogram of ``x``, over a grey histogram of ``real`` if given."""
     bins = edges[::2]
     if real is not None:
         ax.hist(real, bins=list(bins), density=True, orientation="horizontal", color=GREY, alpha=0.5, label="data")

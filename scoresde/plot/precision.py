@@ -3,9 +3,9 @@
 There are two panels, with a line for each solver. The first panel shows the distance to the converged solution
 (:mod:`scoresde.study.bench`). This distance falls with slope -k for a solver of order k, until it is limited by
 rounding or by the error of the converged solution. The second panel shows the sliced W2 distance to held-out data. The
-grey band is the range of this distance for real data, and the dotted line is its value for the converged solution. Once
-a solver reaches the dotted line, more evaluations bring no further improvement. Lines differ in marker and colour, and
-also in dash pattern if there are more than seven solvers.
+grey band shows the distances of real data to the held-out data, and the dotted line shows the distance of the converged
+solution. Once a solver is at the dotted line, more evaluations do not improve the samples. Lines differ in marker and
+colour, and also in dash pattern if there are more than seven solvers.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def work_precision(
         curves: A curve of shape ``(K, 3)`` for each solver, keyed by the solver's name. The columns are the number of
             evaluations, the distance to the converged solution, and the sliced W2 distance to data. NaN marks a missing
             value. A panel without any values is left out.
-        floor: The lowest and highest sliced W2 distances of real data.
-        converged: The sliced W2 distance of the converged solution.
+        floor: The lowest and highest sliced W2 distances of real data to the held-out data.
+        converged: The sliced W2 distance of the converged solution to the held-out data.
         ax: Axes on which to draw only the first panel, or ``None`` for a new figure with all panels.
 
     Raises:
@@ -83,13 +83,13 @@ def work_precision(
 
 
 def _shown(points: Floats, column: int) -> Floats:
-    """Return the points that logarithmic axes can show, as pairs ``(k, 2)`` of evaluations and distance."""
+    """Return the points that logarithmic axes can show, as pairs of evaluations and distance."""
     pairs = points[:, [0, column]]
     return pairs[(np.isfinite(pairs) & (pairs > 0)).all(axis=1)]
 
 
 def _draw(ax: Axes, found: Mapping[str, Floats], column: int) -> None:
-    """Draw a line for each solver on logarithmic axes, with ticks that suit the range of the values."""
+    """Draw a line for each solver on logarithmic axes."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     ax.set_xscale("log")

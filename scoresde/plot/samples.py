@@ -94,7 +94,7 @@ def scatter(
 
 
 def _outside(ax: Axes, count: int) -> None:
-    """Write the number of samples outside the axes in a corner of the plot."""
+    """Write in a corner how many samples lie outside the axes."""
     if count:
         ax.text(
             0.99, 0.98, f"{count:,} outside", transform=ax.transAxes, ha="right", va="top", fontsize=7, color=VERMILION
@@ -146,10 +146,9 @@ def _traces_of(x: Array, name: str) -> Floats:
 def _panels(
     panels: Sequence[Axes], values: Floats, span: Floats, names: Sequence[str], colour: str | None = None, rows: int = 0
 ) -> None:
-    """Draw signals ``(N, C, L)`` in one panel per channel.
+    """Draw signals ``(N, C, L)`` in one panel per channel, with the scale of the signals ``span``.
 
-    The scale of each channel is set by the range of the signals ``span`` in this channel. Each panel has space for N
-    signals or for ``rows`` signals, whichever number is larger.
+    Each panel has space for at least ``rows`` signals.
     """
     colours = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
     several = values.shape[1] > 1 or len(names) == span.shape[1]
@@ -180,7 +179,7 @@ def _panels(
 
 
 def _marks(low: float, high: float) -> list[float]:
-    """Choose two or three round numbers between ``low`` and ``high``, or return these limits if that is impossible."""
+    """Return two or three round numbers from ``low`` to ``high``, or the limits if there are too few."""
     from matplotlib.ticker import MaxNLocator
 
     for most in (2, 3, 4):
@@ -194,8 +193,9 @@ def _marks(low: float, high: float) -> list[float]:
 def vectors(x: Array, reference: Array | None = None, names: Sequence[str] = (), like: Array | None = None) -> Figure:
     """Draw histograms of the first twelve coordinates, each over a grey histogram of the reference with the same bins.
 
-    If all values of a coordinate are integers, no integer lies on a bin edge. Extreme outliers lie outside the bins.
-    Unless ``like`` is given, each panel states how many samples lie outside.
+    If all values of a coordinate in the reference (or in ``x``, without a reference) are integers, no integer lies on a
+    bin edge. Extreme outliers lie outside the bins. Unless ``like`` is given, each panel states how many samples lie
+    outside.
 
     Args:
         x: Vectors ``(N, D)``.
@@ -247,10 +247,9 @@ def vectors(x: Array, reference: Array | None = None, names: Sequence[str] = (),
 
 
 def _edges(values: Floats, least: float, most: float, count: int) -> tuple[list[float], float]:
-    """Choose the bin edges of a histogram of ``count`` values, and the fraction of the bin width that each bar fills.
+    """Return the bin edges for a histogram of ``count`` values, and the width of the bars relative to the bins.
 
-    If all values are integers, every bin covers the same number of integers. Otherwise, bins of equal width run from
-    ``least`` to ``most``.
+    If all ``values`` are integers, every bin covers the same number of integers.
     """
     bins = int(np.clip(math.sqrt(count), 10, 50))
     if (values == np.rint(values)).all() and max(abs(least), abs(most)) < 1e15:
@@ -296,7 +295,7 @@ def samples_figure(
 
 
 def _signal_pair(x: Array, reference: Array, names: Sequence[str]) -> Figure:
-    """Draw signals and data on the same scales, side by side or, for several channels, one above the other."""
+    """Draw signals and data on the same scales, side by side or one above the other."""
     both = {"samples": _traces_of(x, "x")[:SIGNALS], "data": _traces_of(reference, "reference")[:SIGNALS]}
     channels = min(both["samples"].shape[1], PANELS)
     rows = max(len(values) for values in both.values())
@@ -316,7 +315,7 @@ def _signal_pair(x: Array, reference: Array, names: Sequence[str]) -> Figure:
 
 
 def dots(ax: Axes, points: Floats, colour: str, label: str) -> None:
-    """Draw points as dots, which are smaller and more transparent if there are many points.
+    """Draw points as dots. The more points there are, the smaller and more transparent the dots.
 
     The dots are rasterised to keep vector files small.
     """

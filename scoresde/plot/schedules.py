@@ -38,7 +38,7 @@ class Schedule:
             ``(T,)``.
         beta: The rate ``-2 d log alpha / dt``, shape ``(T,)``.
         g2: The squared diffusion coefficient ``g^2``, shape ``(T,)``. It equals ``beta`` for variance-preserving SDEs.
-        nodes: The log-SNR at the nodes of a solver's time grid with S steps, shape ``(S + 1,)``.
+        nodes: The log-SNR at the S + 1 nodes of a solver's time grid, shape ``(S + 1,)``.
         training: The log-SNR at randomly drawn training times, shape ``(K,)``.
     """
 
@@ -121,8 +121,8 @@ def schedules(curves: Sequence[Schedule]) -> Figure:
 
 
 def _bounded(curve: Schedule) -> Floats:
-    """Return the log-SNR, clipped to [-60, 60] because it may be infinite."""
-    return np.clip(np.asarray(plain(curve.log_snr), dtype=np.float64), -60, 60)
+    """Return the log-SNR clipped to [-60, 60]."""
+    return np.clip(np.asarray(plain(curve.log_snr), dtype=np.float64), -60, 60)  # it may be infinite
 
 
 def _ends(curve: Schedule) -> Floats:
@@ -131,14 +131,14 @@ def _ends(curve: Schedule) -> Floats:
 
 
 def _within(rate: Floats) -> Floats:
-    """Return the rate where it lies within the limits :data:`RATES`, and NaN elsewhere."""
+    """Replace values outside the limits :data:`RATES` with NaN."""
     return np.where((rate >= RATES[0]) & (rate <= RATES[1]), rate, np.nan)
 
 
 def _share(curve: Schedule) -> tuple[Floats, Floats]:
-    """Return the midpoint of each solver step in log-SNR, and the density of steps at the midpoint.
+    """For each solver step, return the midpoint in log-SNR and the fraction of steps per unit of log-SNR there.
 
-    The density is the fraction of all steps per unit of log-SNR. Steps with an infinite log-SNR are left out.
+    Steps that start or end at an infinite log-SNR are left out.
     """
     nodes = np.asarray(plain(curve.nodes), dtype=np.float64)
     steps = len(nodes) - 1

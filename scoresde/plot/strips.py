@@ -3,7 +3,7 @@
 A strip plot has one or more blocks, one below another. A block shows states of shape ``(T, N, *event)``, with a column
 for each of the T times. Images are arranged in a sheet, in which each of the N rows shows one image at all times. For
 points and signals, there is one panel for each time. Each point has the same colour at all times, so that mixing is
-visible. The colour shows the direction from the centre of all points to this point at a chosen time.
+visible. The colour shows in which direction the point lies from the centre of all points at a chosen time.
 """
 
 from __future__ import annotations
@@ -81,9 +81,9 @@ def strips(
 def _blocks(
     width: float, titles: Sequence[str], heights: Sequence[float], note: str | None
 ) -> tuple[Figure, list[SubFigure]]:
-    """Create a figure with a titled subfigure for each block, and with the note, if any, at the bottom.
+    """Create a figure with a titled subfigure for each block, and with the note at the bottom.
 
-    The heights of the blocks are in inches, and do not include titles and labels.
+    The ``heights`` are in inches and do not include titles and labels.
     """
     below = 0.0 if note is None else 0.25
     tall = [height + TITLE + (below if i == len(heights) - 1 else 0.0) for i, height in enumerate(heights)]
@@ -135,7 +135,7 @@ def _panels(
 def _point_strips(
     states: Mapping[str, Floats], columns: Sequence[str], coloured_by: Floats, note: str | None
 ) -> Figure:
-    """Draw points, each in the same colour at all times, with the same axes in all panels."""
+    """Draw points with the same axes in all panels. A point has the same colour in each panel."""
     if any(x.shape[2] < 2 for x in states.values()):
         raise UsageError(
             "vectors must have at least 2 coordinates, got 1; plot a single coordinate as trajectories instead"
@@ -157,7 +157,7 @@ def _point_strips(
 
 
 def _signal_strips(states: Mapping[str, Floats], columns: Sequence[str], note: str | None) -> Figure:
-    """Draw the first channel of each signal, one signal below another, with the same axes in all panels of a block."""
+    """Draw the first channel of signals, one below another, with the same axes throughout a block."""
     figure, rows = _panels(states, columns, 1.5, note)
     step = 1.1 * max(float(np.ptp(x[:, :, 0], axis=2).max()) for x in states.values()) + 1e-9
     for title, x in states.items():

@@ -57,7 +57,7 @@ def loss_curve(
 
 
 def _curve(steps: Array, losses: Array) -> tuple[Floats, Floats]:
-    """Convert steps and losses to arrays ``(N,)``, with NaN where a loss is not finite."""
+    """Convert steps and losses to arrays, with NaN where a loss is not finite."""
     t = np.asarray(plain(steps), dtype=np.float64)
     y = np.asarray(plain(losses), dtype=np.float64)
     if t.ndim != 1 or t.shape != y.shape:
@@ -66,15 +66,13 @@ def _curve(steps: Array, losses: Array) -> tuple[Floats, Floats]:
 
 
 def _running_mean(y: Floats, window: int) -> Floats:
-    """Compute the centred running mean over ``window`` values (rounded up to an odd number), ignoring NaN.
-
-    Near the first and the last value, fewer values are averaged.
-    """
-    kernel = np.ones(window | 1)
+    """Return the centred running mean over about ``window`` values, ignoring NaN."""
+    kernel = np.ones(window | 1)  # an odd width
     there = ~np.isnan(y)
     if len(y) == 0:
         return y
     half = window // 2
     total = np.convolve(np.where(there, y, 0.0), kernel)[half : half + len(y)]
+    # Fewer values are averaged near the ends.
     count = np.convolve(there.astype(np.float64), kernel)[half : half + len(y)]
     return np.where(there, total / np.maximum(count, 1.0), np.nan)

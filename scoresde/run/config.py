@@ -1,13 +1,13 @@
 """The configuration of a training run, as a frozen dataclass.
 
-Before training, fields that are ``auto`` are resolved: they are replaced by values that suit the data. The resolved
-configuration is printed, saved as ``config.json``, and read back by :func:`scoresde.load`.
+Before training, the configuration is resolved: choices left open are set to suit the data
+(:meth:`TrainConfig.resolved`). The result is printed, saved as ``config.json``, and read back by :func:`scoresde.load`.
 
-A configuration may refer to the SDE and other objects by name. It records which of these names were typed by a person,
-because only such names may import a user's own code (:mod:`scoresde.core.registry`). If a configuration is created in
-Python, all of its names count as typed. If it is read from a file, none of its names count as typed, not even in a copy
-made by ``dataclasses.replace``. To continue training with a class of your own, add its name to ``typed``, or replace
-the name with an object of the class.
+A configuration may refer to the SDE and other objects by name. The field ``typed`` records which names come from the
+user rather than from a file, because only those may import a user's own code (:mod:`scoresde.core.registry`). In a
+configuration created in Python, all names come from the user. In one read from a file, none do, and
+``dataclasses.replace`` does not change this. To continue training with a class of your own, add its name to ``typed``,
+or replace the name with an instance of the class.
 """
 
 from __future__ import annotations
@@ -106,9 +106,9 @@ class TrainConfig:
             present, names the network to use instead of the preset's.
         learn_variance: Whether the network also learns the variance of the reverse steps of a chain (``ddpm`` or
             ``smld``), with the hybrid loss of :mod:`scoresde.likelihood.chain`.
-        augment: How images are augmented in training: a comma-separated list of ``flip``, ``vflip``, ``scale`` and
-            ``shift``, or ``all``, or ``none`` (:mod:`scoresde.data.augment`). The network receives the parameters of
-            each augmentation as input, so that samples look like the original data.
+        augment: How images are augmented in training: ``none``, ``all``, or any of ``flip``, ``vflip``, ``scale`` and
+            ``shift``, separated by commas (:mod:`scoresde.data.augment`). The network receives the parameters of each
+            augmentation as input, so that samples look like the original data.
         cond: The sources of the model's condition: ``none``, or any of ``class``, ``vector``, ``image``, ``text`` and
             an operator, joined by ``+`` (:mod:`scoresde.data.given`).
         cond_drop: Probability of dropping the whole condition of a row, for classifier-free guidance.
@@ -127,14 +127,16 @@ class TrainConfig:
             of the run.
         save_minutes: Maximum time between checkpoints, in minutes. A checkpoint is also saved after each fifth of the
             run.
-        typed: Which names were typed by a person: all (true), none (false), or only the names listed. This field is not
-            stored.
+        keep: Number of checkpoints to keep. To guide a model by an earlier version of itself
+            (:meth:`scoresde.Run.guided`), keep 5 or more.
+        typed: Which names come from the user rather than from a file: all (true), none (false), or the listed names.
+            This field is not stored.
     """
 
     limits: ClassVar[Mapping[str, Range]] = ranges(
         shift=SHIFT, cond_drop=FRACTION, ema=FRACTION, test_fraction=SHARE, seed=SEED,
         steps=dataclasses.replace(TRAINED, low=0, hint=_HINT), batch=_OR_0, warmup=_OR_0, sample_every=_OR_0,
-        lr=dataclasses.replace(LR, above=False, hint=_HINT), save_minutes=Range(0, infinite=True),
+        lr=dataclasses.replace(LR, above=False, hint=_HINT), save_minutes=Range(0, infinite=True), keep=COUNT,
         clip=Range(0, above=True, infinite=True, hint="inf disables clipping"),
     )  # fmt: skip
 
@@ -171,6 +173,7 @@ class TrainConfig:
     on_bad: str = "stop"
     sample_every: int = 0
     save_minutes: float = 10.0
+    keep: int = 2
     typed: Typed = field(default=True, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -207,11 +210,11 @@ class TrainConfig:
             raise UsageError(f"unknown preset {self.preset!r}; {closest(self.preset, ['auto', *PRESETS])}")
 
     def fitted(self, highest: Callable[[], float]) -> TrainConfig:
-        """Return a copy of the configuration in which ``sigma_max``, if it is ``auto``, is set to suit the data.
+        """Return the configuration, with ``sigma_max`` set to suit the data if it is ``auto``.
 
         Args:
-            highest: A function without arguments that returns the noise level, in model units, that the path must reach
-                (see :func:`scoresde.sde.reach.sigma_for`). The function is called only if ``sigma_max`` is ``auto``.
+            highest: A function without arguments that returns the noise level needed at the end of the path, in model
+                units (see :func:`scoresde.sde.reach.sigma_for`). It is called only if ``sigma_max`` is ``auto``.
         """
         if self.sde_options.get("sigma_max") != AUTO:
             return self
@@ -220,11 +223,11 @@ class TrainConfig:
         return dataclasses.replace(self, sde_options=options)
 
     def resolved(self, info: DataInfo, data_std: float = 1.0, operator: Operator | None = None) -> TrainConfig:
-        """Return a copy of the configuration in which the default choices are replaced by values that suit the data.
+        """Return a copy of the configuration in which choices left open are set to suit the data.
 
-        The fields ``preset``, ``predict``, ``weighting`` and ``t_sampler`` are replaced if they are ``auto``, and the
-        fields ``steps``, ``batch``, ``lr`` and ``warmup`` if they are 0. A batch size above the number of training rows
-        is reduced to that number.
+        The fields ``preset``, ``predict``, ``weighting`` and ``t_sampler`` are set if they are ``auto``, and the fields
+        ``steps``, ``batch``, ``lr`` and ``warmup`` if they are 0. The batch size is limited to the number of training
+        rows that are not used for validation.
 
         Args:
             info: The description of the data.
@@ -268,8 +271,8 @@ class TrainConfig:
         if sde.parameters() and weighting != "likelihood":
             raise UsageError(
                 f"the {weighting!r} weighting cannot train a learned path, because the ends of the path are trained on "
-                "the variational bound, which only the 'likelihood' weighting matches; use that weighting, or leave "
-                "out the option 'learn'",
+                "the variational bound, and only the 'likelihood' weighting matches this bound; use 'likelihood', or "
+                "leave out the option 'learn'",
                 parameter="weighting",
                 value="likelihood",
             )
@@ -308,7 +311,7 @@ class TrainConfig:
         )
 
     def _check_sources(self, info: DataInfo) -> None:
-        """Reject a condition that the data lack, or that cannot be used with the coupling of data and noise."""
+        """Check that the condition suits the data and the coupling."""
         sources, known = self.sources, info.known
         lacking = {
             "vector": (sources.vector and not known.vector, "an array called c in an .npz file, or columns of a table, "
@@ -329,9 +332,8 @@ class TrainConfig:
                 )
         if sources.columns and known.vector != sources.columns:
             raise UsageError(
-                f"cond={self.cond!r} names columns, but the numbers in the condition of {info.name} are "
-                f"{', '.join(known.vector[:10])}; only the columns of a table can be named, so use cond='vector' for "
-                "other data",
+                f"cond={self.cond!r} names columns, but the numbers that {info.name} provides for the condition are "
+                f"called {', '.join(known.vector[:10])}; columns can be named only for a table, so use cond='vector'",
                 parameter="cond",
                 value=self.cond.replace(f"vector:{','.join(sources.columns)}", "vector"),
             )
@@ -345,15 +347,14 @@ class TrainConfig:
             )
 
     def operator_for(self, info: DataInfo, read_mask: Callable[[str], Tensor] | None = None) -> Operator | None:
-        """Return the operator in ``cond``, set up for samples of these data, or ``None`` if ``cond`` names no operator.
+        """Return the operator in ``cond``, set up for the data in ``info``, or ``None`` if ``cond`` names no operator.
 
         Args:
             info: The description of the data.
-            read_mask: A function that returns the mask for the FILE in ``mask:FILE``. The default
-                function reads this file.
+            read_mask: A function that returns the mask for the file in ``mask:FILE``. By default, the file is read.
 
         Raises:
-            UsageError: If the operator does not apply to the data.
+            UsageError: If the operator cannot be applied to the data.
         """
         made = self.operator(read_mask)
         return None if made is None else made.on(info.shape, info.low, info.high)
@@ -364,7 +365,7 @@ class TrainConfig:
         The result is ``None`` if ``cond`` names no operator.
 
         Raises:
-            UsageError: If an operator is unknown, or has an invalid option.
+            UsageError: If the operator is unknown or has an invalid option.
         """
         if not self.sources.operator:
             return None
@@ -413,7 +414,7 @@ class TrainConfig:
         )
 
     def told(self, given: Condition) -> Condition | None:
-        """Return the parts of ``given`` (vector, image, text) that ``cond`` lists, or ``None`` if there are none."""
+        """Return the parts of ``given`` that ``cond`` lists (vector, image, text), or ``None`` if there are none."""
         sources = self.sources
         if not (sources.vector or sources.image or sources.text):
             return None
@@ -442,7 +443,7 @@ class TrainConfig:
         )  # fmt: skip
 
     def _network(self, info: DataInfo, classes: int) -> Part:
-        """Return the name and the options of the network, based on the preset, the data and ``network_options``."""
+        """Describe the network that the preset, the data and ``network_options`` specify."""
         preset, given = dict(PRESETS[self.preset]), dict(self.network_options)
         its, name = preset.pop("network"), self.network
         given.pop("network", None)
@@ -467,10 +468,9 @@ class TrainConfig:
         return Part(name, {**{k: v for k, v in from_data.items() if k in fields}, **options})
 
     def _doors(self, info: DataInfo, channels: bool) -> dict[str, int]:
-        """Return the size of each network input that receives a part of the condition.
+        """Return the size of each network input for a part of the condition.
 
-        The size of an input for images is the number of channels if ``channels`` is true, and the number of elements
-        otherwise.
+        For images, this is the number of channels if ``channels`` is true, else the number of elements.
         """
         sources, known = self.sources, info.known
         image = info.shape if sources.operator else known.image if sources.image else ()
@@ -527,14 +527,14 @@ class TrainConfig:
                 f"augment={self.augment!r} requires a network with augments = {needed}, but {type(network).__name__} "
                 f"has augments = {has}; without the augmentation parameters as input, the network would generate "
                 f"samples that look like the augmented data. Set the attribute augments = {needed}, and let the "
-                f"network accept an argument augment of shape (B, {needed}), as in network(x, c, cond, augment); if "
-                "this argument is left out, it must default to zeros",
+                f"network accept an argument augment of shape (B, {needed}), as in network(x, c, cond, augment); a "
+                "missing augment must mean zeros",
                 parameter="augment",
                 value="none",
             )
 
     def check_spec(self, spec: ModelSpec, folder: Path) -> None:
-        """Reject the ``model.json`` of a run folder if it disagrees with this configuration from the same folder.
+        """Check that ``spec``, read from a run folder, agrees with this configuration, read from the same folder.
 
         Raises:
             CheckpointError: If the two files disagree; the message states the first difference.
@@ -569,7 +569,7 @@ class TrainConfig:
                 )
 
     def typed_names(self) -> Typed:
-        """Return the names in this configuration that were typed by a person."""
+        """Return the names in this configuration that come from the user rather than from a file."""
         if not isinstance(self.typed, bool):
             return self.typed
         return tuple(_strings(self.to_dict())) if self.typed else READ
@@ -615,11 +615,11 @@ class TrainConfig:
         return value if isinstance(value, str) else name_of(value, _TABLES[field])
 
     def named(self, **given: Any) -> TrainConfig:
-        """Return a copy of the configuration in which fields are set to typed names or to objects.
+        """Return a copy of the configuration with some of its fields replaced by a name or by an object.
 
         The fields ``sde``, ``predict``, ``weighting`` and ``t_sampler`` can be set. If a field is set to its
         current name, its options are kept. Otherwise, its options are reset to the defaults. The network cannot be
-        changed: ``network`` must be the name of the current network, which then counts as typed.
+        changed. ``network`` must be its current name, which is then treated as a name that the user gave.
         """
         changes = {name: value for name, value in given.items() if name != "network"}
         for name, value in changes.copy().items():
@@ -639,7 +639,7 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> TrainConfig:
-        """Rebuild a configuration from the result of :meth:`to_dict`. Its names count as read from a file.
+        """Rebuild a configuration from the result of :meth:`to_dict`. All names in it count as read from a file.
 
         Raises:
             CheckpointError: If a field is unknown or invalid.
@@ -656,7 +656,7 @@ class TrainConfig:
 
 
 def _today(value: Any) -> Any:
-    """Return plain JSON values in which every outdated name is replaced by the current name."""
+    """Replace outdated names in plain JSON values with the current names."""
     if isinstance(value, str):
         return moved(value)
     if isinstance(value, Mapping):
@@ -672,7 +672,7 @@ def plain(value: Any) -> Any:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """Yield all strings in plain values."""
+    """Yield all strings in plain values, including keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):

@@ -13,8 +13,8 @@ a run, a checksum of its own content. Incomplete checkpoints are skipped when a 
 named as shown above count as checkpoints. A copy under another name belongs to the user: it is neither read nor
 removed.
 
-``config.json`` is written after the other files that describe the run, so a folder without this file does not count as
-a run folder. A run without a checkpoint has either just started or stopped before its first checkpoint.
+Of the files that describe a run, ``config.json`` is written last, and a folder without it does not count as a run
+folder. A run without a checkpoint has either just started or stopped before its first checkpoint.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ from ..core.opened import file_digest, reason, regular
 from ..core.text import one_line
 
 __all__ = [
-    "BEFORE", "BEST", "CHOICE", "accept_changes", "bare_names", "checkpoints", "chosen_checkpoint", "clear_start",
-    "drop_older", "fault_of", "find_run", "load_weights", "make_run_folder", "matching", "newest_checkpoint",
-    "read_config", "refuse_taken", "save_best", "save_checkpoint",
+    "BEFORE", "BEST", "CHOICE", "accept_changes", "bare_names", "checkpoint_at", "checkpoints",
+    "chosen_checkpoint", "clear_start", "drop_older", "fault_of", "find_run", "load_weights", "make_run_folder",
+    "matching", "newest_checkpoint", "read_config", "refuse_taken", "save_best", "save_checkpoint",
 ]  # fmt: skip
 
 BEST = "best"  # the checkpoint with the lowest validation loss
@@ -163,7 +163,7 @@ def find_run(run: str | Path | None, *, edited: bool = False) -> Path:
 
 
 def _changed(folder: Path) -> list[str]:
-    """Return the names of those files of a run that were changed after they were written."""
+    """Return the names of the files whose content does not match their checksum."""
     return [name for name in SIGNED if os.path.lexists(folder / name) and was_changed(folder / name)]
 
 
@@ -229,7 +229,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def _is_copy(checkpoint: Path) -> bool:
-    """Return whether the step in a checkpoint's ``state.json`` differs from the step in the name of its folder."""
+    """Return whether the ``state.json`` and the folder name of a checkpoint give different steps."""
     return _step(checkpoint) not in (-1, int(checkpoint.name.removeprefix("step-")))
 
 
@@ -240,14 +240,15 @@ def _digest(path: Path) -> dict[str, Any]:
 def save_checkpoint(
     folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int = 2
 ) -> Path:
-    """Save a checkpoint atomically, then remove all but the newest ``keep`` checkpoints.
+    """Save a checkpoint atomically, then remove older checkpoints (see :func:`drop_older`).
 
     Args:
         folder: The run folder.
         step: Number of training steps completed.
         tensors: Groups of tensors, keyed by name. Each group is written to its own safetensors file.
         state: Further values to store in ``state.json``, as plain JSON values.
-        keep: Number of checkpoints to keep, including the new one.
+        keep: Number of checkpoints to keep, including the new one. Checkpoints of later steps are
+            kept in addition.
     """
     root = folder / "checkpoints"
     final = root / f"step-{step:09d}"
@@ -296,7 +297,7 @@ def _step(checkpoint: Path) -> int:
 
 
 def _write(checkpoint: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
-    """Write the files of a checkpoint, and record their sizes and digests in ``state.json``."""
+    """Write the files of a checkpoint, and record their sizes and hashes in ``state.json``."""
     with atomic(checkpoint) as temporary:
         temporary.mkdir()
         files = {}
@@ -308,7 +309,7 @@ def _write(checkpoint: Path, step: int, tensors: Mapping[str, Mapping[str, Tenso
 
 
 def fault_of(checkpoint: Path, *, edited: bool = False) -> str | None:
-    """Return the reason why a checkpoint cannot be used, or ``None`` if it can.
+    """Return why a checkpoint cannot be used, or ``None`` if it can.
 
     Args:
         checkpoint: The checkpoint folder.
@@ -378,6 +379,32 @@ def newest_checkpoint(folder: Path, *, edited: bool = False) -> Path:
     )
 
 
+def checkpoint_at(folder: Path, step: int, *, edited: bool = False) -> Path:
+    """Return the checkpoint that a run saved after ``step`` training steps.
+
+    Args:
+        folder: The run folder.
+        step: Number of training steps.
+        edited: See :func:`find_run`.
+
+    Raises:
+        CheckpointError: If there is no such checkpoint, or if it cannot be used.
+    """
+    kept = {_step(path): path for path in reversed(checkpoints(folder))}
+    if step not in kept:
+        steps = ", ".join(f"{k:,}" for k in sorted(k for k in kept if k >= 0))
+        raise CheckpointError(
+            f"{folder} has no checkpoint for step {step:,}; it has checkpoints for these steps: {steps or 'none'}. To "
+            "keep more of them, train with keep=5",
+            parameter="keep",
+            value=5,
+        )
+    fault = fault_of(kept[step], edited=edited)
+    if fault is not None:
+        raise CheckpointError(f"the checkpoint of step {step:,} cannot be used: {fault}")
+    return kept[step]
+
+
 def chosen_checkpoint(folder: Path, *, edited: bool = False) -> Path:
     """Return the checkpoint whose averaged weights a loaded run uses.
 
@@ -413,8 +440,8 @@ WRAPPERS = ("_orig_mod", "module")  # components that torch.compile and data par
 def bare_names(module: torch.nn.Module) -> dict[str, str]:
     """Map each name in a module's state dict to the name that it would have if no part of the module were wrapped.
 
-    Wrappers are added by ``torch.compile`` and data parallelism, anywhere in the module, and lengthen the names inside
-    them. If two names would become equal, all names are left unchanged.
+    ``torch.compile`` and data parallelism may wrap any part of a module, which lengthens all names inside that part.
+    If two names would become equal, all names are left unchanged.
     """
     parallel = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
     wrapped = {f"{name}.module".lstrip(".") for name, part in module.named_modules() if isinstance(part, parallel)}
@@ -447,8 +474,7 @@ def matching(names: Collection[str], others: Collection[str]) -> dict[str, str]:
 def load_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
     """Load weights into a module.
 
-    All shapes must match. All names must match as well, apart from components added by wrappers (see
-    :func:`bare_names`).
+    All shapes must match. All names must match as well, apart from wrapper components (see :func:`matching`).
 
     Raises:
         CheckpointError: If a name or a shape differs; the message states the first difference.

@@ -83,7 +83,7 @@ class OriginalScore(Score):
 
 @lru_cache(maxsize=8)
 def _sigmas(levels: int, beta_min: float, beta_max: float) -> Tensor:
-    """Return the original code's table of ``sigma_i`` for VP as a float64 tensor ``(N,)``."""
+    """Return the table of ``sigma_i`` that the original code uses for VP."""
     chain = DDPM(levels, start=beta_min / levels, end=beta_max / levels)
     return chain.sigma(chain.nodes)
 
@@ -151,7 +151,7 @@ def original_loss(
             code.
         x0: Data in model units, shape ``(B, *event)``.
         t: Times, shape ``(B,)``. The original code draws them uniformly from [1e-5, 1], or from the nodes of a chain.
-        z: Standard normal numbers, with the same shape as ``x0``.
+        z: Standard normal noise, with the same shape as ``x0``.
         likelihood: Whether to use the second form, with the factor ``g^2`` (``likelihood_weighting`` in the original
             code).
         reduce: ``mean`` for the mean over the elements (``reduce_mean`` in the original code), or ``half-sum`` for half

@@ -3,7 +3,7 @@
 A run stores a hash of each row (:class:`scoresde.data.content.Identity`) in ``rows.npz``. When the data are read again,
 the hashes show whether the data are unchanged, re-sorted, grown, shrunk, or different. The first three cases are
 accepted, because the content of a row decides whether it is a training or a test row. The last two are rejected. If the
-run was trained with conditions, rows whose conditions have changed are rejected as well. The data of an older run,
+run was trained with conditions, data whose conditions have changed are rejected as well. The data of an older run,
 which has no hashes, are compared with the description in ``data.json`` (row counts, range, levels, classes and so on).
 """
 
@@ -115,8 +115,8 @@ def data_of(folder: Path, config: TrainConfig, data: str | None = None, *, chang
         changed: Whether to accept the run's data even if they have changed.
 
     Raises:
-        DataError: If the data are missing or unreadable, or if ``changed`` is false and rows of the run's own data
-            are missing or have changed since training.
+        DataError: If the data are missing or unreadable, or if the run's own data have lost or changed rows since
+            training and ``changed`` is false.
     """
     dataset = read_again(folder, config, data)
     became(folder, dataset, changed=changed, named=data is not None)
@@ -124,7 +124,7 @@ def data_of(folder: Path, config: TrainConfig, data: str | None = None, *, chang
 
 
 def read_again(folder: Path, config: TrainConfig, data: str | None = None) -> Dataset:
-    """Read the data of a run, or other data, with the run's settings, and do not report changes since training.
+    """Read the data of a run, or other data, with the run's settings. Changes since training are not reported.
 
     ``data`` is the name or the path of other data. Conditions are encoded as in training: the words of a text are
     numbered according to the run's vocabulary.
@@ -146,7 +146,7 @@ def _read_again(folder: Path, config: TrainConfig, data: str | None, known: Data
                 parameter="data",
             )
         raise DataError(
-            f"the data of {folder} are missing: {source} does not exist, and the data are not at the same place "
+            f"the data of {folder} are missing: {source} does not exist, and they are not in the same place "
             "relative to the run folder either; pass their current path",
             parameter="data",
         )
@@ -212,14 +212,14 @@ def became(folder: Path, data: Dataset, *, changed: bool = False, named: bool = 
     elif state == "shrunk" or (state == "other" and missing < len(known.hashes) / 2):
         more = f" and contain {new:,} new row{'s' * (new != 1)}" if new else ""
         warnings.warn(
-            f"these data lack {missing:,} row{'s' * (missing != 1)} of the data of {folder}{more}; {split}",
+            f"these data lack {missing:,} of the rows of the run {folder}{more}; {split}",
             stacklevel=3,
         )
     return state
 
 
 def _by_description(folder: Path, known: DataInfo, now: DataInfo, *, changed: bool, named: bool) -> str:
-    """Compare the description of a run's data at training time, ``known``, with the current description, ``now``."""
+    """Compare the current description of the data, ``now``, with the one from training, ``known``."""
     if named:
         return "unknown"
     for name in ("n_train", "n_test", "low", "high", *UNITS):

@@ -2,12 +2,12 @@
 
 A comparison of pixels in [0, 1] with pixels in [0, 255] gives metrics that look valid but are meaningless. A file of
 samples does not record the units, but these can often be inferred from the values. Even poor samples lie roughly where
-the data lie: they may be grey, collapsed to one image or to the mean, or noise that extends beyond the range of the
-data on both sides. Samples in other units lie elsewhere, or look like the data multiplied by a constant. Let m be the
-median of the samples and s the distance between their 1 % and 99 % quantiles, and let m_data and s_data be the same
+the data lie, whether they are all grey, all equal to one image or the mean, or noise that extends beyond the range of
+the data on both sides. Samples in other units lie elsewhere, or look like the data multiplied by a constant. Let m be
+the median of the samples and s the distance between their 1 % and 99 % quantiles, and let m_data and s_data be the same
 statistics of the data. Samples are rejected if one of these rules applies:
 
-    1. All samples lie above, or all lie below, the range of the data, extended by a quarter of its width on both sides.
+    1. All samples lie above the data, or all lie below, by more than a quarter of the width of the data's range.
     2. The samples may be the data multiplied by a small factor (s < s_data / 8 and |m - m_data s / s_data| < s), and
        either the medians differ, or the samples fill [-1, 1] or [0, 1].
     3. The data may be the samples multiplied by a small factor, and at least one of these is true: the medians differ,
@@ -15,8 +15,8 @@ statistics of the data. Samples are rejected if one of these rules applies:
     4. The samples fill [-1, 1] although no data are below 0, or they fill [0, 1] although the data fill [-1, 1].
     5. The data are stored as levels with a range above 2, and the samples lie in [-1, 1] but not on these levels.
 
-Medians count as different if they are more than a quarter of max(s, s_data) apart. Quantiles are computed per column
-for tables, per channel if channels have their own scales, and otherwise over all values. Rules 2 and 3 need at least
+Medians count as different if they differ by more than max(s, s_data) / 4. Quantiles are computed per column for tables,
+per channel if the codec scales channels separately, and otherwise over all values. Rules 2 and 3 need at least
 16 values, rule 2 does not apply to constant samples, and rule 4 does not apply to tables. To skip these checks, pass
 ``units="data"``.
 """
@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,12 +35,15 @@ from ..codec import Codec
 from ..core.errors import DataError, UsageError
 from ..data import DataInfo, Dataset
 
-__all__ = ["Units", "check_units", "in_data_units", "read_units", "warn_of_units"]
+__all__ = [
+    "Units", "check_units", "in_data_units", "read_units", "warn_of_cells", "warn_of_shown", "warn_of_units",
+]  # fmt: skip
 
 # auto, data, model, or the two values that correspond to the lowest and the highest value of the data
 Units = str | tuple[float, float]
 WAYS = ("auto", "data", "model")
 VALUES = 2**20  # approximate number of values from which quantiles are computed
+FAR = 12.0  # standard deviations beyond which a given number is questioned
 FEW = 16  # minimum number of values for which a spread is meaningful
 SLACK = 0.02  # tolerance, relative to the range, for values just outside it because of rounding or denoising
 
@@ -67,9 +71,9 @@ def in_data_units(x: Tensor, data: Dataset, units: Units = "auto", source: str =
     Args:
         x: Samples, shape ``(N, *event)``.
         data: The data that the samples are compared with.
-        units: The units of the samples. Two numbers state which values in the samples correspond to the lowest and the
-            highest value of the data (of each column, for a table). ``model`` means model units, ``data`` means data
-            units, and ``auto`` means data units, with a check that rejects samples that seem to be in other units.
+        units: The units of the samples. Two numbers are the sample values that correspond to the lowest and the highest
+            value of the data (or of each column, for a table). ``model`` means model units, ``data`` means data units,
+            and ``auto`` means data units, with a check that rejects samples that seem to be in other units.
         source: The origin of the samples, for messages.
 
     Returns:
@@ -144,7 +148,7 @@ def check_units(x: Tensor, data: Dataset, source: str = "the samples") -> None:
 
 
 def _guess(low: Tensor, high: Tensor) -> str:
-    """Guess the intended range of samples from their minima ``low`` and maxima ``high``, and return it as text."""
+    """Return the likely units of samples, such as ``0,1``, or a placeholder if there is no likely choice."""
     for a, b in ((0, 1), (-1, 1), (0, 255)):
         slack = SLACK * (b - a)
         if a - slack <= float(low.min()) and float(high.max()) <= b + slack:
@@ -193,12 +197,65 @@ def warn_of_units(x: Tensor, codec: Codec, info: DataInfo, stacklevel: int = 3) 
     )
 
 
+def warn_of_cells(x: Tensor, m: Tensor, names: Sequence[str], stacklevel: int = 4) -> None:
+    """Warn if numbers lie so far from the training data that they may be typing errors or in other units.
+
+    Args:
+        x: The numbers as they were given, ``(n, D)``, with NaN for unknown numbers.
+        m: The same numbers in units of the training data: minus their mean, divided by their standard deviation.
+        names: The names of the columns.
+        stacklevel: The stack level of the warning.
+    """
+    far = (m.abs() > FAR).nonzero()
+    if not len(far):
+        return
+    i, k = far[0].tolist()
+    more = f" (and {len(far) - 1:,} more like it)" if len(far) > 1 else ""
+    name = names[k] if k < len(names) else str(k)
+    warnings.warn(
+        f"the given value {float(x[i, k]):g} of {name} in row {i}{more} is {float(m[i, k].abs()):.0f} standard "
+        "deviations from the mean of the training data; is it in the same units?",
+        stacklevel=stacklevel,
+    )
+
+
+def warn_of_shown(x: Tensor, codec: Codec, info: DataInfo, stacklevel: int = 4) -> None:
+    """Warn if given pictures, signals or rows may be in other units than the training data.
+
+    Args:
+        x: What is known of the samples in data units, ``(n, *event)``, with NaN for unknown values.
+        codec: The map from data units to model units.
+        info: The description of the training data.
+        stacklevel: The stack level of the warning.
+    """
+    m = codec.continuous.to_model(x.double())
+    if info.kind == "vector":
+        warn_of_cells(x, m, info.names, stacklevel + 1)
+        return
+    known = ~x.isnan()
+    values, inside = x[known].double(), m[known]
+    if values.numel() < FEW:
+        return
+    room = (info.high - info.low) / 4
+    outside = float(((values < info.low - room) | (values > info.high + room)).double().mean()) > 0.05
+    # A picture in [0, 1] for a model of levels from 0 to 255 is almost constant, at one end of the range.
+    narrow = float(inside.std()) < 1 / 32 and float(values.max()) > float(values.min())
+    narrow &= float(inside.median().abs()) > 0.9 and info.kind in ("image", "volume")
+    if outside or narrow:
+        warnings.warn(
+            f"the given values range from {float(values.min()):.4g} to {float(values.max()):.4g}, but those of "
+            f"{info.name}, which the model was trained on, range from {info.low:g} to {info.high:g}; are they in the "
+            "same units?",
+            stacklevel=stacklevel,
+        )
+
+
 # ------------------------------------------------------------------------------------------------------------- spread
 
 
 @dataclass(frozen=True)
 class _Spread:
-    """Statistics of values in G groups, as float64 tensors ``(G,)``. ``count`` is the number of values per group."""
+    """Statistics of G groups of values, as tensors ``(G,)``. Quantiles are computed from ``count`` values per group."""
 
     count: int
     low: Tensor
@@ -210,7 +267,7 @@ class _Spread:
 
     @classmethod
     def of(cls, x: Tensor, axes: tuple[int, ...], more: Tensor | None = None) -> _Spread:
-        """Compute the statistics of ``x: (N, *event)``. The values in ``more`` affect only the minimum and maximum."""
+        """Compute the statistics of ``x``. The minimum and maximum also include the values in ``more``."""
         ends = [_ends(part, axes) for part in (x, more) if part is not None and part.numel()]
         low = torch.stack([a for a, _ in ends]).amin(0)
         high = torch.stack([b for _, b in ends]).amax(0)
@@ -224,22 +281,22 @@ class _Spread:
         return (self.low >= low - slack) & (self.high <= high + slack)
 
     def apart(self, data: _Spread) -> Tensor:
-        """Return whether all samples lie above, or all lie below, the extended range of the data (rule 1)."""
+        """Return whether all samples lie above the data, or all lie below (rule 1)."""
         room = (data.high - data.low) / 4
         return (self.high < data.low - room) | (self.low > data.high + room)
 
     def smaller(self, data: _Spread) -> Tensor:
-        """Return whether the samples seem to be the data multiplied by a small factor (rule 2)."""
+        """Return whether the samples seem to be the data times a small factor (rule 2)."""
         return self._times(data) & (self._moved(data) | (self.within(-1, 1) & (self.size > 0.5)))
 
     def larger(self, data: _Spread) -> Tensor:
-        """Return whether the data seem to be the samples multiplied by a small factor (rule 3)."""
+        """Return whether the data seem to be the samples times a small factor (rule 3)."""
         room = self.width / 8
         one_sided = (self.low > data.low - room) | (self.high < data.high + room)
         return data._times(self) & (self._moved(data) | one_sided | (self.width > 4000 * data.width))
 
     def _times(self, other: _Spread) -> Tensor:
-        """Return whether these values could be the values of ``other`` multiplied by a small factor."""
+        """Return whether these values could be ``other`` times a small factor."""
         r = self.width / other.width
         return (self.width > 0) & (r < 1 / 8) & ((self.middle - r * other.middle).abs() <= self.width)
 
@@ -251,7 +308,7 @@ class _Spread:
         return torch.maximum(self.low.abs(), self.high.abs())
 
     def other_sign(self, data: _Spread) -> Tensor:
-        """Return whether the samples fill [-1, 1] or [0, 1], but the signs of the data rule this out (rule 4)."""
+        """Return whether the samples fill [-1, 1] or [0, 1] but the data do not have these signs (rule 4)."""
         wide = self.within(-1, 1) & (self.low < -0.5) & (self.tenth < -0.25)
         wide &= (data.low >= 0) & (data.high > 0.5)
         half = self.within(0, 1) & (self.width > 0.25) & data.within(-1, 1) & (data.quarter < -0.1)
@@ -259,11 +316,7 @@ class _Spread:
 
 
 def _axes(info: DataInfo, codec: Codec) -> tuple[int, ...]:
-    """Return the axes of an event along which units may differ.
-
-    For a table, the axis of the columns is returned. Otherwise, the axes along which the codec has separate scales are
-    returned.
-    """
+    """Return the axes of an event along which units may differ, such as the columns of a table."""
     scale = getattr(codec.continuous, "scale", None)
     if info.kind == "vector":
         return (0,)
@@ -274,19 +327,19 @@ def _axes(info: DataInfo, codec: Codec) -> tuple[int, ...]:
 
 
 def _grouped(x: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """Reshape ``x: (N, *event)`` to ``(G, M)``, with one row of M values for each of G groups (columns or channels)."""
+    """Reshape ``x: (N, *event)`` to one row per group, ``(G, M)``. A group is a column or a channel."""
     front = x.movedim([1 + a for a in axes], list(range(len(axes))))
     return front.reshape(math.prod(front.shape[: len(axes)]), -1)
 
 
 def _ends(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Return the lowest and the highest value of each group, as two float64 tensors ``(G,)``."""
+    """Return the minimum and the maximum of each group."""
     low, high = x.amin(0).double()[None], x.amax(0).double()[None]
     return _grouped(low, axes).amin(1), _grouped(high, axes).amax(1)
 
 
 def _some(x: Tensor) -> Tensor:
-    """Return evenly spaced rows of ``x``, as many as are needed to estimate the quantiles of ``x``."""
+    """Return enough evenly spaced rows of ``x`` to estimate its quantiles."""
     return x[_every(x)]
 
 
@@ -295,7 +348,7 @@ def _every(x: Tensor) -> slice:
 
 
 def _where(info: DataInfo, axes: tuple[int, ...], k: int) -> str:
-    """Return the phrase that names group ``k`` in a message, or an empty string if the group has no name."""
+    """Say where group ``k`` is, such as " in channel 0", or return "" if the group has no name."""
     if not axes:
         return ""
     if info.kind == "vector":
@@ -315,8 +368,9 @@ def _converted(x: Tensor, data: Dataset, units: tuple[float, float], source: str
     theirs = float(x.min()), float(x.max())
     if not (2 * low - high <= theirs[0] and theirs[1] <= 2 * high - low):
         raise DataError(
-            f"{source}: the values range from {theirs[0]:g} to {theirs[1]:g}, which does not fit the given units, "
-            f"{low:g} to {high:g}; pass the two values that correspond to the lowest and the highest value of the data",
+            f"{source}: the values range from {theirs[0]:g} to {theirs[1]:g}, which does not fit the given units "
+            f"({low:g} to {high:g}); pass the two sample values that correspond to the lowest and the highest value of "
+            "the data",
             parameter="units",
             value="LOW,HIGH",
         )
@@ -331,13 +385,13 @@ def _converted(x: Tensor, data: Dataset, units: tuple[float, float], source: str
 
 
 def _width(levels: Codec) -> float | Tensor:
-    """Return the distance between two levels, in data units."""
+    """Return the distance between adjacent levels."""
     width: float | Tensor = getattr(levels, "width", 0.0)
     return width
 
 
 def _check_cells(x: Tensor, data: Dataset, levels: Codec, source: str) -> None:
-    """Reject values below the lowest level, or above the cell of the highest level."""
+    """Check that every value lies in the cell of a level."""
     for part in torch.split(x, max(1, VALUES // max(1, data.info.dims))):
         off = part.double() - levels.to_data(part.double())
         if not bool(((off == 0) | ((off > 0) & (off < _width(levels)))).all()):

@@ -5,13 +5,13 @@ The samples that a run draws for a question are called its answers. A file or fo
     =======================  ==========================================================================================
     an image or a folder     one question for each image; a .txt file next to it has the text, if the run uses texts
     an .npy or .npz file     one question for each row of the arrays `given` (or `x`), `c`, `y` and `text`
-    a table                  one question for each line, with columns for the numbers and the class, and cells to fill
+    a table                  one question for each row; columns contain the numbers, the class, or cells to be filled
     =======================  ==========================================================================================
 
 What is read depends on the condition that the run was trained with (``cond``). An array with the shape of a measurement
 is used as a measurement. An array with the shape of a sample is used as the true sample, and the operator of the run
-degrades it (:mod:`scoresde.run.seen`). The pixel values of an image file are mapped to the range of the data, as they
-are when images are read for training.
+degrades it (:mod:`scoresde.run.seen`). The pixel values of an image file are mapped to the range of the data. If the
+run was trained with images as a condition, they are mapped to the range of those images instead.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..core.condition import Condition
-from ..core.errors import DataError, Problems, UsageError
+from ..core.errors import DataError, Problems, ScoresdeError, UsageError
 from ..core.files import write_csv
 from ..core.opened import read_bytes, reason
 from ..core.text import one_line
@@ -36,11 +36,12 @@ from ..data.given import Sources
 from ..data.pictures import TEXT, mask_from_file, read_pictures
 from ..data.raw import AS_IS, Array, Reading
 from ..data.table import LABELS, Sheet, is_table, read_sheet
+from ..guidance.measured import check_linear
 from ..operators import Crop, Mask, Masking, Operator, choices, parse
 from .run import Run
 from .seen import Seen
 
-__all__ = ["Asked", "Questions", "ask", "read_questions", "understanding", "write_filled"]
+__all__ = ["Asked", "Questions", "ask", "read_questions", "read_samples", "understanding", "write_filled"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +50,8 @@ class Questions:
 
     Attributes:
         condition: The conditions, in data units, with one row for each question.
-        names: The name of each question. It is the path of the image without its suffix, or the name of the file and
-            the index of the row.
+        names: The name of each question: the path of the image without its suffix, or the name of the file and the
+            index of the row.
         what: A noun phrase that says what was read, such as "3 images of 14 x 14 from low".
         labels: A short text for each question, for figures, or an empty tuple.
         truth: The true samples, ``(n, *event)``, with one row for each question, or ``None`` if they are unknown or are
@@ -80,7 +81,7 @@ def ask(
     run: Run, questions: Questions | None, *, text: Sequence[str] = (), label: str | None = None,
     operator: str | None = None, each: int = 1, seed: int = 0,
 ) -> Run:  # fmt: skip
-    """Return the run conditioned on whichever of the questions, the texts and the class are passed.
+    """Return the run with the given questions, texts and class as its condition.
 
     Args:
         run: The run.
@@ -118,8 +119,8 @@ def ask(
 
 
 def understanding(run: Run, questions: Questions) -> str:
-    """Describe in words how ``run``, which is conditioned on the questions, interpreted them."""
-    seen, what = run.seen, questions.what
+    """Describe in words how a run that is conditioned on questions interpreted them."""
+    seen, what = run.answered, questions.what
     if seen is None:
         return what
     several = len(questions) > 1
@@ -147,23 +148,29 @@ def understanding(run: Run, questions: Questions) -> str:
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
-def read_questions(run: Run, path: Path, *, mask: Path | None = None, operator: str | None = None) -> Questions:
+def read_questions(
+    run: Run, path: Path, *, mask: Path | None = None, operator: str | None = None, seen: str | None = None
+) -> Questions:
     """Read questions from a file or folder.
 
     Args:
         run: The run that is to answer the questions.
         path: The file or folder.
         mask: A file that marks the missing values of the samples (:func:`scoresde.data.pictures.mask_from_file`).
-        operator: The operator by which samples are measured, instead of the run's operator.
+        operator: The operator with which to measure samples, instead of the run's operator.
+        seen: The operator of the measurements in the file, for a run that was not trained with them. With it, the
+            condition contains only measurements.
 
     Raises:
         UsageError: If the run was trained without a condition, or only with the class, or if the mask cannot be used.
         DataError: If the file cannot be read, or lacks a part of the condition that the run needs.
     """
-    sources = _sources(run)
     if not path.exists():
         raise DataError(f"there is no file or folder {path}", parameter="given")
-    made = _operator(run, operator)
+    sources = _sources(run) if seen is None else Sources(operator=seen)
+    made = _operator(run, operator) if seen is None else _parsed(run, seen)
+    if seen is not None and made is not None:
+        check_linear(made)
     shapes = _shapes(run, sources, made)
     if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
         found = _pictures(run, sources, path, shapes)
@@ -178,7 +185,24 @@ def read_questions(run: Run, path: Path, *, mask: Path | None = None, operator: 
             parameter="given",
         )
     found = found if found.files else replace(found, files=(path,))
-    return found if mask is None else _masked(run, found, mask)
+    return found if mask is None else _masked(run, found, mask, trained=seen is None)
+
+
+def read_samples(run: Run, path: Path) -> Tensor:
+    """Read samples in data units, ``(n, *event)``, from an image, a folder of images, a table or a NumPy file.
+
+    Raises:
+        DataError: If the file cannot be read, or its contents do not have the shape of the run's data.
+    """
+    try:
+        found = read_questions(run, path, seen="cells").condition.image
+    except ScoresdeError as error:
+        error.parameter = "near"
+        raise
+    assert found is not None
+    if bool(found.isnan().any()):
+        raise DataError(f"{path} has missing values; fill them in first", parameter="near")
+    return found
 
 
 def _sources(run: Run) -> Sources:
@@ -187,21 +211,25 @@ def _sources(run: Run) -> Sources:
         only = "only with the class of each sample" if sources.label else "without a condition"
         instead = "pass the class as the label, or train" if sources.label else "train"
         raise UsageError(
-            f"{run.folder or 'this model'} was trained {only}, so it cannot be conditioned on a file; {instead} with "
-            "another cond, such as pool:2, hole, cells, image or vector",
-            parameter="cond",
+            f"{run.folder or 'this model'} was trained {only}, so it cannot be conditioned on a file. If the file "
+            f"contains measurements, name the operator that made them. Otherwise, {instead} with another cond, such as "
+            "pool:2, hole, cells, image or vector",
+            parameter="seen",
+            value="cells" if run.info.kind == "vector" else "pool:2",
         )
     return sources
 
 
 def _operator(run: Run, operator: str | None) -> Operator | None:
-    if operator is None or run.operator is None:
-        return run.operator
+    return run.operator if operator is None or run.operator is None else _parsed(run, operator)
+
+
+def _parsed(run: Run, operator: str) -> Operator:
     return parse(operator, read_mask=mask_from_file).on(run.info.shape, run.info.low, run.info.high)
 
 
 def _shapes(run: Run, sources: Sources, operator: Operator | None) -> tuple[tuple[int, ...], ...]:
-    """Return the possible shapes of a picture: first the shapes of measurements, then the shape of a sample."""
+    """Return the shapes that an image may have, starting with those of measurements."""
     if operator is not None:
         return tuple(dict.fromkeys([*(choice.measured for choice in choices(operator)), run.info.shape]))
     return (run.info.known.image,) if sources.image else ()
@@ -273,7 +301,7 @@ def _pictures(run: Run, sources: Sources, path: Path, shapes: Sequence[tuple[int
 
 
 def _texts(paths: Sequence[Path]) -> tuple[str, ...]:
-    """Read the text in the .txt file next to each image, or return ``()`` if any of these files is missing."""
+    """Read the .txt file next to each image, or return ``()`` if any is missing."""
     files = [path.with_suffix(".txt") for path in paths]
     if not all(file.is_file() for file in files):
         return ()
@@ -290,16 +318,12 @@ def _size(shape: Sequence[int]) -> str:
 
 
 def _side(shape: Sequence[int]) -> str:
-    """Format a shape as text: the width and height of a picture, or the lengths of all axes of any other array."""
+    """Format the shape of a picture as width x height, and any other shape as the lengths of its axes."""
     return f"{shape[-1]} x {shape[-2]}" if len(shape) == 3 else " x ".join(map(str, shape))
 
 
 def _channels(pixels: Array, shapes: Sequence[tuple[int, ...]]) -> Array | None:
-    """Return images ``(N, C, H, W)``, converted between grey and colour if this makes them fit one of the shapes.
-
-    Colour images are converted only if all of their pixels are grey. If the images cannot be converted to any of the
-    shapes, the result is ``None``.
-    """
+    """Return images in grey or in colour, whichever fits one of the shapes, or ``None`` if neither fits."""
     shape = pixels.shape[1:]
     if shape in shapes:
         return pixels
@@ -312,10 +336,7 @@ def _channels(pixels: Array, shapes: Sequence[tuple[int, ...]]) -> Array | None:
 def _resized(
     folder: Path, paths: Sequence[Path], reading: Reading, shapes: Sequence[tuple[int, ...]]
 ) -> Array | None:  # fmt: skip
-    """Read images and resize them as in training.
-
-    The result is ``None`` if an image is too small, or if the images fit none of the shapes.
-    """
+    """Read images and resize them as in training. Return ``None`` if an image is too small or no shape fits."""
     pixels, smallest = read_pictures(folder, paths, Reading(size=reading.size, fit=reading.fit))
     return _channels(pixels, shapes) if min(smallest) >= reading.size else None
 
@@ -382,7 +403,7 @@ def _misses(run: Run, path: Path, arrays: dict[str, Array], needed: str) -> Data
 def _arranged(x: Array | None, shape: tuple[int, ...]) -> Array | None:
     """Rearrange an array to the shape ``(N, *shape)``, or return ``None`` if it does not fit.
 
-    If there is only one row, or only one channel, the corresponding axis may be missing. Channels may come last.
+    The axis of a single row or a single channel may be missing, and channels may come last.
     """
     if x is None or x.dtype.kind not in "biuf":
         return None
@@ -402,7 +423,7 @@ def _arranged(x: Array | None, shape: tuple[int, ...]) -> Array | None:
 
 
 def _finite(path: Path, values: Array) -> Tensor:
-    """Return numbers as float64, with NaN for unknown values. Reject infinite values."""
+    """Check that no value is infinite, and return the values as float64."""
     found = torch.from_numpy(np.ascontiguousarray(values, np.float64))
     if bool(found.isinf().any()):
         raise DataError(
@@ -457,7 +478,7 @@ def _table(run: Run, sources: Sources, path: Path) -> Questions:
 
 
 def _remedy(sheet: Sheet, missing: Sequence[str]) -> str:
-    """Say how to supply columns that a table lacks."""
+    """Return advice on how to add the columns that a table lacks."""
     if not any(sheet.names):
         return "the table has no line with the names of its columns, so add one at the top"
     other = {name.strip().lower(): name for name in sheet.names}
@@ -472,7 +493,7 @@ def _data_names(run: Run) -> tuple[str, ...]:
 
 
 def _columns_of(sheet: Sheet, sources: Sources, run: Run) -> list[int]:
-    """Return the indices of the table columns that contain the numbers of the condition."""
+    """Return the indices of the columns that contain the numbers of the condition."""
     wanted, count = run.info.known.vector, len(run.info.known.vector)
     if all(name in sheet.names for name in wanted):
         return [sheet.names.index(name) for name in wanted]
@@ -488,7 +509,7 @@ def _columns_of(sheet: Sheet, sources: Sources, run: Run) -> list[int]:
 
 
 def _places(sheet: Sheet, run: Run, taken: Sequence[int]) -> list[int | None]:
-    """Return, for each value of a sample, the index of its table column, or ``None`` if it has no column."""
+    """Return the column index of each value of a sample, or ``None`` for a value without a column."""
     names, count = _data_names(run), run.info.dims
     if run.info.kind != "vector":
         return []
@@ -498,10 +519,11 @@ def _places(sheet: Sheet, run: Run, taken: Sequence[int]) -> list[int | None]:
     return [sheet.names.index(name) if name in sheet.names else None for name in names]
 
 
-def _masked(run: Run, questions: Questions, file: Path) -> Questions:
-    """Return the questions with NaN for every sample value that the mask in ``file`` marks as missing."""
+def _masked(run: Run, questions: Questions, file: Path, trained: bool) -> Questions:
+    """Return the questions, with NaN in place of every value that the mask in ``file`` hides."""
     image = questions.condition.image
-    if run.operator is not None and not any(isinstance(choice, Masking) for choice in choices(run.operator)):
+    masks = run.operator is None or any(isinstance(choice, Masking) for choice in choices(run.operator))
+    if trained and not masks:
         raise UsageError(
             f"the mask {file} hides values, but {run.folder or 'this model'} was trained with the operator "
             f"{run.operator}, which hides none, so the mask cannot be used; to use masks of any kind, train with "
@@ -578,9 +600,10 @@ class Asked:
 
     @property
     def given(self) -> Tensor | None:
-        """The measurements or images ``(Q, *shape)`` in data units, with one row for each question, for use in figures.
+        """The measurements or images to show in figures, ``(Q, *shape)`` in data units, one row for each question.
 
-        Missing values are NaN. If the questions contain neither measurements nor images, the result is ``None``.
+        Missing values are NaN. The result is ``None`` if there are neither measurements nor images with as many axes as
+        the samples.
         """
         seen, image = self._first, self.questions.condition.image
         if seen is not None:
@@ -607,19 +630,19 @@ def write_filled(
 ) -> Path:  # fmt: skip
     """Write the table of the questions with its unknown cells filled in.
 
-    The new table has one row for each answer. Known cells, and columns that the model does not use, are written exactly
-    as they were typed. Unless there is exactly one answer for each line of the table of questions, two columns are
-    added: the index of the question, and the index of the answer to that question.
+    The new table has one row for each answer. Known cells, and columns that the model does not use, are copied exactly.
+    Unless every question has exactly one answer, two columns are added: the index of the question, and the index of the
+    answer among the answers to that question.
 
     Args:
         path: The file to write.
         questions: The questions, which were read from a table.
         lines: The values of each answer as text.
-        index: The positions of the answers among all samples, including failed samples, int64 ``(m,)``.
+        index: The index of each answer among all samples, counting failed ones, int64 ``(m,)``.
         each: Number of answers for each question.
         known: A mask of the values that are known from the questions, bool ``(Q, D)``, or ``None`` if no values are
             known.
-        names: The name of each value. If the table has no column for a value, one with this name is added.
+        names: The name of each value. If the table has no column for a value, a column with this name is added.
     """
     sheet, n = questions.table, len(questions)
     assert sheet is not None

@@ -4,9 +4,10 @@ A :class:`Run` combines a model with the units, levels and classes of its data. 
 the path are bound to a run before it is used, as in
 
     run.given("cat").guided(2.0).on("flow").sample(16)
+    run.measured("pool:2", low, noise=5.0).sample(16, "ancestral")
 
-``given``, ``guided`` and ``on`` each return a new run. The condition is always applied first, then the guidance, then
-the path, whatever the order of the calls. :func:`load` loads a run from its folder.
+Each of these methods returns a new run. Whatever the order of the calls, the settings are applied in the order given,
+guided, steered, measured, on, near. :func:`load` loads a run from its folder.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -28,18 +31,35 @@ from torch import Tensor, nn
 
 from ..codec import Codec
 from ..core.condition import SLOTS, Condition
-from ..core.errors import CheckpointError, DataError, UsageError
+from ..core.errors import CheckpointError, DataError, NumericalError, UsageError
 from ..core.files import read_object, read_tensors
-from ..core.limits import COUNT, FRAMES, SCALE, SEED, STEPS, TIME, WHOLE, checked, enough_memory
+from ..core.limits import (
+    COUNT,
+    FRACTION,
+    FRAMES,
+    NONNEGATIVE,
+    RTOL,
+    SCALE,
+    SEED,
+    SEVERAL,
+    STEPS,
+    TIME,
+    WHOLE,
+    Range,
+    checked,
+    enough_memory,
+)
 from ..core.noise import Noise
 from ..core.parts import Parts, digest, plain_request
 from ..core.registry import READ, build, closest, name_of, options_of, resolve
-from ..core.shapes import as_tensor
+from ..core.shapes import as_tensor, select
 from ..core.tables import NETWORKS, OPERATORS, PARAMETRIZATIONS, SDES, SOLVERS
 from ..data import DataInfo, Dataset
 from ..data.dataset import ARRAY, old_codec
 from ..data.pictures import mask_from_file
-from ..guidance.classifier_free import Guided
+from ..guidance.classifier_free import ALL, Guided, check_interval
+from ..guidance.measured import Measured, Rule
+from ..guidance.steered import Potential, Steered
 from ..likelihood import Elbo, Likelihood, Scores, elbo
 from ..likelihood.chain import bound
 from ..likelihood.elbo import whose
@@ -47,19 +67,19 @@ from ..model.convert import convert
 from ..model.estimate import Denoiser, Domain
 from ..model.network import ScoreModel
 from ..model.parametrization import Parametrization
-from ..operators import Mask, OneOf, Operator, parse
+from ..operators import AddedNoise, Mask, OneOf, Operator, parse
 from ..sde.base import SDE
 from ..sde.reach import Reach
-from ..solvers import Solution, Solver, sample
+from ..solvers import ProbabilityFlow, Solution, Solver, sample
 from ..solvers.base import Watch
 from .config import TrainConfig
-from .files import chosen_checkpoint, find_run, load_weights, read_config
+from .files import checkpoint_at, chosen_checkpoint, find_run, load_weights, read_config
 from .origin import data_of
-from .plausible import warn_of_units
+from .plausible import warn_of_cells, warn_of_shown, warn_of_units
 from .seen import Seen, covers, kept_mask, measured, understood
 from .spec import ModelSpec
 
-__all__ = ["Run", "Samples", "described", "load", "reach", "warn_of_prior"]
+__all__ = ["Run", "Samples", "described", "load", "outline", "reach", "warn_of_prior"]
 
 
 def reach(domain: Domain, info: DataInfo, spread: float | None = None) -> Reach:
@@ -73,6 +93,10 @@ def warn_of_prior(domain: Domain, info: DataInfo, spread: float | None = None) -
         warnings.warn(advice, stacklevel=4)  # skips the frame that checks the arguments
 
 
+# Another condition of the same model, as in Run.given
+Against = Condition | int | str | Sequence[int | str] | Tensor
+
+
 @dataclass(frozen=True)
 class Samples:
     """Samples in data units.
@@ -81,8 +105,8 @@ class Samples:
         x: The samples, shape ``(n, *event)``. If the data have levels, all values are levels, except known values that
             were bound by :meth:`Run.given`, which are returned exactly as given.
         solution: The result of the solver: its statistics, and the samples in model units.
-        residual: For each sample, the largest difference between its measurements and the measurements bound to the
-            run, in data units, shape ``(n,)``. ``None`` if no measurements are bound or the operator is not linear.
+        residual: For each sample, the largest difference between its own measurements and those bound to the run, in
+            data units, shape ``(n,)``. ``None`` if no measurements are bound or the operator is not linear.
     """
 
     x: Tensor
@@ -106,13 +130,23 @@ class Run:
             weights.
         condition: The condition on the samples, bound by :meth:`given`.
         scale: The guidance scale, bound by :meth:`guided`.
+        against: The model to move away from, bound by :meth:`guided`, or ``None`` for the model without a condition.
+        interval: The noise levels at which the model is guided, bound by :meth:`guided`.
+        potential: The function whose gradient steers the samples, bound by :meth:`steered`, or ``None``.
+        strength: The factor of this gradient, bound by :meth:`steered`.
         path: The path on which to sample, bound by :meth:`on`, or ``None`` for the model's own path.
         changed_data: Whether to accept the run's data even if they have changed. If false, missing rows or different
             data raise an error.
         told: Whether to suppress the warning about a prior that does not match the path.
-        operator: The operator in ``cond``, set up for samples of these data, or ``None``. The condition of the
-            model includes measurements by this operator.
+        operator: The operator in ``cond``, set up for these data, or ``None``. Its measurements are part of the
+            model's condition.
         seen: The measurements that the samples must agree with, bound by :meth:`given`.
+        measurement: The measurements that a rule uses, bound by :meth:`measured`.
+        rule: How measurements change the estimates of a model that was not trained with them, bound by
+            :meth:`measured`, or ``None``.
+        noise: The standard deviation of the noise of the measurements, bound by :meth:`measured`.
+        begin: The data in model units from which sampling starts, ``(n, *event)``, bound by :meth:`near`, or ``None``.
+        at: The amount of noise that is added to these data, bound by :meth:`near`.
     """
 
     base: Denoiser
@@ -126,11 +160,20 @@ class Run:
     dtype: torch.dtype = None  # type: ignore[assignment]
     condition: Condition | None = None
     scale: float = 1.0
+    against: Run | Denoiser | Against | None = None
+    interval: tuple[float, float] = ALL
+    potential: Potential | None = None
+    strength: float = 1.0
     path: SDE | None = None
     changed_data: bool = False
     told: bool = False
     operator: Operator | None = None
     seen: Seen | None = None
+    measurement: Seen | None = None
+    rule: str | Rule | None = None
+    noise: float = 0.0
+    begin: Tensor | None = None
+    at: float = 1.0
 
     def __post_init__(self) -> None:
         weights = next(self.base.parameters(), None) if isinstance(self.base, nn.Module) else None
@@ -144,6 +187,8 @@ class Run:
         shape = " x ".join(map(str, self.info.shape))
         bound = [] if self.condition is None else [f"given {self._names()}"]
         bound += [] if self.scale == 1.0 else [f"guided {self.scale:g}"]
+        bound += [] if self.potential is None else ["steered"]
+        bound += [] if self.measurement is None else [f"measured by {self.measurement.operator}"]
         bound += [] if self.path is None else [f"on {self.path!r}"]
         dtype = str(self.dtype).removeprefix("torch.")
         lines = [
@@ -156,7 +201,7 @@ class Run:
 
     @property
     def _spread(self) -> float:
-        """Root mean square of the data in model units, or 1 if it is unknown."""
+        """The root mean square of the data in model units, or 1 if it is unknown."""
         options = {} if self.config is None else self.config.predict_options
         return self.info.spread or float(options.get("data_std", 1.0))
 
@@ -238,10 +283,10 @@ class Run:
         each: int = 1,
         seed: int = 0,
     ) -> Run:
-        """Return the run conditioned on rows of a data set, with every kind of condition that its model uses.
+        """Return the run conditioned on rows of a data set. Each row provides every part of the model's condition.
 
         Args:
-            data: The data set. Its classes, and the words of its texts, are matched to those of the run by name.
+            data: The data set. Its class and word indices are converted to those of the run.
             index: The indices of the rows, int64 ``(n,)``.
             split: The part of the data that ``index`` refers to: ``test``, ``train``, or ``all`` for the training rows
                 followed by the test rows.
@@ -251,7 +296,7 @@ class Run:
             seed: Seed for operators that draw random numbers.
 
         Raises:
-            UsageError: If the run was trained without a condition, or the data lack a part of it.
+            UsageError: If the run was trained without conditions, or the data lack a part of its condition.
         """
         parts = {
             "test": (data.test, data.test_labels, data.test_given),
@@ -288,7 +333,7 @@ class Run:
         return self._given(condition, seen, each)
 
     def _other(self, operator: str | Operator) -> Operator:
-        """Build an operator to use instead of the run's operator, and set it up for samples of the run's data."""
+        """Set up another operator for the run's data, to use instead of the run's own."""
         if self.operator is None:
             raise UsageError(
                 f"{self.folder or 'this model'} was trained without an operator, so it cannot use a measurement by "
@@ -299,13 +344,13 @@ class Run:
         return own.on(self.info.shape, self.info.low, self.info.high)
 
     def _as_ours(self, classes: tuple[str, ...]) -> Tensor:
-        """Return the index of each of ``classes`` among the classes of this run, as an int64 tensor."""
+        """Return the indices of ``classes`` among the classes of the run."""
         ours = {name: i for i, name in enumerate(self.info.classes)}
         strange = [name for name in classes if name not in ours]
         if strange:
             raise UsageError(
                 f"the data have classes that {self.folder or 'this model'} was not trained on: {_listed(strange)}; "
-                f"leave out their samples, or rename them to classes of the run: {_listed(self.info.classes)}",
+                f"leave out these classes, or rename them to classes of the run: {_listed(self.info.classes)}",
                 parameter="label",
             )
         return torch.tensor([ours[name] for name in classes], dtype=torch.int64)
@@ -313,9 +358,9 @@ class Run:
     def typical(self, n: int, seed: int = 0) -> Run:
         """Return the run with conditions for ``n`` samples, so that the samples are distributed like the data.
 
-        The conditions are those of the held-out rows, in order, repeated if there are more samples than rows. A run
-        whose only condition is the class gets classes in the proportions of the training data, but only if it cannot be
-        used without a class. Any other run is returned without a condition.
+        If the condition has parts other than the class, the conditions are those of the held-out rows, in order,
+        repeated if there are more samples than rows. If the run uses only the class and cannot be used without it, the
+        classes occur in the proportions of the training data. Any other run is returned without a condition.
 
         Args:
             n: Number of samples.
@@ -330,12 +375,17 @@ class Run:
         return self.given_rows(data, torch.arange(n) % len(data.test), seed=seed)
 
     def _given(self, condition: Condition, seen: Seen | None, each: int) -> Run:
-        """Return the run with a condition in data units. Measurements in ``seen`` replace the condition's image."""
+        """Bind a condition in data units to the run. Measurements in ``seen`` replace the image of the condition."""
         if not isinstance(self.base, ScoreModel):
             raise UsageError(f"{type(self.base).__name__} is not a ScoreModel, so it does not accept a condition")
         if each < 1:
             raise UsageError(f"each must be at least 1, got {each}", parameter="each")
+        if seen is not None and seen.truth is None and not isinstance(seen.operator, AddedNoise):
+            warn_of_shown(seen.shown, self.codec, self.info)
+        numbers = condition.vector
         condition = self.info.known.to_model(condition if seen is None else replace(condition, image=None))
+        if numbers is not None and condition.vector is not None:
+            warn_of_cells(as_tensor(numbers), condition.vector, self.info.known.vector)
         if seen is not None:
             condition = replace(condition, image=self.codec.continuous.to_model(seen.shown.cpu().double()))
         self._check_told(condition)
@@ -393,7 +443,7 @@ class Run:
             )
         if not told.words:
             raise UsageError(
-                f"{self.folder or 'this model'} was trained without texts; train with cond='text' to use a text",
+                f"{self.folder or 'this model'} was trained without texts; to use texts, train with cond='text'",
                 parameter="cond",
                 value="text",
             )
@@ -409,7 +459,7 @@ class Run:
         return told.tokens(texts)
 
     def _understood(self, image: Tensor, operator: str | Operator | None, seed: int) -> Seen:
-        """Return the measurements in the images of a condition. If the images are samples, they are measured here."""
+        """Return the measurements in ``image``, or measure ``image`` if it contains samples."""
         made = self.operator if operator is None else self._other(operator)
         assert made is not None
         seen = understood(image, made, Noise.of(len(image), seed), named=operator is not None)
@@ -425,7 +475,7 @@ class Run:
         return seen
 
     def _check_told(self, condition: Condition) -> None:
-        """Reject a condition that lacks one of the parts listed in the ``cond`` of the run."""
+        """Check that a condition has every part that the run was trained with."""
         if self.config is None or not self.config.sources.rich:
             return
         sources = self.config.sources
@@ -444,7 +494,7 @@ class Run:
             )
 
     def _check_values(self, condition: Condition) -> None:
-        """Reject a condition that the model cannot have learned to use. ``condition`` is in model units."""
+        """Check that the model learned to use the condition, and that no value is infinite."""
         given = [name for name in SLOTS[1:] if getattr(condition, name) is not None]
         if given and self._dropped == 1:
             raise UsageError(
@@ -475,7 +525,7 @@ class Run:
         return self.config.cond_drop if self.base.classes > 0 or self.config.sources.rich else None
 
     def _check_trained(self, label: Tensor) -> None:
-        """Reject any value of ``label``, shape ``(B,)`` or ``(1,)``, that did not occur in training."""
+        """Check that every label occurred in training."""
         assert isinstance(self.base, ScoreModel)
         classes, who = self.base.classes, self.folder or "this model"
         for k in sorted(set(label.tolist())):
@@ -499,7 +549,7 @@ class Run:
                 )
 
     def _never_without(self, what: str) -> UsageError:
-        """Return the error that ``what`` is not possible, because the model was never trained without conditions."""
+        """Return the error for ``what``, which needs a model that was also trained without conditions."""
         if not (isinstance(self.base, ScoreModel) and self.base.classes and self.info.classes):
             return UsageError(
                 f"{self.folder or 'this model'} was trained with cond_drop=0, so every training sample had its "
@@ -547,10 +597,128 @@ class Run:
             return int(name)
         raise UsageError(f"unknown class {name!r}; {closest(name, names)}", parameter="label")
 
-    @checked(scale=SCALE)
-    def guided(self, scale: float) -> Run:
-        """Return the run with guidance. Scale 1 means the conditional model, and scale 0 the unconditional model."""
-        return replace(self, scale=float(scale))
+    @checked(scale=SCALE, interval=Range(0, infinite=True))
+    def guided(
+        self,
+        scale: float,
+        against: Run | Denoiser | Against | None = None,
+        interval: tuple[float, float] = ALL,
+    ) -> Run:
+        """Return the run with guidance: its estimates move away from those of another model.
+
+        Args:
+            scale: The strength of the guidance. Scale 1 means the model itself, and scale 0 the model ``against``.
+            against: The model to move away from. ``None`` means this model without its condition (classifier-free
+                guidance), and a class or a condition means this model with that condition. A run may be the same run at
+                an earlier step (``load(folder, step=400)``). Any other denoiser is used as it is.
+            interval: The lowest and the highest noise level sigma/alpha at which the model is guided.
+
+        Raises:
+            UsageError: If ``against`` is a run with different units, or a class that the model does not have, or if the
+                interval is invalid.
+        """
+        check_interval(interval)
+        run = replace(self, scale=float(scale), against=against, interval=(interval[0], interval[1]))
+        run._against()  # reports a model that cannot be used
+        return run
+
+    def _against(self) -> Denoiser:
+        """Return the model to move away from. Steering, measurements and a path are applied to the guided model."""
+        against = self.against
+        if against is None:
+            return self._without
+        if isinstance(against, Run):
+            mine, theirs = (run.codec.continuous for run in (self, against))
+            if against.info.shape != self.info.shape or _identity(mine) != _identity(theirs):
+                raise UsageError(
+                    f"a run can only be guided by a run with the same units, but {against.folder or 'the other run'} "
+                    f"was trained on {against.info.name} in other units; train both runs on the same data",
+                    parameter="against",
+                )
+            return against._plain.model
+        if not isinstance(against, Condition | int | str | Tensor | Sequence | np.ndarray):
+            return against
+        bare = replace(self._plain, scale=1.0, against=None, interval=ALL)
+        if self.condition is not None and not isinstance(against, Condition):
+            label = self._labelled(against).label  # the rest of the condition stays
+            assert label is not None and isinstance(self.base, ScoreModel)
+            self._check_trained(label)
+            return self.base.given(replace(self.condition, label=label.to(self.device)))
+        return replace(bare, seen=None).given(against).model
+
+    @property
+    def _plain(self) -> Run:
+        """The run with its condition and its guidance, but without steering, measurements, path and start."""
+        return replace(
+            self, potential=None, measurement=None, rule=None, noise=0.0, path=None, begin=None, told=True
+        )  # fmt: skip
+
+    @checked(scale=Range(-1e6, 1e6))
+    def steered(self, potential: Potential | None, scale: float = 1.0) -> Run:
+        """Return the run with steering: its samples follow the gradient of a function (:class:`scoresde.Steered`).
+
+        Args:
+            potential: A function of an :class:`~scoresde.Estimate` in model units, which returns one number for
+                each row, ``(B,)``: the log-likelihood of what is wanted. ``None`` removes the steering.
+            scale: The factor by which the gradient is multiplied.
+        """
+        return replace(self, potential=potential, strength=float(scale))
+
+    @checked(noise=NONNEGATIVE, each=COUNT, seed=SEED)
+    def measured(
+        self,
+        operator: str | Operator,
+        y: Tensor | npt.ArrayLike,
+        noise: float = 0.0,
+        rule: str | Rule = "moment",
+        *,
+        each: int = 1,
+        seed: int = 0,
+    ) -> Run:
+        """Return the run whose samples agree with measurements that the model was not trained with.
+
+        Args:
+            operator: A linear operator, such as ``"pool:2"``.
+            y: The measurements in data units, ``(n, *measured)``. An array with the shape of samples contains the true
+                samples, which are measured here, or samples with NaN for missing values
+                (:func:`scoresde.run.seen.understood`).
+            noise: The standard deviation of the noise of the measurements, in data units. With 0, the samples agree
+                with the measurements as far as the levels and the range of the data allow.
+            rule: ``moment``, ``pseudoinverse``, ``projection``, or a function (:mod:`scoresde.guidance.measured`).
+            each: Number of samples for each measurement. Sample i belongs to measurement ``i // each``.
+            seed: Seed for operators that draw random numbers, and for the noise of measurements made here.
+
+        Raises:
+            UsageError: If the operator is not linear, if the measurements do not fit it, or if the model has no score
+                and the rule needs one.
+        """
+        made = parse(operator, read_mask=mask_from_file) if isinstance(operator, str) else operator
+        made = made.on(self.info.shape, self.info.low, self.info.high)
+        image = as_tensor(y)
+        seen = understood(image, made, Noise.of(len(image), seed))
+        if seen.truth is not None and noise > 0:
+            drawn = Noise.of(len(image), seed).normal(tuple(seen.y.shape[1:]), 1, "condition", torch.float64)
+            drawn = drawn if seen.hidden is None else torch.where(seen.hidden, 0.0, drawn)
+            seen = replace(seen, y=seen.y + noise * drawn)
+        if seen.truth is None and noise < (self.info.high - self.info.low) / 8:
+            warn_of_shown(seen.shown, self.codec, self.info, 5)
+        index = torch.arange(len(seen) * each) // each
+        known = seen.rows(index) if each > 1 else seen
+        run = replace(self, measurement=known, rule=rule, noise=float(noise))
+        run._measured(run.base)  # reports an operator or a rule that cannot be used
+        return run
+
+    def _measured(self, model: Denoiser) -> Denoiser:
+        """Return a model whose samples agree with the bound measurements."""
+        known = self.measurement
+        assert known is not None and known.operator is not None and self.rule is not None
+        y = known.y.to(self.device)
+        return Measured(model, known.operator, y, self.noise, self.rule, self.codec, self._spread)
+
+    @property
+    def answered(self) -> Seen | None:
+        """The bound measurements, whether a rule or the network uses them, or ``None``."""
+        return self.seen if self.measurement is None else self.measurement
 
     def on(self, path: str | SDE | None) -> Run:
         """Return the run on another path, restricted to the noise levels of the model (see :func:`scoresde.convert`).
@@ -561,15 +729,51 @@ class Run:
         """
         return replace(self, path=None if path is None else build(path, SDES, "SDE", typed=True, kind=SDE))
 
+    @checked(at=FRACTION, each=COUNT)
+    def near(self, x: Tensor | npt.ArrayLike | None, at: float = 0.5, *, each: int = 1) -> Run:
+        """Return the run whose samples resemble given data (SDEdit; Meng et al. 2022, arXiv:2108.01073).
+
+        Sampling starts from the data with noise, and not from the prior.
+
+        Args:
+            x: The data in data units, ``(n, *event)``. ``None`` removes them.
+            at: The amount of noise, as the fraction sigma/(alpha + sigma). The closer it is to 0, the closer the
+                samples are to the data. With 1, sampling starts from almost pure noise.
+            each: Number of samples for each row of ``x``. Sample i belongs to row ``i // each``.
+
+        Raises:
+            DataError: If the data do not have the shape of the run's data, or are not finite.
+        """
+        if x is None:
+            return replace(self, begin=None, at=1.0)
+        begin = self._middle(x).repeat_interleave(each, 0)
+        return replace(self, begin=begin, at=float(at))
+
+    def _middle(self, x: Tensor | npt.ArrayLike) -> Tensor:
+        """Convert data to model units. Each level is mapped to the middle of its cell."""
+        x = self.checked(x, dequantise=False)
+        return self.to_model(x, torch.full(x.shape, 0.5, dtype=torch.float64))
+
     def rows(self, index: Tensor) -> Run:
-        """Return the run with its condition and codec restricted to the rows at the int64 positions ``index: (B,)``."""
+        """Return the run for the rows at the int64 positions ``index: (B,)`` of everything that is bound to it."""
         known = None if self.condition is None else self.condition.rows(index)
-        seen = None if self.seen is None else self.seen.rows(index)
-        return replace(self, codec=self.codec.rows(index), condition=known, seen=seen)
+        seen, measurement = (None if s is None else s.rows(index) for s in (self.seen, self.measurement))
+        begin = None if self.begin is None else select(self.begin, index.to(self.begin.device))
+        against = self.against
+        if isinstance(against, Tensor):
+            against = select(against, index)
+        elif isinstance(against, Sequence) and not isinstance(against, str):
+            against = [against[i] for i in index.tolist()]
+        elif against is not None and not isinstance(against, int | str):
+            against = against.rows(index)
+        return replace(
+            self, codec=self.codec.rows(index), condition=known, seen=seen, measurement=measurement, begin=begin,
+            against=against,
+        )  # fmt: skip
 
     @property
     def _without(self) -> Denoiser:
-        """The model without a condition, which receives the same inputs as for dropped conditions in training."""
+        """The model with its condition dropped, as in training."""
         nothing = None if self.config is None else self.config.nothing(self.info)
         if nothing is None or not isinstance(self.base, ScoreModel):
             return self.base
@@ -585,7 +789,9 @@ class Run:
         labelled = isinstance(self.base, ScoreModel) and self.base.classes > 0
         if self._dropped == 0 and (self.condition is None or (labelled and self.condition.label is None)):
             raise self._never_without("leaving out the label" if labelled else "leaving out the condition")
-        if self.scale != 1.0:
+        if self.scale != 1.0 and self.against is not None:
+            model = Guided(model, self._against(), self.scale, self.interval)
+        elif self.scale != 1.0:
             if self.condition is None:
                 raise UsageError(
                     f"guidance {self.scale:g} requires a condition, as in run.given(label).guided({self.scale:g})",
@@ -593,27 +799,38 @@ class Run:
                 )
             if self._dropped == 0:
                 raise self._never_without(f"guidance {self.scale:g}")
-            model = Guided(model, self._without, self.scale)
+            model = Guided(model, self._against(), self.scale, self.interval)
+        if self.potential is not None:
+            model = Steered(model, self.potential, self.strength)
+        if self.rule is not None:
+            model = self._measured(model)
         return model if self.path is None else convert(model, self.path)
 
     def _bound(self, count: int) -> Denoiser:
-        """Return the model, after checking that its condition fits ``count`` rows."""
+        """Check that the condition and the measurements fit ``count`` rows, and return the model."""
         if self.condition is not None:
             self.condition.expand(count)  # raises if the number of rows differs
+        if self.measurement is not None and len(self.measurement) not in (1, count):
+            raise UsageError(
+                f"the number of measurements is {len(self.measurement):,}, but the number of samples is {count:,}; "
+                "pass one measurement for all samples or one for each sample, or bind them with measured(..., each=K)"
+            )
         return self.model
 
     # ------------------------------------------------------------------------------------------------------- keeping
 
     def request(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """Return, as plain JSON values, everything that results depend on, except conditions that differ between rows.
+        """Return what results depend on, as plain JSON values.
 
-        This includes the model, the settings bound to it, and the further settings ``asked``.
+        This includes the model, the settings bound to it, and the settings in ``asked``, but no condition with several
+        rows.
         """
         known = self.condition
         one = None if known is None or len(known) > 1 else digest(*_tensors(known))
         label = None if known is None or one is None or known.label is None else known.label.tolist()
         try:
-            made_of = repr(self.base) if self.spec is None else json.dumps(self.spec.to_dict(), sort_keys=True)
+            spec = self.spec if isinstance(self.base, ScoreModel) else None
+            made_of = outline(self.base) if spec is None else json.dumps(spec.to_dict(), sort_keys=True)
         except UsageError:  # a user-defined codec has no name
             made_of = repr(self.base)
         facts = {
@@ -621,17 +838,28 @@ class Run:
             "label": label, "condition": one, "guidance": self.scale, "path": None if self.path is None else self.path,
             "dtype": str(self.dtype).removeprefix("torch."), "device": self.device.type,
         }  # fmt: skip
+        if self.scale != 1.0 and self.against is not None:
+            facts["against"] = _identity(self._against())
+        if tuple(self.interval) != ALL:
+            facts["interval"] = [str(end) for end in self.interval]
+        if self.potential is not None:
+            facts |= {"potential": _identity(self.potential), "strength": self.strength}
+        if self.measurement is not None:
+            facts |= {"measured": str(self.measurement.operator), "noise": self.noise, "rule": outline(self.rule)}
+            facts["y"] = digest(*_tensors(self.measurement)) if len(self.measurement) == 1 else None
+        if self.begin is not None:
+            facts |= {"at": self.at, "begin": digest(self.begin) if len(self.begin) == 1 else None}
         return plain_request({**facts, **asked})
 
     def sample_request(self, solver: Solver, **asked: Any) -> dict[str, Any]:
-        """Return everything that samples depend on, as in :meth:`request`."""
+        """Return what samples depend on, in the form of :meth:`request`."""
         options = {f"solver.{name}": value for name, value in options_of(solver).items()}
         name = name_of(solver, SOLVERS)
         name = name.rpartition(":")[2] if name.startswith("scoresde.") else name
         return self.request({"solver": name, **options, **asked})
 
     def score_request(self, likelihood: Likelihood, **asked: Any) -> dict[str, Any]:
-        """Return everything that likelihoods depend on, as in :meth:`request`."""
+        """Return what likelihoods depend on, in the form of :meth:`request`."""
         return self.request({**asdict(likelihood), **asked})
 
     @property
@@ -640,11 +868,16 @@ class Run:
         return None if self.condition is None else digest(*_tensors(self.condition))
 
     def _known_of(self, index: Tensor) -> list[Tensor]:
-        """Return the conditions of the rows at the int64 positions ``index: (b,)``, or ``[]`` if all rows share one."""
-        return [] if self.condition is None or len(self.condition) == 1 else _tensors(self.condition.rows(index))
+        """Return the conditions and measurements of the rows at ``index``, except those that all rows share."""
+        known = [] if self.condition is None or len(self.condition) == 1 else _tensors(self.condition.rows(index))
+        if self.measurement is not None and len(self.measurement) > 1:
+            known += _tensors(self.measurement.rows(index))
+        if self.begin is not None and len(self.begin) > 1:
+            known += [self.begin[index]]
+        return known
 
     def _parts_of(self, x: Tensor, keep: str | Path | None, asked: dict[str, Any], start: int) -> Parts | None:
-        """Return the store for results computed from ``x: (n, *event)``, or ``None`` if ``keep`` is ``None``."""
+        """Return the store for results computed from ``x``, or ``None`` if ``keep`` is ``None``."""
         if keep is None:
             return None
 
@@ -686,7 +919,7 @@ class Run:
 
         Args:
             x: Data in data units, shape ``(n, *event)``.
-            u: Uniform numbers in [0, 1), with the same shape as ``x``, that spread levels over their cells.
+            u: Uniform numbers in [0, 1) that spread levels over their cells, with the same shape as ``x``.
         """
         noise = None if u is None else u.cpu().double()
         found = self.codec.to_model(as_tensor(x).cpu().double(), self.condition, noise)
@@ -695,8 +928,8 @@ class Run:
     def to_data(self, m: Tensor) -> Tensor:
         """Convert ``m: (n, *event)`` from model units to data units, on the CPU.
 
-        If the data have levels, all results are levels. The result has the dtype of ``m``, or float64 if the data
-        need this precision.
+        If the data have levels, the values are rounded to levels. The result has the dtype of ``m``, or float64 if
+        the data need this precision.
         """
         return self.codec.to_data(m.cpu().double() if self.info.wide else m.cpu(), self.condition)
 
@@ -746,6 +979,27 @@ class Run:
         model = self._bound(n)
         if not self.told:
             warn_of_prior(model.domain, self.info, self._spread)
+        begin, t0 = self.begin, None
+        if begin is not None:
+            low, high = model.domain.interval("sample")
+            r = torch.tensor(self.at, dtype=torch.float64)
+            t0 = min(float(model.domain.sde.t_of_ratio(r)), high)
+            if model.domain.nodes is not None:
+                nodes = model.domain.nodes
+                t0 = float(nodes[(nodes - t0).abs().argmin()])
+            if t0 <= low:
+                least = float(model.domain.sde.ratio(torch.tensor(low, dtype=torch.float64)))
+                raise UsageError(
+                    f"at={self.at:g} is not above the noise level {least:.2g} at which sampling stops, so the samples "
+                    "would equal the data; use a larger value",
+                    parameter="at",
+                    value=0.3,
+                )
+            if len(begin) not in (1, n):
+                raise UsageError(
+                    f"the samples start from {len(begin):,} rows of data, but the number of samples is {n:,}; pass one "
+                    "row for all samples or one for each sample, or bind them with near(..., each=K)"
+                )
         parts = None
         if keep is not None:
             asked = self.sample_request(built, seed=seed, start=start, denoise=denoise, brownian=brownian)
@@ -761,12 +1015,81 @@ class Run:
             watch=watch,
             record=record,
             parts=parts,
+            data=begin,
+            t0=t0,
         )
-        if self.seen is None:
+        known = self.seen if self.measurement is None else self.measurement if self.noise == 0 else None
+        if known is None:
             return Samples(self.to_data(solution.x), solution)
         exact = self.codec.continuous.to_data(solution.x.cpu().double())
-        x, residual = self.seen.agreeing(exact, self.codec, self.info)
+        x, residual = known.agreeing(exact, self.codec, self.info)
         return Samples(x if self.info.wide else x.to(solution.x.dtype), solution, residual)
+
+    @checked(rtol=RTOL, batch=COUNT)
+    def encode(self, x: Tensor | npt.ArrayLike, *, rtol: float = 1e-5, batch: int = 256) -> Tensor:
+        """Follow the probability flow from data to noise, and return the noise, float ``(n, *event)``.
+
+        If a model is exact, the noise of data is a sample from the prior. :meth:`decode` is the inverse.
+
+        Args:
+            x: Data in data units, ``(n, *event)``.
+            rtol: Relative tolerance of the solver.
+            batch: Number of rows solved at once.
+
+        Raises:
+            DataError: If the data do not have the shape of the run's data, or are not finite.
+            NumericalError: If the solver fails.
+        """
+        low, high = self.model.domain.interval("sample")
+        return self._flow(self._middle(x), low, high, rtol, batch)
+
+    @checked(rtol=RTOL, batch=COUNT)
+    def decode(self, z: Tensor, *, rtol: float = 1e-5, batch: int = 256) -> Tensor:
+        """Follow the probability flow from noise to data, and return the data in data units, ``(n, *event)``.
+
+        The arguments are those of :meth:`encode`. ``decode(encode(x))`` returns ``x`` up to the error of the solver,
+        and exactly if the data have levels and this error is less than half a level.
+        """
+        low, high = self.model.domain.interval("sample")
+        return self.to_data(self._flow(z.to(self.device, self.dtype), high, low, rtol, batch))
+
+    @checked(n=SEVERAL, rtol=RTOL)
+    def interpolate(
+        self, a: Tensor | npt.ArrayLike, b: Tensor | npt.ArrayLike, n: int = 9, *, rtol: float = 1e-5
+    ) -> Tensor:
+        """Return ``n`` steps from one row of data to another, on an arc between their noise, ``(n, *event)``.
+
+        The arc keeps the norm of the noise (spherical interpolation; Song, Meng and Ermon 2021, arXiv:2010.02502,
+        eq. 67). The first and the last step are the rows themselves, up to the error of the solver.
+
+        Args:
+            a, b: The rows, ``(*event)`` in data units.
+            n: Number of steps, including both rows.
+            rtol: Relative tolerance of the solver.
+        """
+        z = self.encode(torch.stack([as_tensor(a), as_tensor(b)]), rtol=rtol).double()
+        first, last = z.flatten(1)
+        cosine = (first @ last / (first.norm() * last.norm())).clamp(-1, 1)
+        angle, share = torch.acos(cosine), torch.linspace(0, 1, n, dtype=torch.float64, device=z.device)[:, None]
+        if float(angle) < 1e-6:
+            arc = first + share * (last - first)
+        else:
+            arc = (torch.sin((1 - share) * angle) * first + torch.sin(share * angle) * last) / torch.sin(angle)
+        return self.decode(arc.reshape(n, *z.shape[1:]), rtol=rtol)
+
+    def _flow(self, x: Tensor, t0: float, t1: float, rtol: float, batch: int) -> Tensor:
+        """Move states along the probability flow from ``t0`` to ``t1``."""
+        if self._bound(len(x)).domain.nodes is not None:
+            raise UsageError(
+                "the flow of a discrete chain cannot be followed exactly; convert the run first, as in run.on('vp')"
+            )
+        found = []
+        for index in torch.split(torch.arange(len(x), device=self.device), batch):
+            solved = ProbabilityFlow(rtol=rtol)(self.model.rows(index), x[index], t0=t0, t1=t1)
+            if not bool(solved.ok.all()):
+                raise NumericalError("; ".join(solved.failures()))
+            found.append(solved.x)
+        return torch.cat(found)
 
     @checked(count=FRAMES)
     def frames(self, samples: Samples, count: int = 40) -> tuple[Tensor, Tensor]:
@@ -848,9 +1171,9 @@ class Run:
         neither the density of its flow nor the density proportional to ``p(x) p(condition | x)^scale``. The result
         names the density that is bounded.
 
-        Data stored as levels are dequantised with the uniform numbers that :meth:`log_likelihood` uses first. For a
-        model with nodes, the bound is that of its discrete chain, with one noisy state per node
-        (:func:`scoresde.likelihood.chain.bound`), and ``reconstruction`` contains the term of the decoder.
+        Data stored as levels are dequantised with the same random numbers as in :meth:`log_likelihood`. For
+        a model with nodes, the bound is that of its discrete chain, estimated from one noisy state per node
+        (:func:`scoresde.likelihood.chain.bound`), and ``reconstruction`` contains the decoder term.
 
         Args:
             x: Data in data units, shape ``(n, *event)``.
@@ -903,8 +1226,8 @@ class Run:
         Args:
             x: Data in data units, shape ``(n, *event)``.
             name: The name of the data, for messages.
-            dequantise: Whether all values must be levels, if the run's data have levels. If false, all finite values
-                are accepted, because all of them have a density.
+            dequantise: Whether to require that all values are levels, if the run's data have levels. If false, all
+                finite values are accepted, because each has a density.
 
         Raises:
             DataError: If the shape differs from that of the run's data, or a value is not finite or not a level of the
@@ -937,7 +1260,7 @@ class Run:
 
 
 def _tensors(thing: object) -> list[Tensor]:
-    """Return all tensors of a model, a condition or any other dataclass, in a fixed order."""
+    """Return all tensors in a model, or in a dataclass such as a condition, in a fixed order."""
     if isinstance(thing, Tensor):
         return [thing]
     if isinstance(thing, nn.Module):
@@ -945,8 +1268,30 @@ def _tensors(thing: object) -> list[Tensor]:
     return [t for f in fields(thing) for t in _tensors(getattr(thing, f.name))] if is_dataclass(thing) else []
 
 
+def _identity(thing: object) -> str:
+    return digest(outline(thing), *_tensors(thing))
+
+
+def outline(thing: object) -> str:
+    """Describe what a model, a function or a setting is, except for its tensors, in the same words in each process."""
+    if isinstance(thing, Tensor):
+        return f"tensor {tuple(thing.shape)}"
+    if isinstance(thing, nn.Module):
+        return re.sub(r"\s+", " ", repr(thing))
+    if isinstance(thing, tuple | list):
+        return f"({', '.join(map(outline, thing))})"
+    if is_dataclass(thing) and not isinstance(thing, type):
+        inside = ", ".join(f"{f.name}={outline(getattr(thing, f.name))}" for f in fields(thing) if f.init)
+        return f"{type(thing).__module__}.{type(thing).__qualname__}({inside})"
+    if isinstance(thing, FunctionType):
+        code, cells = thing.__code__, thing.__closure__ or ()
+        inside = outline([cell.cell_contents for cell in cells])
+        return f"{thing.__module__}.{thing.__qualname__} {code.co_code.hex()} {code.co_names} {inside}"
+    return repr(thing)
+
+
 def _listed(names: Sequence[str], most: int = 10) -> str:
-    """Join the first ``most`` names of a list with commas."""
+    """Join the first ``most`` names with commas."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
@@ -957,6 +1302,7 @@ def load(
     network: nn.Module | Callable[..., nn.Module] | str | None = None,
     parametrization: Parametrization | Callable[..., Parametrization] | str | None = None,
     operator: Operator | type[Operator] | str | None = None,
+    step: int | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     changed_data: bool = False,
@@ -972,6 +1318,8 @@ def load(
             parametrisation is not built in.
         operator: The operator in the run's ``cond``, its class, or ``"module:Name"``. Required if the operator
             is not built in.
+        step: The training step of the checkpoint to load (default: the best checkpoint if training selected it, and
+            otherwise the newest).
         device, dtype: Device and precision of the computation.
         changed_data: See :class:`Run`.
         edited: Whether to accept, with a warning, files of the run that were changed after they were written.
@@ -987,7 +1335,9 @@ def load(
             given[i] = resolve(given[i], table, what, typed=True)
     config = TrainConfig.from_dict(read_config(folder))
     info, spec = described(folder, config)
-    checkpoint = chosen_checkpoint(folder, edited=edited)
+    checkpoint = (
+        chosen_checkpoint(folder, edited=edited) if step is None else checkpoint_at(folder, step, edited=edited)
+    )
     state = read_object(checkpoint / "state.json")
     try:
         model = spec.build(*given)
@@ -1006,12 +1356,7 @@ def load(
 def _operator(
     folder: Path, config: TrainConfig, info: DataInfo, own: Operator | type[Operator] | str | None
 ) -> Operator | None:
-    """Return the operator of a run. If part of it is not built in, ``own`` is that part.
-
-    Raises:
-        UsageError: If ``own`` is not a part of the run's operator, or is built in.
-        CheckpointError: If the run has an operator that is not built in, and ``own`` is ``None``.
-    """
+    """Return the operator of a run, with ``own`` as the part that is not built in."""
     asked, kept = config.sources.operator, partial(kept_mask, folder, config.sources.operator)
     if own is None:
         return config.operator_for(info, kept)

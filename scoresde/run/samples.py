@@ -68,7 +68,7 @@ def write_samples(
 ) -> list[Path]:
     """Write samples in data units to files. Samples that failed are left out.
 
-    Arrays and tables are written first. If a picture cannot be drawn afterwards, there is a warning instead of an
+    The samples are written before any picture is drawn. A picture that cannot be drawn causes a warning instead of an
     error.
 
     For samples that answer questions (:mod:`scoresde.run.questions`), the array ``given`` contains the index of each
@@ -81,14 +81,14 @@ def write_samples(
         info: The description of the data.
         made: The settings that produced the samples, as plain JSON values, for ``samples.json``.
         kinds: A selection of ``png`` (a grid of images, or a figure), ``files`` (a folder with one PNG per image, named
-            by the index of the sample), ``npz`` (the samples as array ``x``, and their indices as array ``index``),
+            after the sample's index), ``npz`` (the samples as array ``x``, and their indices as array ``index``),
             ``csv`` (a table with named columns), ``gif`` (an animation of the sampling) and ``path`` (the states of the
             samples during sampling, as arrays ``t`` and ``x``). The default is ``png`` and ``npz``, and also ``csv`` if
             the data have named columns.
         frames: Times ``(F,)`` and states ``(F, n, *event)`` for ``gif`` and ``path`` (see
             :meth:`scoresde.run.run.Run.frames`), or a function that computes them after the samples are written.
-        reference: Data ``(m, *event)`` to show with the samples in a figure of points, tables or signals, or a function
-            that returns such data or ``None``.
+        reference: Data ``(m, *event)`` to draw with the samples, if these are points, tables or signals. A function
+            that returns the data or ``None`` is also accepted.
         codec: The codec of the run, which determines which columns may be written as integers.
         asked: The questions that the samples answer, or ``None``.
 
@@ -163,7 +163,6 @@ def write_samples(
 
 
 def _answers(samples: Samples, info: DataInfo, asked: Asked) -> Figure:
-    """Draw a figure of the questions and their answers."""
     from ..plot import answers_figure
 
     ok, n = samples.solution.ok.cpu(), len(asked.questions)
@@ -176,7 +175,7 @@ def _answers(samples: Samples, info: DataInfo, asked: Asked) -> Figure:
 
 
 def _lines(x: Tensor, codec: Codec | None) -> Iterable[tuple[str, ...]]:
-    """Format the values of a table ``(n, D)`` as text, without decimals in columns that contain only integers."""
+    """Return the rows of a table as text, without decimals in integer columns."""
     values = x.numpy()
     whole = ((values == np.rint(values)) & np.isfinite(values)).all(0)
     if codec is not None and values.dtype.kind == "f":
@@ -191,10 +190,7 @@ def _lines(x: Tensor, codec: Codec | None) -> Iterable[tuple[str, ...]]:
 
 
 def _shortest(value: np.floating) -> str:
-    """Format a value with the fewest digits that still identify it in its own precision.
-
-    An exponent is used only for very small and very large values.
-    """
+    """Format a value with the fewest digits that identify it at its precision."""
     if 1e-4 <= abs(value) < 1e16:
         return np.format_float_positional(value, trim="0")
     return str(value)
@@ -221,7 +217,7 @@ def read_samples(path: Path, data: Dataset, units: Units = "auto") -> Tensor:
 
 
 def _array(path: Path, info: DataInfo) -> Tensor:
-    """Read samples, check that they are finite real numbers, and return them in the shape of the data."""
+    """Read samples in the shape of the data, and check that they are finite real numbers."""
     try:
         if path.suffix.lower() in PICKLES:
             raise DataError(
@@ -238,8 +234,8 @@ def _array(path: Path, info: DataInfo) -> Tensor:
             chosen = roles(path, arrays)
             if "x_test" in chosen:
                 raise DataError(
-                    f"{path}: {chosen['x']} and {chosen['x_test']} are parts of a data set, not samples; name the "
-                    "array of samples x"
+                    f"{path}: {chosen['x']} and {chosen['x_test']} are parts of a data set, not samples; save the "
+                    "samples as an array called x"
                 )
             x = arrays[chosen["x"]]
     except OSError as error:
@@ -257,7 +253,7 @@ def _array(path: Path, info: DataInfo) -> Tensor:
 
 
 def _arranged(path: Path, x: np.ndarray, info: DataInfo) -> np.ndarray:
-    """Return an array in the shape of the data, after moving channels to the front or adding their axis if needed."""
+    """Move or add the channel axis so that an array fits the shape of the data."""
     event = info.shape
     if x.shape[1:] == event and x.ndim:
         return x
@@ -270,7 +266,7 @@ def _arranged(path: Path, x: np.ndarray, info: DataInfo) -> np.ndarray:
 
 
 def _columns(path: Path, info: DataInfo) -> np.ndarray:
-    """Read a table as an array ``(N, D)``, with its columns in the order of the columns of the data."""
+    """Read a table, and return its columns in the order of the data."""
     if info.kind != "vector":
         raise DataError(
             f"{path} is a table, but {info.name} has {info.kind}s of shape {info.shape}; save the samples as npz"

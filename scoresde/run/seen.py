@@ -80,9 +80,9 @@ class Seen:
     def hidden(self) -> Tensor | None:
         """A mask of the unknown values, bool ``(n or 1, *event)``, or ``None`` if values are not measured one by one.
 
-        For a mask or a crop, the hidden values are unknown. For any other operator, the result is ``None``. If the
-        operator itself is not known, values that are NaN in ``y`` are unknown, and so are all values of each row
-        without NaN. In this case, the result is ``None`` if no row contains NaN.
+        For a mask or a crop, the hidden values are unknown. For any other operator, the result is ``None``. If
+        ``operator`` is ``None``, values that are NaN in ``y`` are unknown, and a row without NaN is entirely unknown.
+        In this case, the result is ``None`` if no row contains NaN.
         """
         if self.operator is None:
             missing = self.y.isnan()
@@ -145,16 +145,10 @@ def tolerance(info: DataInfo) -> float:
 
 
 def _within(operator: Linear, x: Tensor, y: Tensor, levels: Levels) -> Tensor:
-    """Move ``x`` into the range of the levels so that its measurements are as close to ``y`` as possible.
-
-    Args:
-        operator: The operator for these rows.
-        x: The values, ``(n, *event)``.
-        y: The measurements, ``(n, *measured)``.
-        levels: The levels. Continuous columns are not restricted to a range.
-    """
+    """Move ``x`` into the range of the levels, keeping its measurements close to ``y`` (equation 2)."""
     count = torch.as_tensor(levels.count, device=x.device)
     low, high = (torch.as_tensor(v, dtype=x.dtype, device=x.device) for v in (levels.low, levels.high))
+    # A continuous column has a count of 0, and is not restricted to a range.
     low, high = torch.where(count > 0, low, -torch.inf), torch.where(count > 0, high, torch.inf)
     scale: Tensor | float = 1.0
     for _ in range(TURNS):
@@ -165,13 +159,13 @@ def _within(operator: Linear, x: Tensor, y: Tensor, levels: Levels) -> Tensor:
 
 
 def _half(codec: Codec, x: Tensor) -> Tensor:
-    """Return half the width of the levels, in a shape that broadcasts to ``x``, or 0 for continuous values."""
+    """Return half the width of the levels, or 0 for continuous values."""
     width = codec.levels.width if isinstance(codec.levels, Levels) else 0.0
     return torch.as_tensor(width, dtype=x.dtype, device=x.device) / 2
 
 
 def _rounded(x: Tensor, codec: Codec) -> Tensor:
-    """Convert ``x`` to levels (see :meth:`.Levels.to_data`), or return it unchanged if the data have no levels."""
+    """Convert ``x`` to levels (see :meth:`.Levels.to_data`), if the data have levels."""
     return x if codec.levels is None else codec.levels.to_data(x)
 
 
@@ -182,10 +176,10 @@ def understood(image: Tensor, operator: Operator, noise: Noise, *, named: bool =
     samples. If measurements have the same shape as samples, these rules apply:
 
     - If the array contains NaN, it is a measurement by a mask, and NaN marks the missing values.
-    - If the operator is a mask and the array contains no NaN, the array contains samples. However, rows of a table and
-      signals for a model that fills gaps (``cells``) are already complete, and are returned unchanged.
+    - If the operator is a mask and the array contains no NaN, the array contains samples. The exception is the operator
+      ``cells`` for tables and signals: the rows count as already complete, and are returned unchanged.
     - If the operator is not a mask (if it is ``blur``, for example), the array contains measurements.
-    - If the model was trained with a choice of operators, and one of them is not a mask and keeps the shape, the array
+    - If the model was trained with a choice of operators, one of which keeps the shape and is not a mask, the array
       contains the images that the network receives.
 
     If the caller named the operator, an array without NaN that has the shape of a sample contains samples, which are
@@ -199,8 +193,8 @@ def understood(image: Tensor, operator: Operator, noise: Noise, *, named: bool =
         named: Whether the caller named the operator.
 
     Raises:
-        UsageError: If the array has neither of these shapes, if several operators are possible, if the array contains
-            infinite values, or if it contains NaN although the operator hides no values.
+        UsageError: If the array has the shape of neither a measurement nor a sample, if several operators are possible,
+            if the array contains infinite values, or if it contains NaN although the operator hides no values.
     """
     event, shape = operator.event or (), tuple(image.shape[1:])
     image = image.double()  # float64 represents any level exactly
@@ -215,7 +209,7 @@ def understood(image: Tensor, operator: Operator, noise: Noise, *, named: bool =
             raise UsageError(
                 f"NaN occurs in {int(image.isnan().sum()):,} of the {image.numel():,} given values, but "
                 + (f"only samples of shape {event} may have missing values, and the shape here is {shape}" if masks else
-                   f"this model was trained with the operator {operator}, which leaves no values out")
+                   f"the operator {operator} leaves no values out")
                 + ", so replace NaN with numbers",
                 parameter="given",
             )  # fmt: skip
@@ -228,7 +222,7 @@ def understood(image: Tensor, operator: Operator, noise: Noise, *, named: bool =
         fitting = [c for c in operator.choices if c.measured == shape != event]
         if len(fitting) > 1:
             raise UsageError(
-                f"the given values have shape {shape} for each sample, which is that of the measurements of "
+                f"the given values have shape {shape} for each sample, which fits the measurements of "
                 f"{' and '.join(map(str, fitting))}; name the operator that measured them",
                 parameter="operator",
                 value=str(fitting[0]),
@@ -256,8 +250,8 @@ def understood(image: Tensor, operator: Operator, noise: Noise, *, named: bool =
         return Seen(drawn, drawn(image), image)
     shapes = sorted({str(c.measured) for c in choices(operator)})
     raise UsageError(
-        f"the given values have shape {shape} for each sample, but they must have the shape of a measurement by the "
-        f"operator {operator}, {' or '.join(shapes)}, or of a sample, {event}",
+        f"the given values have shape {shape} for each sample, but the shape must be {' or '.join(shapes)} (for "
+        f"measurements by the operator {operator}) or {event} (for samples)",
         parameter="given",
     )
 
@@ -291,12 +285,12 @@ def keep_mask(folder: Path, operator: Operator) -> None:
 
 
 def kept_mask(folder: Path, operators: str, file: str) -> Tensor:
-    """Read the copy of the mask for ``mask:FILE`` that is stored in a run folder.
+    """Read the mask for ``mask:FILE`` from the copy in a run folder.
 
     Args:
         folder: The run folder.
-        operators: The operators of the run, as typed.
-        file: The file from which the mask was read in training.
+        operators: The operators of the run, as written in ``cond``.
+        file: The file name in ``mask:FILE``.
 
     Raises:
         CheckpointError: If the stored mask is missing or damaged.
@@ -321,6 +315,8 @@ def covers(trained: Operator, other: Operator) -> bool:
 def _same(trained: Operator, other: Operator) -> bool:
     if isinstance(trained, Cells) and isinstance(other, Masking):
         return True
+    if isinstance(trained, Cells) or isinstance(other, Cells):
+        return False  # random cells have no mask of their own
     if isinstance(trained, Masking) and isinstance(other, Masking) and other.event is not None:
         masks = [operator.known(other.event) for operator in (trained, other)]
         return bool((masks[0] == masks[1]).all())

@@ -89,7 +89,7 @@ class ModelSpec:
         Args:
             sde, network, parametrization: Parts that are not built in, as objects, or as classes to call with the
                 options in the specification.
-            typed: Which names were typed by a person (:mod:`scoresde.core.registry`).
+            typed: Which names come from the user rather than from a file (:mod:`scoresde.core.registry`).
 
         Raises:
             UsageError: If a part is unknown or has invalid options.
@@ -104,7 +104,7 @@ class ModelSpec:
         return ScoreModel(net, path, meaning, self.classes, self.coupled, self.learn_variance, self.codec)
 
     def resolved(self, model: ScoreModel, typed: Typed) -> ModelSpec:
-        """Return a copy of the specification with all options filled in from ``model``, the model that it describes."""
+        """Return a copy of the specification with all options filled in, given the ``model`` that it describes."""
         sde = model.sde.path if isinstance(model.sde, Shifted) else model.sde
         network = self.network
         if network is not None:
@@ -168,7 +168,7 @@ def make_path(part: Part, shift: float = 1.0, given: SDE | type[SDE] | None = No
         part: The name and the options of the SDE.
         shift: Factor by which sigma/alpha is multiplied.
         given: The SDE itself, or its class, if the SDE is not built in.
-        typed: Which names were typed by a person (:mod:`scoresde.core.registry`).
+        typed: Which names come from the user rather than from a file (:mod:`scoresde.core.registry`).
 
     Raises:
         UsageError: If the name is unknown or does not name an SDE, or if ``given`` is not the SDE of the run.
@@ -205,14 +205,9 @@ def _flag(stored: Mapping[str, Any], name: str) -> bool:
 
 
 def _made(part: Part | None, given: Any, table: Mapping[str, str], what: str, kind: type, typed: Typed) -> Any:
-    """Build a part from its description, or from the class ``given`` and the options in the description.
+    """Build a part from the class ``given``, or from the class that ``part`` names if ``given`` is ``None``.
 
-    If ``given`` is already an object of the required kind, it is returned unchanged.
-
-    Raises:
-        UsageError: If the class or the options are invalid, or if ``given`` differs from the part in the description
-            and one of the two is built in.
-        CheckpointError: If a name that was read from a file is not built in.
+    If ``given`` is an instance of ``kind``, it is returned unchanged.
     """
     if isinstance(given, kind):
         return given
@@ -231,13 +226,10 @@ def _made(part: Part | None, given: Any, table: Mapping[str, str], what: str, ki
 
 
 def _tuples(options: Mapping[str, Any], factory: Any) -> dict[str, Any]:
-    """Return a copy of the options of a part with all lists converted to tuples.
-
-    If the default of an option is a tuple, a single value is converted to a tuple as well.
-    """
+    """Convert the lists in the options of a part to tuples."""
     fields = fields_of(factory)
     found = {}
     for key, value in options.items():
-        several = key in fields and isinstance(fields[key].default, tuple)
+        several = key in fields and isinstance(fields[key].default, tuple)  # then a single value becomes a tuple too
         found[key] = tuple(value) if isinstance(value, list | tuple) else (value,) if several else value
     return found

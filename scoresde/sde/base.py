@@ -78,7 +78,7 @@ class Prior(Checked):
     std: float
 
     def sample(self, noise: Noise, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-        """Draw one state for each of the B sample indices of ``noise``. The result has shape ``(B, *shape)``."""
+        """Draw one state for each of the B indices in ``noise.indices``, shape ``(B, *shape)``."""
         return self.std * noise.normal(shape, stream="prior", dtype=dtype)
 
     def log_prob(self, z: Tensor) -> Tensor:
@@ -98,11 +98,11 @@ class SDE(Checked, ABC):
         t_min, t_max: The ends of the valid range of t. Training draws t from this range, and the likelihood computation
             integrates over it.
         t_sample: The time at which sampling stops (default: ``t_min``).
-        data_scale: The factor by which data in model units are multiplied to give states at ``t_min``. It differs from
-            1 only on the path of a converted model.
-        more_noise: A pair ``(name, value)``: the name of the field that controls the amount of noise at ``t_max``, and
-            a value of this field that gives enough noise. Messages that suggest adding noise quote the name and the
-            value (:mod:`scoresde.sde.reach`). If no field controls the noise, ``more_noise`` is ``None``.
+        data_scale: The factor that converts data in model units to states at ``t_min``. It differs from 1 only on the
+            path of a converted model.
+        more_noise: A pair: the name of the field that controls the amount of noise at ``t_max``, and a value of this
+            field that gives enough noise. Warnings about too little noise suggest this value
+            (:mod:`scoresde.sde.reach`). The default, ``None``, means that no field controls the noise.
         smooth: Whether ``alpha`` and ``sigma`` have continuous derivatives. If not, step sizes in t cannot be chosen
             from error estimates. Solvers that step in r, the time variable of the straight frame
             (:mod:`scoresde.sde.base`), are not affected.
@@ -183,7 +183,7 @@ class SDE(Checked, ABC):
 
     @property
     def finite_g(self) -> bool:
-        """Whether g is finite up to ``t_max``, which is the case if any signal is left at ``t_max``."""
+        """Whether g is finite up to ``t_max``, that is, whether any signal is left there."""
         alpha, sigma = self.coefficients(torch.tensor(self.t_max, dtype=torch.float64))
         return bool(informative(alpha.detach(), sigma.detach()).all())
 
@@ -219,8 +219,8 @@ class SDE(Checked, ABC):
         """Return the quantity that a shift of the log-SNR preserves (see :mod:`scoresde.sde.modified`).
 
         The default is the square root of ``alpha^2 + sigma^2``, which is constant on a variance-preserving path.
-        Override this method if a different function of alpha and sigma is constant along the path. This function must
-        be homogeneous of degree 1. The result has the same shape as ``alpha``.
+        Override this method if the path keeps another function of alpha and sigma constant. That function must be
+        homogeneous of degree 1. The result has the same shape as ``alpha``.
         """
         return torch.hypot(alpha, sigma)
 
@@ -276,13 +276,13 @@ class SDE(Checked, ABC):
 
     @property
     def nodes(self) -> Tensor | None:
-        """The times of the nodes of a chain in ascending order, float64 ``(N,)``, or ``None`` if time is continuous."""
+        """The nodes of a chain in ascending order, float64 ``(N,)``, or ``None`` if time is continuous."""
         return None
 
     def times(self, use: str) -> tuple[float, float]:
-        """Return the smallest and the largest t of the path in training, sampling or the likelihood computation.
+        """Return the smallest and the largest t that training, sampling or the likelihood computation uses.
 
-        The argument ``use`` selects one of these three: ``"train"``, ``"sample"`` or ``"likelihood"``.
+        The argument ``use`` is ``"train"``, ``"sample"`` or ``"likelihood"``.
         """
         if use not in ("train", "sample", "likelihood"):
             raise UsageError(f"unknown use {use!r}; choose from: train, sample, likelihood")
@@ -295,9 +295,9 @@ class SDE(Checked, ABC):
     def finite(self, t0: float, t1: float) -> bool:
         """Return whether the path can be evaluated numerically from ``t0`` to ``t1``.
 
-        This requires finite coefficients, and finite times when t is converted to r and back. The time derivatives of
-        alpha and sigma may be infinite, but not NaN. If a solver fails and this method returns false, the cause is the
-        path, not the model.
+        The coefficients must be finite, and t must remain finite when it is converted to r and back. The time
+        derivatives of alpha and sigma may be infinite, but not NaN. If a solver fails and this method returns false,
+        the cause is the path, not the model.
         """
         t = torch.linspace(t0, t1, 1025, dtype=torch.float64)
         values = *self.coefficients(t), self.t_of_ratio(self.ratio(t))

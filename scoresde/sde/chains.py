@@ -1,13 +1,12 @@
 """The discrete chains DDPM and SMLD, as SDEs with nodes.
 
 A chain has N noise levels, numbered i = 0, ..., N - 1. Level i is assigned the time t_i = (i + 1)/N, which is called
-the *node* of this level. The time of the data is t = 0. The path of a chain equals the chain at the nodes and
-interpolates between the nodes, so a chain is an :class:`~scoresde.sde.base.SDE` like any other, with ``t_min`` = 1/N.
-The two chains are
+the *node* of this level. The data are at t = 0. The path agrees with the chain at the nodes and interpolates between
+them, so a chain is an :class:`~scoresde.sde.base.SDE` like any other, with ``t_min`` = 1/N. The two chains are
 
     DDPM   x_i = sqrt(1 - beta_i) x_{i-1} + sqrt(beta_i) z,                     (Ho et al. 2020, eq. 2)            (1)
            alpha^2 = prod_{j <= i} (1 - beta_j),  sigma^2 = 1 - alpha^2,        (Ho et al. 2020, eq. 4)            (2)
-           and log alpha is linear in t between nodes;
+           and log alpha is linear in t between nodes (where alpha falls to 0, alpha itself is linear);
     SMLD   alpha = 1,  sigma_i = sigma_min (sigma_max/sigma_min)^(i/(N - 1)),   (Song and Ermon 2019, sec. 4)      (3)
            and log sigma is linear in t.
 
@@ -52,7 +51,7 @@ _BETA = Range(0, 1, above=True, below=True)
 
 
 class _Chain(SDE):
-    """Base class of chains. A chain has N = ``steps`` noise levels and one node for each level."""
+    """Base class of the chains, which have N = ``steps`` noise levels and one node for each level."""
 
     limits = ranges(steps=Range(2, 10**6, hint="the number of noise levels"))
 
@@ -153,7 +152,7 @@ class DDPM(_Chain):
 
     @property
     def _published(self) -> Tensor:
-        """The betas before they are rescaled for :attr:`zero_snr`."""
+        """The betas before any rescaling for ``zero_snr``."""
         if self.betas is not None:
             return torch.tensor(self.betas, dtype=torch.float64)
         if self.schedule == "cosine":
@@ -169,14 +168,13 @@ class DDPM(_Chain):
 
     @cached_property
     def _table(self) -> Tensor:
-        """The values of ``log alpha = log prod (1 - beta_j) / 2`` at times 0, 1/N, ..., 1, float64 ``(N + 1,)``."""
+        """The values of ``log alpha`` at the times 0, 1/N, ..., 1."""
         return torch.cat([self.beta.new_zeros(1), torch.log1p(-self.beta).cumsum(0) / 2])
 
     def _log_alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``log alpha`` and its derivative with respect to t, each with the same shape as ``t``.
+        """Return ``log alpha`` and its time derivative.
 
-        At a node, the derivative is the slope of ``log alpha`` in the interval that ends at the node. If the last beta
-        is 1, alpha itself is linear in the last interval.
+        At a node, the derivative is the slope in the interval that ends at the node.
         """
         table, position = self._table.to(device=t.device, dtype=t.dtype), t * self.steps
         # Rounding can turn position 3 into 3.0000000000000004, which must still belong to the third interval.
@@ -184,6 +182,7 @@ class DDPM(_Chain):
         rise, part = table[i + 1] - table[i], position - i
         if not self._ends_in_noise:
             return table[i] + part * rise, self.steps * rise
+        # In the last interval, log alpha falls to minus infinity, so alpha itself is linear there.
         last, left = i == self.steps - 1, (1 - part).clamp(0, 1)
         rise = torch.where(last, 0.0, rise)
         value = table[i] + torch.where(last, torch.log(left), part * rise)
@@ -239,7 +238,7 @@ class SMLD(Exploding, _Chain):
     Args:
         steps: N, the number of noise levels.
         sigma_min: The lowest noise level.
-        sigma_max: The highest noise level, or ``auto`` to compute it from the training data (usually as the largest
+        sigma_max: The highest noise level, or ``auto`` to compute it from the training data (usually the largest
             distance between two samples).
 
     Example:
@@ -254,7 +253,7 @@ class SMLD(Exploding, _Chain):
 
     @property
     def _rate(self) -> float:
-        """The time derivative of ``log sigma``, which is ``N/(N - 1) log(sigma_max/sigma_min)``."""
+        """The time derivative of ``log sigma``."""
         return math.log(self.highest / self.sigma_min) * self.steps / (self.steps - 1)
 
     def sigma(self, t: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The published continuous-time SDEs.
 
-Each class implements alpha and sigma (:mod:`scoresde.sde.base`). It also overrides those methods of :class:`SDE`
-whose results have closed forms for its path.
+Each class implements alpha and sigma (:mod:`scoresde.sde.base`). It also overrides the methods of :class:`SDE` that
+have closed forms on its path.
 
 References:
     Song et al. (2021), Score-based generative modeling through SDEs, arXiv:2011.13456: VP (eq. 11), VE (eq. 9),
@@ -67,8 +67,7 @@ class Exploding(SDE):
         if isinstance(self.sigma_max, str) or not self.sigma_min < self.sigma_max:
             raise UsageError(
                 f"{type(self).__name__}: sigma_min is {self.sigma_min} and sigma_max is {self.sigma_max!r}; choose "
-                "values with 0 < sigma_min < sigma_max, or set sigma_max to auto to use the largest distance between "
-                "two samples",
+                "values with 0 < sigma_min < sigma_max, or set sigma_max to auto to compute it from the training data",
                 parameter="sigma_max",
                 value="auto",
             )
@@ -95,18 +94,18 @@ class _LinearBeta(SDE):
     more_noise = ("beta_max", 20)
 
     def integral(self, t: Tensor) -> Tensor:
-        """Return ``B(t) = beta_min t + (beta_max - beta_min) t^2 / 2``, with the same shape as ``t``."""
+        """Return ``B(t)``, the integral of beta from 0 to ``t``."""
         return t * (self.beta_min + t * (self.beta_max - self.beta_min) / 2)
 
     def t_of_integral(self, integral: Tensor) -> Tensor:
-        """Return the time at which ``B(t)`` equals ``integral``, with the same shape as ``integral``."""
+        """Return the time at which ``B(t)`` equals ``integral``."""
         # This form of the root of the quadratic avoids cancellation, and the clamp avoids 0/0 and inf/inf.
         slope, numbers = self.beta_max - self.beta_min, torch.finfo(integral.dtype)
         integral = integral.clamp(numbers.tiny, numbers.max**0.5)
         return 2 * integral / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * slope * integral))
 
     def beta(self, t: Tensor) -> Tensor:
-        """Return ``beta(t) = beta_min + t (beta_max - beta_min)``, with the same shape as ``t``."""
+        """Return ``beta(t)``, which is linear in t."""
         return self.beta_min + t * (self.beta_max - self.beta_min)
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -191,7 +190,7 @@ class VESDE(Exploding):
 
     Args:
         sigma_min: The lowest noise level.
-        sigma_max: The highest noise level, or ``auto`` to compute it from the training data (usually as the largest
+        sigma_max: The highest noise level, or ``auto`` to compute it from the training data (usually the largest
             distance between two samples).
     """
 
@@ -212,9 +211,9 @@ class VESDE(Exploding):
 class FlowMatching(SDE):
     """The straight path ``alpha = 1 - t``, ``sigma = t`` of flow matching and rectified flow.
 
-    The path is given by eq. 20 of Lipman et al. (2023), arXiv:2210.02747, with sigma_min = 0 and time reversed, and by
-    eq. 1 of Liu et al. (2023), arXiv:2209.03003. At t = 1, no signal is left, and ``g^2 = 2t/(1 - t)`` is infinite.
-    Networks that predict the velocity, x0, v or edm can still be evaluated at t = 1.
+    With time reversed, this is the path of Lipman et al. (2023), arXiv:2210.02747, eq. 20, with sigma_min = 0, and of
+    Liu et al. (2023), arXiv:2209.03003, eq. 1. At t = 1, no signal is left, and ``g^2 = 2t/(1 - t)`` is infinite.
+    Networks that predict the velocity, x0, v or edm can still be evaluated there.
     """
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -238,9 +237,9 @@ class CosineSDE(SDE):
     """The variance-preserving cosine path: ``alpha = cos(u)/cos(u_0)`` with ``u = (t + offset)/(1 + offset) pi/2``.
 
     Here, ``u_0`` is the value of u at t = 0. The path follows the schedule of Nichol and Dhariwal (2021),
-    arXiv:2102.09672, eq. 17, but in continuous time and without clipped betas. With ``offset = 0``, the path is
-    trigonometric, ``alpha = cos(pi t/2)``, ``sigma = sin(pi t/2)`` (Albergo and Vanden-Eijnden 2023, arXiv:2209.15571).
-    No signal is left at t = 1, so g is infinite there.
+    arXiv:2102.09672, eq. 17, but in continuous time and without clipped betas. With ``offset = 0``, it is the
+    trigonometric path of Albergo and Vanden-Eijnden (2023), arXiv:2209.15571, with ``alpha = cos(pi t/2)`` and
+    ``sigma = sin(pi t/2)``. No signal is left at t = 1, so g is infinite there.
 
     Args:
         offset: The offset s of Nichol and Dhariwal. If it is above 0, sigma initially grows like sqrt(t) instead of t.
@@ -295,7 +294,7 @@ class EDMSDE(Exploding):
 
     Args:
         sigma_min: The lowest noise level.
-        sigma_max: The highest noise level, or ``auto`` to compute it from the training data (usually as the largest
+        sigma_max: The highest noise level, or ``auto`` to compute it from the training data (usually the largest
             distance between two samples).
         rho: The exponent. A larger value places more of the noise levels near ``sigma_min``.
     """
@@ -360,10 +359,8 @@ class VDMSDE(SDE):
         return learned.get("log_snr_max", self.log_snr_max), learned.get("log_snr_min", self.log_snr_min)
 
     def _ends(self, t: Tensor) -> tuple[float | Tensor, float | Tensor]:
-        """Return the values of :meth:`ends`, moved to the device of ``t`` if they are tensors.
-
-        The devices can differ, because grids are built on the CPU even for a model on a GPU.
-        """
+        """Return the values of :meth:`ends` on the device of ``t``."""
+        # The devices can differ, because grids are built on the CPU even for a model on a GPU.
         high, low = (end.to(t.device) if isinstance(end, Tensor) else end for end in self.ends())
         return high, low
 

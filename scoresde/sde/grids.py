@@ -50,7 +50,7 @@ _SUITED: dict[type[SDE], str] = {
 
 
 def default_grid(sde: SDE) -> str:
-    """Return the name of an SDE's default grid. A custom SDE can set it as the class attribute ``default_grid``.
+    """Return the name of an SDE's default grid. A custom SDE can set the class attribute ``default_grid``.
 
     >>> from scoresde import VPSDE
     >>> default_grid(FlowMatching()), default_grid(Shifted(VPSDE(), 3.0))  # a shifted path keeps the default grid
@@ -83,22 +83,19 @@ def finite_log_snr(sde: SDE, t: Tensor) -> Tensor:
 
 
 def _ends(sde: SDE, t0: float, t1: float) -> Tensor:
-    """Return the log-SNRs between which a grid from ``t0`` to ``t1`` is built, as a float64 tensor of shape ``(2,)``.
-
-    Where no signal is left, the log-SNR is replaced by -20, so that no steps are wasted there.
-    """
+    """Return the two log-SNRs between which a grid from ``t0`` to ``t1`` is built."""
     t = torch.tensor([t0, t1], dtype=torch.float64)
     left = informative(*(c.detach() for c in sde.coefficients(t)))
-    return torch.where(left, finite_log_snr(sde, t), _EMPTY)
+    return torch.where(left, finite_log_snr(sde, t), _EMPTY)  # no steps are wasted where no signal is left
 
 
 def leaps(sde: SDE, times: Tensor) -> tuple[bool, ...]:
     """Return, for each step of a grid, whether almost no signal is left during the whole step.
 
-    The grid is given by ``times: (n + 1,)``, and the result has one value for each of its n steps. The value is true
-    for a step that begins where no signal is left and ends at a log-SNR below -18. A grid that is uniform in a function
-    of the noise level crosses this region in a single step, however many steps it has. Euler and Heun steps in t would
-    not converge there, so solvers use a different rule for such a step.
+    The result has one value for each of the n steps between ``times: (n + 1,)``. The value is true for a step that
+    begins where no signal is left and ends at a log-SNR below -18. A grid that is uniform in a function of the noise
+    level crosses this region in a single step, however many steps the grid has. Euler and Heun steps in t would not
+    converge there, so solvers use a different rule for such a step.
     """
     blank = ~informative(*sde.coefficients(times[:-1])) & (sde.log_snr(times[1:]) < _EMPTY + 2)
     return tuple(blank.reshape(len(blank), -1).all(1).tolist())
@@ -156,7 +153,7 @@ class Discrete(Grid):
     Let n be the index of the last node and k the number of steps. Then ``linspace`` rounds k + 1 equally spaced
     positions to nodes, ``trailing`` goes down from node n in strides of n/k, and ``leading`` goes up from node 1 in
     strides of n//k. As published, ``leading`` never visits the last node, although sampling starts there. Here,
-    :func:`make_grid` moves the start of the first sampling step to the last node.
+    the first step starts at the last node instead.
 
     Args:
         spacing: ``linspace``, ``leading`` or ``trailing``.
@@ -224,15 +221,15 @@ class GivenGrid(Grid):
         if abs(times[0] - t0) > 1e-9 or abs(times[-1] - t1) > 1e-9:
             raise UsageError(
                 f"the given time grid goes from t = {self.times[0]:g} to {self.times[-1]:g}, but the solver goes "
-                f"from t = {t0:g} to {t1:g}; give a grid with the same ends as the solver, or change t0 and t1"
+                f"from t = {t0:g} to {t1:g}; change the ends of the grid, or t0 and t1, so that they agree"
             )
         return times
 
 
 def as_grid(grid: str | Grid | Sequence[float]) -> Grid | None:
-    """Return a grid, given as a name, a string of times (``"1,0.5,0.001"``), a sequence of times or a grid object.
+    """Convert a name, a string of times (``"1,0.5,0.001"``), a sequence of times or a grid object to a grid.
 
-    For the name ``auto``, the result is ``None``.
+    The result is ``None`` for the name ``auto``.
 
     Raises:
         UsageError: If the argument is not a known name, a valid list of times or a grid object. If a name is unknown,
@@ -316,11 +313,7 @@ def snap(t: Tensor, nodes: Tensor | None) -> Tensor:
 
 
 def _on_nodes(times: Tensor, nodes: Tensor, grid: Grid, sde: SDE) -> Tensor:
-    """Move the times of a grid to the nearest nodes.
-
-    Raises:
-        UsageError: If the first or the last time is not a node, or two times would be moved to the same node.
-    """
+    """Move the times of a grid to the nearest nodes. The ends must be nodes, and no two times may share a node."""
     index = nearest_node(times, nodes)
     moved, steps = nodes[index], len(times) - 1
     for end in (0, -1):
@@ -338,7 +331,6 @@ def _on_nodes(times: Tensor, nodes: Tensor, grid: Grid, sde: SDE) -> Tensor:
             f"the time grid {grid} with {steps} steps places both t = {float(times[i]):.6g} and "
             f"t = {float(times[i + 1]):.6g} on node {int(index[i]) + 1} of {len(nodes)}; "
             + (f"use at most {most} step{'s' * (most > 1)} with this grid" if most else "give times farther apart")
-            + " (the maximum number of steps of a uniform grid between the same ends is "
-            f"{abs(int(index[0] - index[-1]))})"
+            + f" (between these ends, a uniform grid can have up to {abs(int(index[0] - index[-1]))} steps)"
         )
     return moved

@@ -9,7 +9,7 @@ and Bayes' rule gives the reverse step, which removes noise (Ho et al. 2020, arX
     q(x_s | x_t, x_0) = N(a x_0 + b x_t, v I),
     a = alpha_s S^2/sigma_t^2,    b = A sigma_s^2/sigma_t^2,    v = S^2 sigma_s^2/sigma_t^2.                       (2)
 
-When a model is used, its estimate x0_hat replaces x_0. The variance of the step is then chosen between two bounds: v,
+A model replaces x_0 by its estimate x0_hat. The variance of the step is then chosen between two bounds: v,
 which is correct if the data are a single point, and S^2, which is correct on a variance-preserving path if the data are
 N(0, I) (Ho et al. 2020, sec. 3.2). A fraction f from 0 to 1 interpolates between log v and log S^2 (Nichol and Dhariwal
 2021, arXiv:2102.09672, eq. 15):

@@ -102,7 +102,7 @@ class Stretch(SDE):
         std: Standard deviation of the Gaussian that approximates the distribution of ``x_t`` at ``t_max``.
         t_min, t_max: The times at which the part begins and ends.
         t_sample: The time at which sampling stops (default: ``t_min``).
-        data_scale: The factor by which data in model units are multiplied to give states at ``t_min``.
+        data_scale: The factor that converts data in model units to states at ``t_min``.
     """
 
     limits = ranges(std=POSITIVE, data_scale=POSITIVE)

@@ -7,20 +7,19 @@ the variance ``alpha^2 s^2 + sigma^2``, the flow is linear, and the variance of 
     P^2 / (alpha^2 s^2 + sigma^2),                                                                          (1)
 
 or by ``P^2/sigma^2`` in coordinates in which the data hardly vary. It is not enough for these factors to be near 1. For
-example, with s = P = 1 on a variance-preserving path, the factor of equation (1) is 1 however little noise there is,
-although sampling then starts with pure noise at a time when the fraction
+example, on a variance-preserving path with s = P = 1, the factor (1) is 1 however little noise there is. Sampling
+then starts with pure noise, although the fraction
 
     alpha^2 s^2 / (alpha^2 s^2 + sigma^2)                                                                   (2)
 
-of the variance comes from the data. A prior fits if this fraction and the deviations of both factors from 1 are at most
-0.01. The misfit then costs at most 0.005 nats per dimension (the KL divergence of N(alpha x_0, sigma^2) from N(0, P^2),
-averaged over the data), which is less than the tolerance of the likelihood's convergence check, 0.01 bits per
-dimension. The published paths satisfy this criterion. The fraction of equation (2) is 4e-5 for VP and DDPM, 0.005 for
-the latent diffusion schedule, 0.007 for VDM (the largest value), and 0 for flow matching and cosine.
+of the variance of x comes from the data. A prior fits if this fraction is at most 0.01 and both factors deviate from 1
+by at most 0.01. The misfit then costs at most 0.005 nats per dimension (the KL divergence of N(alpha x_0, sigma^2) from
+N(0, P^2), averaged over the data). This is less than 0.01 bits per dimension, the tolerance used to check that a
+likelihood has converged. The published paths satisfy this criterion. The fraction (2) is 4e-5 for VP and DDPM, 0.005
+for the latent diffusion schedule, 0.007 for VDM (the largest value), and 0 for flow matching and cosine.
 
-On a path that does not shrink the data (alpha = 1), the noise at the end must also span the data; otherwise, a sample
-stays near its starting point. The standard deviation of this noise must be at least the largest distance between two
-data points (Song and Ermon 2020, arXiv:2006.09011, technique 1).
+If alpha = 1, the standard deviation of the noise at the end must also be at least the largest distance between two data
+points (Song and Ermon 2020, arXiv:2006.09011, technique 1). Otherwise, a sample stays near its starting point.
 """
 
 from __future__ import annotations
@@ -72,7 +71,7 @@ class Reach:
 
     @property
     def share(self) -> float:
-        """The fraction of the variance at the end of the path that comes from the data, equation (2)."""
+        """How much of the variance at the end comes from the data: the fraction (2)."""
         data = (self.alpha * self.spread) ** 2
         return data / (data + self.sigma**2)
 
@@ -97,8 +96,8 @@ class Reach:
             )
         if self.furthest is not None and explodes(self.sde) and self.sigma / self.alpha < self.furthest:
             return (
-                f"the noise level at t_max is {self.sigma / self.alpha:.3g}, which is too low to span the data; the "
-                f"largest distance between two data points is {self.furthest:.4g}"
+                f"the noise level at t_max is {self.sigma / self.alpha:.3g}, which is less than the largest distance "
+                f"between two data points, {self.furthest:.4g}"
             )
         return ""
 
@@ -119,7 +118,7 @@ class Reach:
 
 
 def explodes(sde: SDE) -> bool:
-    """Return whether alpha is constant along the path, in which case the noise must span the data."""
+    """Return whether alpha is constant, so that the noise must be as large as the distances in the data."""
     ends = torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)
     with torch.no_grad():
         first, last = sde.coefficients(ends)[0].tolist()
@@ -127,13 +126,12 @@ def explodes(sde: SDE) -> bool:
 
 
 def sigma_for(furthest: float, spread: float = 0.0) -> float:
-    """Return a suitable ``sigma_max``, rounded to four significant digits, for a path that does not shrink the data.
+    """Return a suitable ``sigma_max`` for a path with alpha = 1, rounded to four significant digits.
 
     Args:
-        furthest: The largest distance between two samples, in model units. The noise must span this distance.
-        spread: Root mean square of the samples, in model units. In few dimensions, the spread is not much smaller than
-            ``furthest``. The fraction of equation (2) is then small enough only if the noise level is about ten times
-            the spread or more.
+        furthest: The largest distance between two samples, in model units. The result is at least this distance.
+        spread: Root mean square of the samples, in model units. The result is also at least about ten times this
+            value, so that the fraction (2) is small enough. This matters only in few dimensions.
 
     >>> sigma_for(12.34567, 1.0), sigma_for(4.53, 1.0)
     (12.35, 9.955)

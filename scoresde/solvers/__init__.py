@@ -8,9 +8,9 @@ polynomial, and a solver *on eps* approximates the estimate of the noise. With a
 chooses the quantity to approximate. The last column gives the number of model evaluations with the default options,
 not counting the final noise-free step of :func:`scoresde.sample`.
 
-========================  ====================  ===============================================  ===================
+========================  ====================  ===============================================  =====================
 name                      class                 what it integrates                               evaluations
-========================  ====================  ===============================================  ===================
+========================  ====================  ===============================================  =====================
 ``ode``                   `ProbabilityFlow`     the flow, with adaptive steps                    depends on ``rtol``
 ``euler``                 `RungeKutta`          the flow in t, order 1                           ``steps``
 ``heun``                  `RungeKutta`          the flow in the straight frame, order 2          ``2 * steps``
@@ -36,9 +36,10 @@ name                      class                 what it integrates              
 ``reverse-diffusion``     `PredictorCorrector`  reverse SDE, discretised like the forward SDE    ``steps``
 ``pc``                    `PredictorCorrector`  the reverse SDE, corrected by Langevin steps     ``2 * steps``
 ``ald``                   `PredictorCorrector`  annealed Langevin dynamics alone                 ``5 * steps``
+``particles``             `Particles`           a steered reverse SDE with weighted particles    ``steps * particles``
 ``torchsde``              `TorchSDE`            the reverse SDE, with the torchsde library       ``10 * steps``
 ``original``              `Original`            the reverse SDE, as in the original code         ``steps``
-========================  ====================  ===============================================  ===================
+========================  ====================  ===============================================  =====================
 """
 
 from .adaptive import AdaptiveSDE
@@ -47,6 +48,7 @@ from .edm import EDMHeun
 from .exponential import Multistep, MultistepSDE
 from .flow import ProbabilityFlow, RungeKutta
 from .original import Original
+from .particles import Particles
 from .pc import PredictorCorrector
 from .singlestep import Singlestep
 from .stochastic import DDIM, Ancestral, EulerMaruyama, StochasticHeun
@@ -63,6 +65,7 @@ __all__ = [
     "Multistep",
     "MultistepSDE",
     "Original",
+    "Particles",
     "PredictorCorrector",
     "ProbabilityFlow",
     "RungeKutta",

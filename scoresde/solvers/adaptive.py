@@ -12,8 +12,8 @@ where rms is the root mean square over the elements of a sample. If err <= 1, th
 next step size is 0.9 h err^(-0.9) (alg. 1). Each sample has its own step size. The implementation differs from the
 paper in five ways. First, each sample has its own Brownian path, and a rejected step is repeated on the same path,
 because drawing new noise after a rejection would favour noise that causes small errors. Second, h is truncated to seven
-binary digits, so that rounding cannot shift the end of a step. (Even a slight shift would change the noise, because the
-Brownian path is rough.) Third, f(x, t) is kept after a rejection, so a retry costs only one evaluation. Fourth, the
+significant bits, so that rounding cannot shift the end of a step. (Even a slight shift would change the noise, because
+the Brownian path is rough.) Third, f(x, t) is kept after a rejection, so a retry costs only one evaluation. Fourth, the
 tolerance depends on the states before and after the step. Fifth, the step size changes by at most a factor of 5 from
 one step to the next.
 """
@@ -63,7 +63,7 @@ class AdaptiveSDE(Solver):
         atol: Absolute tolerance, or ``None`` to use the value of ``rtol``.
         eta: Scale factor for the noise level.
         level: The noise level: ``auto``, ``g``, ``sigma``, ``er`` or a function (see :mod:`scoresde.solvers.level`).
-        first: Size of the first step in t.
+        first: Size of the first step, as a change in t.
         max_nfe: Maximum number of evaluations per sample.
     """
 
@@ -119,11 +119,9 @@ class AdaptiveSDE(Solver):
         return Solution(end, found[0] + tally.more, found[1], found[2], found[3])
 
     def _attempt(self, rows: _Rows, s: Tensor) -> tuple[Tensor, Tensor, Floats]:
-        """Attempt one step of each row, from the row's current time to its entry in ``s: (b,)``.
+        """Try a step of each row to its time in ``s``. Return x'', the Brownian path at ``s``, and err.
 
-        Returns:
-            The following values for each row, in the notation of the module docstring: the state x'' and the value of
-            the Brownian path, both at the end of the step, and the error err. If a drift is not finite, err is NaN.
+        If a drift is not finite, err is NaN.
         """
         model, x, t = rows.model, rows.x, to_device(rows.t, rows.x)
         h, w_s = t - s, rows.noise.path(s, tuple(x.shape[1:]))
@@ -152,10 +150,10 @@ class _Rows:
 
     Attributes:
         model, noise: The model and the source of random numbers for these rows.
-        index: Indices of the rows in the batch, shape ``(b,)``.
-        x, w, f: The state, the value of the Brownian path, and the drift, for each row at its current time.
+        index: The positions of the rows in the batch.
+        x, w, f: The state, the Brownian path, and the drift of each row at its current time.
         t, h: The current time and the next step size of each row.
-        fresh: Whether the drift of each row still has to be evaluated at its current time.
+        fresh: Whether the drift of each row still has to be evaluated.
     """
 
     model: Denoiser
@@ -170,7 +168,7 @@ class _Rows:
 
     @classmethod
     def start(cls, model: Denoiser, x: Tensor, noise: Noise, t0: float, h: float) -> _Rows:
-        """Create the rows of a batch at the start time ``t0``, with the step size ``h``."""
+        """Create the rows of a batch at time ``t0``, with the step size ``h``."""
         count, w = len(x), noise.path(t0, tuple(x.shape[1:]))
         t, h_, fresh = np.full(count, t0), np.full(count, h), np.ones(count, dtype=bool)
         return cls(model, noise, np.arange(count), x, w, torch.zeros_like(x), t, h_, fresh)
@@ -181,14 +179,14 @@ class _Rows:
         return np.where(self.t - t1 - h < _SMALLEST, t1, self.t - h)
 
     def go(self, accept: Bools, x: Tensor, s: Floats, w: Tensor, error: Floats) -> None:
-        """Advance each row whose step was accepted to its time in ``s``, and choose the next step size of every row."""
+        """Advance the accepted rows to their times in ``s``, and choose the next step size of every row."""
         self.h = (self.t - s) * np.clip(0.9 * np.fmax(error, 1e-10) ** -0.9, 0.2, 5.0)
         moved = to_device(accept, x)
         self.x, self.w = torch.where(expand(moved, x), x, self.x), torch.where(expand(moved, w), w, self.w)
         self.t, self.fresh = np.where(accept, s, self.t), accept
 
     def keep(self, stay: Ints) -> _Rows:
-        """Return the subset of the rows at the positions ``stay``."""
+        """Return only the rows at positions ``stay``."""
         at = to_device(stay, self.x)
         x, w, f = self.x[at], self.w[at], self.f[at]
         return _Rows(

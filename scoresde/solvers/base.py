@@ -6,9 +6,9 @@ the model (such as a score). A model that does not meet these needs is rejected 
 a batch do not affect each other, unless the solver or one of its options couples them. A wrapper around the model
 counts the evaluations.
 
-Most solvers have a fixed time grid. Such solvers are subclasses of :class:`FixedStep`, and define how to take one step.
-A function that is passed to a solver as ``watch`` is called after every step. With ``record=True``, the solution
-contains a :class:`Trajectory`.
+Most solvers are subclasses of :class:`FixedStep`, and define only how to take one step on a fixed time grid. A
+function that is passed to a solver as ``watch`` is called after every step. With ``record=True``, the solution contains
+a :class:`Trajectory`.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from ..core.errors import UsageError
 from ..core.limits import COUNT, STEPS, Checked, check_number, checked, enough_memory, ranges
 from ..core.noise import Noise
 from ..core.parts import Packed, Parts
-from ..core.shapes import sum_flat, time_dtype
+from ..core.shapes import select, sum_flat, time_dtype
 from ..model.estimate import Counted, Denoiser, Tally
 from ..ode.integrate import FAILED_NONFINITE, OK, blamed, failures
 from ..sde.base import SDE
 from ..sde.grids import GivenGrid, Grid, as_grid, make_grid
 from .trajectory import Step, Trajectory
 
-__all__ = ["FixedStep", "Solution", "Solver", "Watch", "fixed_solution", "sample", "unwatched"]
+__all__ = ["FixedStep", "OnGrid", "Solution", "Solver", "Watch", "fixed_solution", "sample", "unwatched"]
 
 Watch = Callable[[Step], object]
 
@@ -51,11 +51,13 @@ class Solution:
         x: The final states, shape ``(B, *event)``.
         nfe: Number of network evaluations for each row, shape ``(B,)``. This is the sum of
             :attr:`~scoresde.Estimate.calls` over all evaluations of the model.
-        accepted, rejected: Numbers of accepted and rejected steps of each row, each of shape ``(B,)``. A fixed-step
-            solver never rejects a step.
+        accepted, rejected: Number of accepted or rejected steps of each row, shape ``(B,)``. A fixed-step solver never
+            rejects a step.
         status: Status code of each row (a key of :data:`scoresde.ode.integrate.STATUS`), shape ``(B,)``. The code 0
             means success.
         trajectory: The recorded steps of all rows, or ``None`` if they were not recorded.
+        ess: The effective number of particles of each row at the step where it was smallest, ``(B,)``, or ``None`` if
+            the solver has no particles. A value near 1 means that all particles of the row descend from one particle.
     """
 
     x: Tensor
@@ -64,6 +66,7 @@ class Solution:
     rejected: Tensor
     status: Tensor
     trajectory: Trajectory | None = None
+    ess: Tensor | None = None
 
     @property
     def ok(self) -> Tensor:
@@ -79,7 +82,8 @@ class Solution:
 
         The second result is an empty dictionary, because a solution contains only tensors.
         """
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "trajectory"}
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "trajectory"}
+        tensors = {name: value for name, value in own.items() if value is not None}
         recorded = {} if self.trajectory is None else self.trajectory.pack()
         return {**tensors, **{f"trajectory.{name}": value for name, value in recorded.items()}}, {}
 
@@ -96,7 +100,7 @@ class Solution:
     @classmethod
     def join(cls, pieces: list[Solution]) -> Solution:
         """Concatenate the solutions of several batches into one solution."""
-        names = [f.name for f in fields(cls) if f.name != "trajectory"]
+        names = [f.name for f in fields(cls) if f.name != "trajectory" and getattr(pieces[0], f.name) is not None]
         tensors = {name: torch.cat([getattr(p, name) for p in pieces]) for name in names}
         trajectories = [p.trajectory for p in pieces if p.trajectory is not None]
         return cls(**tensors, trajectory=Trajectory.join(trajectories) if trajectories else None)
@@ -220,10 +224,8 @@ class Solver(Checked, ABC):
 
 
 @dataclass(frozen=True)
-class FixedStep(Solver):
+class OnGrid(Solver):
     """The base class of solvers with a fixed time grid.
-
-    To write such a solver, define a frozen dataclass that inherits from this class, and implement :meth:`stepper`.
 
     Args:
         steps: Number of steps.
@@ -242,6 +244,35 @@ class FixedStep(Solver):
         if isinstance(made, GivenGrid):
             object.__setattr__(self, "steps", len(made.times) - 1)
 
+    @property
+    def evaluations(self) -> int:
+        """Number of model evaluations per step."""
+        return 1
+
+    def within(self, nfe: int) -> Self | None:
+        """Return a copy of this solver with as many steps as ``nfe`` evaluations allow.
+
+        The result is ``None`` if ``nfe`` is too small for one step, or if the grid is a tuple of times.
+        """
+        steps = nfe // self.evaluations
+        return replace(self, steps=steps) if steps and not isinstance(as_grid(self.grid), GivenGrid) else None
+
+    def times(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise) -> Tensor:
+        """Return the time grid from ``t0`` to ``t1``, ``(steps + 1,)``, on the device of the state ``x``."""
+        times = grid_of(self.grid, model, self.steps, t0, t1).to(device=x.device, dtype=time_dtype(x.device))
+        if noise.brownian and self.stochastic:
+            noise.check(times)
+        return times
+
+
+@dataclass(frozen=True)
+class FixedStep(OnGrid):
+    """The base class of solvers that take one step after another on a fixed time grid.
+
+    To write such a solver, define a frozen dataclass that inherits from this class, and implement :meth:`stepper`. The
+    solver then has the options of :class:`OnGrid`.
+    """
+
     @abstractmethod
     def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
         """Build the function that takes one step.
@@ -256,23 +287,8 @@ class FixedStep(Solver):
             It is called once for each i, in ascending order, and may keep state between calls.
         """
 
-    @property
-    def evaluations(self) -> int:
-        """Number of model evaluations per step."""
-        return 1
-
-    def within(self, nfe: int) -> Self | None:
-        """Return a copy of this solver with as many steps as ``nfe`` evaluations allow.
-
-        The result is ``None`` if the evaluations do not suffice for one step, or if the grid is a tuple of times.
-        """
-        steps = nfe // self.evaluations
-        return replace(self, steps=steps) if steps and not isinstance(as_grid(self.grid), GivenGrid) else None
-
     def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise, watch: Watch) -> Solution:
-        times = grid_of(self.grid, model, self.steps, t0, t1).to(device=x.device, dtype=time_dtype(x.device))
-        if noise.brownian and self.stochastic:
-            noise.check(times)
+        times = self.times(model, x, t0, t1, noise)
         counted, everyone = Counted(model, Tally(x)), torch.arange(len(x), device=x.device)
         advance, steps = self.stepper(counted, times, noise), len(times) - 1
         for i in range(steps):
@@ -290,7 +306,7 @@ def grid_of(grid: str | Grid | tuple[float, ...], model: Denoiser, steps: int, t
 
 
 def fixed_solution(x: Tensor, nfe: int | Tensor, steps: int) -> Solution:
-    """Return the solution of a fixed-step solver that reached the states ``x: (B, *event)`` after ``steps`` steps.
+    """Return the solution of a fixed-step solver, given its final states ``x: (B, *event)``.
 
     Rows of ``x`` with non-finite values are marked as failed.
     """
@@ -303,7 +319,7 @@ def fixed_solution(x: Tensor, nfe: int | Tensor, steps: int) -> Solution:
 
 
 def _finite_rows(x: Tensor) -> Tensor:
-    """Return a bool tensor of shape ``(B,)`` that states, for each row, whether all values of the row are finite."""
+    """Return whether each row of ``x`` contains only finite values."""
     return torch.isfinite(sum_flat(x * 0))
 
 
@@ -320,32 +336,39 @@ def sample(
     watch: Watch | None = None,
     record: bool = False,
     parts: Parts | None = None,
+    data: Tensor | None = None,
+    t0: float | None = None,
 ) -> Solution:
     """Draw samples from the prior, run the solver on them, and finish with a noise-free step.
 
-    Unless the solver couples the samples of a batch, a sample does not depend on the other samples in its batch. The
-    random numbers for a sample are determined by ``noise.seed`` and by the sample's index in ``noise.indices``.
+    Samples do not depend on each other, unless the solver couples the samples of a batch. The random numbers for a
+    sample are determined by ``noise.seed`` and by the sample's index in ``noise.indices``.
 
     Args:
         model: The model. Its conditions have one row per sample, or one row for all samples.
         solver: The solver.
         shape: The shape of a sample.
-        noise: The source of random numbers, with ``noise.indices`` of shape ``(B,)``.
+        noise: The source of random numbers. One sample is drawn for each of ``noise.indices``, shape ``(B,)``.
         denoise: Whether to replace the final ``x`` with ``x0_hat`` (Tweedie's formula), at the cost of one more
-            evaluation. Otherwise, the samples retain noise with the standard deviation ``sigma`` at the time at which
-            sampling stops.
+            evaluation. Otherwise, the samples retain noise of standard deviation ``sigma(t)``, where t is the time at
+            which sampling stops.
         batch: Number of samples solved at once.
         dtype: Data type of the state.
         watch: A function called with a :class:`~scoresde.solvers.trajectory.Step` after each step of each batch. The
-            field ``index`` of this object contains positions among all samples, rather than within the batch.
+            ``index`` of a step numbers the rows among all samples, not within the batch.
         record: Whether to record every step in ``solution.trajectory``.
         parts: A store in which each batch of samples is saved as soon as it is solved. Batches that are already in the
-            store are read instead of solved. ``None`` saves nothing.
+            store are read from it, not solved again. ``None`` saves nothing.
+        data: If given, the solver starts from these data in model units, with noise added as at time ``t0``, shape
+            ``(B, *shape)`` or ``(1, *shape)``. Samples then resemble the data (SDEdit; Meng et al. 2022,
+            arXiv:2108.01073).
+        t0: The time at which the solver starts (default: that of the prior).
 
     Returns:
         The solution. Its ``x`` contains the samples in model units.
     """
     low, high = model.domain.interval("sample")
+    high = high if t0 is None else t0
     device, count = noise.indices.device, len(noise.indices)
     # Each state is stored twice, in its batch and in the result. If the steps of a fixed-step solver are recorded, the
     # states of all steps are stored instead.
@@ -356,6 +379,9 @@ def sample(
     def solved(index: Tensor) -> Solution:
         rows, draws = model.rows(index), noise.rows(index)
         x = model.domain.sde.prior.sample(draws, shape, dtype)
+        if data is not None:
+            eps = draws.normal(shape, stream="prior", dtype=dtype)
+            x = model.domain.sde.perturb(select(data, index).to(x), torch.tensor(high, dtype=torch.float64), eps)
         piece = solver(rows, x, t0=high, t1=low, noise=draws, watch=_numbered(watch, index), record=record)
         if denoise and not solver.denoises:
             with torch.no_grad():
@@ -380,8 +406,5 @@ def sample(
 
 
 def _numbered(watch: Watch | None, index: Tensor) -> Watch | None:
-    """Return ``watch`` for a batch that consists of the samples ``index: (b,)``.
-
-    Each :class:`Step` passed to ``watch`` then contains the positions of its rows among all samples.
-    """
+    """Wrap ``watch`` so that the rows of a step are numbered among all samples, not within the batch."""
     return None if watch is None else lambda step: watch(replace(step, index=index[step.index]))

@@ -70,7 +70,7 @@ class EDMHeun(FixedStep):
 
     @property
     def needs_score(self) -> bool:  # type: ignore[override]
-        """Whether the score is needed. It is needed only with churn, because adding noise assumes a Gaussian path."""
+        """Whether the solver needs the score. Only churn needs it, because adding noise assumes a Gaussian path."""
         return self.churn > 0
 
     @property

@@ -17,17 +17,17 @@ A step from t to s that interpolates the last k values q_j of q with Lagrange po
 where the subscripts t and s denote values at these times. For ``x0``, ``eps`` and ``gauss``, the polynomials are
 functions of l = log(alpha/sigma). For ``straight`` and ``v``, they are functions of the clock c itself, so the solvers
 with these two variables are Adams-Bashforth methods with variable steps, whose coefficients are finite over the whole
-path. For data with the distribution N(0, I), ``gauss`` is exact.
+path. For data from N(0, I), ``v`` and ``gauss`` are exact, because q is 0.
 
 Several combinations of a variable and an order are published methods: DDIM (``x0``, ``eps`` or ``straight``, order 1),
 DPM-Solver++ 2M (``x0``, order 2) and DEIS in log-rho (``eps``, orders 2 to 4). The published DPM-Solver++ 3M halves a
 divided difference and is therefore only second order, whereas equation (1) with k = 3 is third order.
 
 With ``correct``, each step is repeated with the value of q at the end of the step, which the next step needs anyway.
-The correction raises the order by one without an extra evaluation. The resulting method is UniPC. Its function B(h)
-matters only if the polynomial interpolates two values, and then determines the integral of u dc over the step, where
-u = (l - l_t)/h and h = l_s - l_t. With the rule ``exact``, this integral is exact. With ``midpoint`` (published as B2),
-it is half of c(s) - c(t), and with ``bh1``, it is h/2 times the value of dc/dl at s.
+The correction raises the order by one without an extra evaluation. The resulting method is UniPC. The function B(h) of
+that method matters only if the polynomial interpolates two values. It then determines the integral of u dc over the
+step, where u = (l - l_t)/h and h = l_s - l_t. With the rule ``exact``, this integral is exact. It is replaced by
+half of c(s) - c(t) with ``midpoint`` (published as B2), and by h/2 times the value of dc/dl at s with ``bh1``.
 
 In the first k - 1 steps, fewer than k values of q are known, so the order is lower. The error of the first step, which
 is of order h^2, limits the overall order to 2. On VP, sub-VP and VE, q hardly changes at the start, so this limit does
@@ -175,15 +175,16 @@ def weights(
     """Return the weights ``w_j`` of equation (1).
 
     Args:
-        slope: The derivative dc/dl as a function of l, or ``None`` if the polynomials are functions of the clock c.
-        span: The change of the clock c over the step.
+        slope: The derivative dc/dl as a function of l, or ``None`` if the polynomials are functions of the clock c. For
+            equations (2) and (3), the factor on q replaces dc/dl.
+        span: The change in the clock c over the step. For equations (2) and (3), the integral of ``slope``.
         nodes: The nodes of the polynomials, from the newest to the oldest.
         interval: The values of l or c at the start and the end of the step.
         rule: How the polynomials are integrated (see :class:`Multistep`).
 
     Returns:
-        The weights, from the newest node to the oldest. The oldest nodes are left out if the nodes are too close
-        together for a step of this length, so there can be fewer weights than nodes.
+        The weights, from the newest node to the oldest. Older nodes are left out if they coincide or if the step is
+        too long to extrapolate from them, so there can be fewer weights than nodes.
     """
     start, end = interval
     # Where rounding keeps the clock from advancing, several nodes coincide, and only the newest of them is used.
@@ -214,8 +215,8 @@ def weights(
 class _Step:
     """The coefficients of a step ``x <- keep x + sum_j weights_j q_j + spread z``.
 
-    A correction repeats the step with the weights in ``again``. If ``jump`` is true, the step starts at alpha = 0 or
-    ends at sigma = 0, and instead has the form ``x <- weights_0 x0_hat + keep eps_hat + spread z``.
+    A correction repeats the step with the weights ``again``. With ``jump``, the step is instead
+    ``x <- weights_0 x0_hat + keep eps_hat + spread z``, which is also valid where alpha or sigma is 0.
     """
 
     keep: float
@@ -229,7 +230,7 @@ class _Step:
 def _plan(
     name: str, order: int, rule: str, correct: bool, taper: bool, path: tuple[Node, ...], taus: tuple[float, ...]
 ) -> tuple[_Step, ...]:
-    """Return the coefficients of all steps between the nodes of ``path``. They do not depend on the state."""
+    """Return the coefficients of all steps between the nodes of ``path``."""
     variable, plan, nodes = VARIABLES[name], [], list[float]()
     for left, ((here, there), tau) in zip(range(len(taus), 0, -1), zip(pairwise(path), taus, strict=True), strict=True):
         start, end = variable.node(*here), variable.node(*there)
@@ -252,12 +253,10 @@ def _plan(
 def _integrand(
     name: str, here: Node, there: Node, tau: float
 ) -> tuple[float, float, float, Callable[[Floats], Floats] | None, float]:
-    """Return, for one step, the terms of equations (1) to (3) that do not depend on the polynomial.
+    """Return the terms of a step (equations 1 to 3): the factor on x, N, ``span``, ``slope``, and the factor on z.
 
-    Returns:
-        Five values: the factor on x, the norm N at the end of the step, the factor on q if q is constant over the step
-        (an integral), the factor on q in the integrand (as a function of l, or ``None`` if the polynomials are
-        functions of c), and the factor on z.
+    ``slope`` is the factor on q as a function of l, or ``None`` if the polynomials are functions of c. ``span`` is the
+    integral of this factor over the step.
     """
     variable = VARIABLES[name]
     norm, span = variable.norm(*there), variable.clock(*there) - variable.clock(*here)
@@ -280,7 +279,7 @@ def _integrand(
 
 @dataclass(frozen=True)
 class _Exponential(FixedStep):
-    """The base class of the solvers that take the steps of equations (1) to (3)."""
+    """Base class of the solvers that take the steps of equations (1) to (3)."""
 
     limits = ranges(order=Range(1, 6))
 
@@ -298,7 +297,7 @@ class _Exponential(FixedStep):
             raise UsageError(f"unknown rule {self.rule!r}; choose from: {', '.join(RULES)}")
 
     def choice(self, steps: int) -> tuple[int, bool, bool]:
-        """Return the order, whether to correct, and whether to taper, if the solver takes ``steps`` steps."""
+        """Return the order, whether to correct, and whether to taper, given the number of steps."""
         taper = self.variable == "x0" and not self.stochastic and steps < 15 if self.taper is None else self.taper
         if self.order is not None:
             return self.order, bool(self.correct), taper
@@ -307,7 +306,7 @@ class _Exponential(FixedStep):
 
     @abstractmethod
     def taus(self, sde: SDE, times: Tensor) -> tuple[float, ...]:
-        """Return ``eta(t)/g(t)`` for each of the n steps of a grid ``times: (n + 1,)``."""
+        """Return tau, the ratio ``eta(t)/g(t)``, for each step of the grid ``times``."""
 
     def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
         variable = VARIABLES[self.variable]
@@ -355,10 +354,10 @@ class Multistep(_Exponential):
             known. By default, the order is 3 for fewer than 8 steps, 2 for 8 to 24, 3 for 25 to 39, and 4 for 40 or
             more.
         rule: How the polynomial is integrated: ``exact``, ``midpoint`` (as in DPM-Solver++ and in the ``bh2`` variant
-            of UniPC) or ``bh1``. Unless the polynomial interpolates two values, it is always integrated exactly.
-        correct: Whether to repeat each step with the value of q at its end. The correction raises the order of accuracy
-            to ``order + 1`` without an extra evaluation. By default, steps are corrected if there are at least 8 of
-            them and ``order`` is not given.
+            of UniPC) or ``bh1``. With more or fewer values than two, the polynomial is integrated exactly.
+        correct: Whether to repeat each step, now that the value at its end is known. The correction raises the order
+            of accuracy to ``order + 1`` without an extra evaluation. By default, steps are corrected if ``order`` is
+            not given and there are at least 8 steps.
         taper: Whether to lower the order to 1 over the last steps, as in published code. By default, the order is
             lowered only for ``x0`` with fewer than 15 steps, where this reduced the measured error.
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
@@ -367,7 +366,7 @@ class Multistep(_Exponential):
     variable: str = "straight"
 
     def taus(self, sde: SDE, times: Tensor) -> tuple[float, ...]:
-        """Return 0 for each of the n steps of a grid ``times: (n + 1,)``, because the solver adds no noise."""
+        """Return 0 for each of the n steps between ``times: (n + 1,)``, because the solver adds no noise."""
         return (0.0,) * (len(times) - 1)
 
 
@@ -380,10 +379,10 @@ class MultistepSDE(_Exponential):
         variable: The quantity approximated by a polynomial: ``x0`` or ``eps``.
         order: Number of values that the polynomial interpolates. The first steps use fewer values, because fewer are
             known.
-        rule: How the polynomial is integrated: ``exact``, ``midpoint`` (as in DPM-Solver++ 2M-SDE) or ``bh1``. Unless
-            the polynomial interpolates two values, it is always integrated exactly.
-        correct: Whether to repeat each step with the value of q at its end and the same noise. By default, steps are
-            not corrected.
+        rule: How the polynomial is integrated: ``exact``, ``midpoint`` (as in DPM-Solver++ 2M-SDE) or ``bh1``. With
+            more or fewer values than two, the polynomial is integrated exactly.
+        correct: Whether to take each step twice, with the same noise. The second time, q at the end of the step is
+            known. By default, steps are taken once.
         taper: Whether to lower the order to 1 over the last steps. By default, the order is not lowered.
         eta: Scale factor for the noise level. With the ``g`` level, 1 gives Anderson's reverse SDE. With any level, 0
             gives the probability flow.
@@ -409,7 +408,7 @@ class MultistepSDE(_Exponential):
         check_level(self.level, self.eta)
 
     def taus(self, sde: SDE, times: Tensor) -> tuple[float, ...]:
-        """Return ``eta(t)/g(t)`` at the midpoint, in log-SNR, of each of the n steps of a grid ``times: (n + 1,)``."""
+        """Return ``eta(t)/g(t)`` in the middle (in log-SNR) of each of the n steps between ``times: (n + 1,)``."""
         return ratios(sde, self.level, self.eta, times)
 
 

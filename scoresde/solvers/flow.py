@@ -101,12 +101,12 @@ class ProbabilityFlow(Solver):
     Args:
         rtol: Relative tolerance for the local error of a sample, measured in the chosen frame.
         atol: Absolute tolerance, or ``None`` to use the value of ``rtol``.
-        method: The Runge-Kutta method. The ``own`` engine has ``dopri5`` and ``tsit5`` (order 5) and ``bosh3`` (order
-            3), and the other engines have their own methods. ``auto`` selects the engine's default method.
+        method: The Runge-Kutta method, or ``auto`` for the engine's default. The ``own`` engine has ``dopri5`` and
+            ``tsit5`` (order 5) and ``bosh3`` (order 3). For other engines, see the documentation of the library.
         max_nfe: Maximum number of evaluations per sample.
         engine: The integrator: ``own`` (this package's integrator), ``torchdiffeq`` or ``scipy``.
-        frame: The frame in which the flow is integrated: ``straight``, or ``t``, in which the velocity is integrated
-            over time, as in the original code.
+        frame: The frame in which the flow is integrated: ``straight`` or ``t``. The original code uses ``t``, that is,
+            it integrates the velocity over time.
     """
 
     limits = ranges(max_nfe=EVALUATIONS)
@@ -171,6 +171,7 @@ class ProbabilityFlow(Solver):
         y = x / expand(at(scale, 0), x)
         if self.engine != "own":
             solution = self._by_engine(f, y, (c0, c1), at(scale, 1), counted.tally)
+            # The engines do not report their steps, so only the end is shown.
             watch(Step(torch.arange(len(x), device=x.device), ends[1], solution.x, done=1.0))
             return solution
         shown = None if watch is unwatched else on_step
@@ -188,7 +189,7 @@ class ProbabilityFlow(Solver):
         scale: Tensor,
         tally: Tally,
     ) -> Solution:
-        """Solve with a third-party engine, which uses one step size for the whole batch and does not report steps."""
+        """Solve with a third-party engine, which uses one step size for the whole batch."""
         everyone = torch.arange(len(y), device=y.device)
 
         def slope_at(c: float, state: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ In the limit of small e, the Langevin step with standard normals z,
     x <- x + e score + sqrt(2 e) z,      e = 2 a (snr size)^2,                                                    (1)
 
 leaves a density unchanged if score is the score of that density (Song et al. 2021, arXiv:2011.13456, alg. 4-5). For a
-predictor step from t to s, a is the square of alpha(t)/alpha(s), except that the ``original`` solver reads a from a
-table. The factor snr is an option of the sampler. The size is either sigma or the ratio |z|/|score|, which is about
+predictor step from t to s, a is the square of alpha(t)/alpha(s), but the ``original`` solver reads a from a table
+instead. The factor snr is an option of the sampler. The size is either sigma or the ratio |z|/|score|, which is about
 sigma for pure noise.
 
 If the density is N(0, v), a step changes a variance V to (1 - e/v)^2 V + 2e. If e < 2v, repeated steps converge to the
@@ -20,11 +20,11 @@ to p/e. For p = N(0, v) in D dimensions, this density has the variance (1 + 2/D)
     sigma/k <= |z|/|score| <= k sigma,      k = max(1, n/16)^2,                                                   (2)
 
 where n is the number of elements over which the norms are taken: D, or the number of elements in the whole batch. For
-n <= 16, the size is sigma. For the n = 3,072 elements of a small image, k is 36,864, so the limits have no effect. The
-standard deviation of a mode is then too large by a factor of at most (1 - snr^2)^(-1/2), which is due to the step
-itself, and for n > 16 by another factor of about (1 + 2/n)^(1/2). With snr = 0.16, the measured factor is 1.006 on VP
-and 1.001 on VE, for each of n = 1, 2 and 4. Without the limits, it is 576 for n = 1, 4.2 for n = 2 and 1.6 for n = 4.
-For n = 64, it is 1.036, and for n = 3,072, it is 1.016, with or without the limits (experiments/edges.py).
+n <= 16, the size is sigma. For the n = 3,072 elements of a small image, k is 36,864, so the limits have no effect. With
+the limits, the step itself makes the standard deviation of a mode too large by a factor of at most (1 - snr^2)^(-1/2),
+and for n > 16, there is another factor of about (1 + 2/n)^(1/2). With snr = 0.16 and n = 1, 2 or 4, the measured factor
+is 1.006 on VP and 1.001 on VE. Without the limits, it is 576 for n = 1, 4.2 for n = 2 and 1.6 for n = 4. With or
+without the limits, it is 1.036 for n = 64 and 1.016 for n = 3,072 (experiments/edges.py).
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def check_corrector(snr: float, corrections: int, evaluations: int) -> None:
     check_number("corrections", corrections, _CORRECTIONS, "int")
     if snr >= 1:
         raise UsageError(
-            f"snr must be below 1, got {snr}; from 1 upwards, Langevin steps overshoot and the samples can diverge. "
+            f"snr must be below 1, got {snr}; at 1 or above, Langevin steps overshoot and the samples can diverge. "
             "Even below 1, the variance can be up to 1/(1 - snr^2) times the correct value. Typical values of snr are "
             "0.05 to 0.3",
             parameter="snr",

@@ -72,7 +72,7 @@ def _function(level: Level) -> Callable[[SDE, Tensor], Tensor]:
 
 
 def check_level(level: Level, eta: float) -> None:
-    """Check that a noise level is known, and that the factor ``eta`` is valid.
+    """Check that ``level`` is the name of a noise level or a function, and that the factor ``eta`` is valid.
 
     Raises:
         UsageError: If the level is unknown, or if the factor is out of range.
@@ -104,7 +104,7 @@ def level_of(sde: SDE, level: Level, eta: float, t: Tensor) -> Tensor:
 
 
 def ratios(sde: SDE, level: Level, eta: float, times: Tensor) -> tuple[float, ...]:
-    """Return ``eta(t)/g(t)`` at the midpoint, in log-SNR, of each of the n steps of a grid ``times: (n + 1,)``.
+    """Return ``eta(t)/g(t)`` in the middle (in log-SNR) of each of the n steps between ``times: (n + 1,)``.
 
     If the level is ``g``, every ratio is ``eta``. Otherwise, the ratio is 0 for each step that starts or ends at
     alpha = 0 or sigma = 0.

@@ -71,7 +71,7 @@ class LevelTables:
     Each table is a float64 tensor of shape ``(N,)``.
 
     Attributes:
-        alphas: ``a_i``, the factor by which a step up multiplies the variance: ``1 - beta_i`` for VP, and 1 for VE.
+        alphas: ``a_i``, the square of the factor on x in a step up: ``1 - beta_i`` for VP, and 1 for VE.
         betas: ``beta_i``, the variance of the noise that a step up adds.
         sigmas: ``sigma_i``, the standard deviation of the total noise at level i.
 
@@ -97,7 +97,7 @@ class LevelTables:
 
     @property
     def alphas_cumprod(self) -> Tensor:
-        """The products ``a_0 ... a_i``, shape ``(N,)``: the factor on the variance of the data at each level."""
+        """The products ``a_0 ... a_i``, shape ``(N,)``: the squared coefficient of the data at each level."""
         return self.alphas.cumprod(0)
 
 
@@ -107,7 +107,7 @@ def level_index(sde: SDE, t: Tensor, count: int) -> Tensor:
 
 
 def discretise(sde: VPSDE | SubVPSDE | VESDE, t: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the coefficients ``f`` and ``G`` of the steps up at the times ``t``, in a chain of ``count`` levels.
+    """Return the coefficients ``f`` and ``G`` of a step to the next of ``count`` noise levels, for each time in ``t``.
 
     Each coefficient has the same shape as ``t``.
     """
@@ -145,10 +145,9 @@ class Original(Solver):
     ``langevin``, VP and sub-VP with ``euler-maruyama`` alone, and DDPM with ``ancestral``, all with N = 1000. By
     default, the last update adds no noise, so :func:`scoresde.sample` does not add a noise-free step.
 
-    With ``langevin``, a sample depends on its batch, because the step size is proportional to the square of a ratio:
-    the mean norm of the noise over the batch, divided by the mean norm of the score over the batch. As in the original
-    code, this ratio can become arbitrarily large if the batch has only a few elements in total. For such a batch, use
-    ``ald`` or the ``pc`` solver.
+    With ``langevin``, a sample depends on its batch, because the step size depends on the mean norms of the noise and
+    the score over the batch. As in the original code, the ratio of these means can become arbitrarily large if the
+    batch has only a few elements in total. For such a batch, use ``ald`` or the ``pc`` solver.
 
     Args:
         steps: Number of noise levels, which is also the number of times and of updates (at least 2).
@@ -190,7 +189,7 @@ class Original(Solver):
 
     @property
     def needs_score(self) -> bool:  # type: ignore[override]
-        """Whether the score is needed. It is needed whenever the solver draws noise."""
+        """Whether the solver needs the score, which it does whenever it draws noise."""
         return self.stochastic
 
     @property
@@ -259,17 +258,13 @@ class Original(Solver):
         return langevin_step(x, score, z, alpha, self.snr, size)
 
     def _alphas(self, sde: VPSDE | SubVPSDE | VESDE, nodes: Tensor) -> Tensor:
-        """Return ``a_i`` at the times ``nodes``, or ones for sub-VP, which has no tables and does not use ``a_i``."""
+        """Return ``a_i`` at the times ``nodes``, or ones for sub-VP, which does not use ``a_i``."""
         if isinstance(sde, SubVPSDE):
             return torch.ones_like(nodes)
         return LevelTables.of(sde, self.steps).alphas[level_index(sde, nodes, self.steps)]
 
     def _suited(self, sde: SDE, t0: float, t1: float) -> VPSDE | SubVPSDE | VESDE:
-        """Return ``sde`` if the original code can sample it with these options over the interval from ``t0`` to ``t1``.
-
-        Raises:
-            UsageError: If the original code does not support this combination.
-        """
+        """Check that the original code supports ``sde``, these options and this interval, and return ``sde``."""
         name = type(sde).__name__
         if not isinstance(sde, VPSDE | SubVPSDE | VESDE):
             raise UsageError(

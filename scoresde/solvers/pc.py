@@ -9,8 +9,8 @@ from t to s, and standard normals z, a corrector step is
 
     ``annealed``   e = 2 A^2 (snr sigma)^2                     annealed Langevin dynamics (alg. 4-5 with sigma; Song and
                                                                Ermon 2019, arXiv:1907.05600, alg. 1)
-    ``langevin``   e = 2 A^2 (snr |z| / |score|)^2             as published, with the norms of each sample, or with the
-                                                               means of the norms over the batch (``norm="batch"``).
+    ``langevin``   e = 2 A^2 (snr |z| / |score|)^2             as published, with the means of the norms over the batch
+                                                               (``norm="batch"``), or with the norms of each sample.
 
 The two correctors agree where |z|/|score| equals sigma, as it nearly does for pure noise. Means over the batch couple
 the samples of the batch. With the norms of each sample, the step size e(x) depends on x, and the samples converge not
@@ -21,12 +21,12 @@ around sigma, which becomes narrower as the number of dimensions falls (equation
 the same as ``annealed``. In many dimensions, the ratio hardly varies, and the limits have no effect.
 
 The predictors have order 1, and a corrector lowers the order of the sampler below 1. The corrector's step size e does
-not shrink as the number of steps grows. For a Gaussian marginal with variance v, this step size leads to a variance
-that is too large, with the relative error e/2v = (snr sigma)^2/v. This bias falls as the noise level falls, provided
+not shrink as the number of steps grows. For a Gaussian marginal with variance v, the variance of the samples is too
+large by a fraction of e/2v = (snr sigma)^2/v. This bias falls as the noise level falls, provided
 that the n remaining corrections can remove the larger bias from earlier levels. Each correction removes the fraction
 4 (snr sigma)^2/v of this larger bias. On the straight path with N uniform steps, n e/v is of order N sigma^3, so the
 corrections can no longer remove the bias once sigma is of order N^(-1/3), and the error is of order N^(-2/3). On VP
-with the default grid, n e/v is between the orders N sigma^(5/2) and N sigma^3, and the error is between the orders
+with the default grid, the order of n e/v lies between N sigma^(5/2) and N sigma^3, and the error is between the orders
 N^(-4/5) and N^(-2/3). The measured exponents are 0.66 for the straight path and 0.77 for VP (experiments/edges.py).
 
 With ``sequence="pc"``, a step predicts from t to s and then corrects at s. With ``sequence="cp"``, it corrects at t and
@@ -82,8 +82,7 @@ class PredictorCorrector(FixedStep):
     Args:
         steps: Number of predictor steps.
         predictor: ``reverse-diffusion``, ``ancestral``, ``em``, ``ddim``, ``none``, or your own function
-            ``(model, x, t, s, z) -> x``. The function must evaluate the model once. It can also be given as
-            ``module:function``.
+            ``(model, x, t, s, z) -> x`` (or its name, ``module:function``), which must evaluate the model once.
         corrector: ``annealed``, ``langevin`` or ``none``.
         snr: Signal-to-noise ratio of the corrector, which must be below 1. The corrector makes the variance too large
             by a factor of up to 1/(1 - snr^2).

@@ -24,11 +24,10 @@ three kinds of steps back down:
     ancestral          x <- a x0_hat + b x + S (sigma(s)/sigma(t))^(1 - c) z                    (Ho et al. 2020, alg. 2)
 
 Here, a and b are the coefficients of the posterior in equation (2) of :mod:`scoresde.sde.marginal`. The fraction c,
-which that module calls f, determines the variance of the noise: the variance of the posterior for c = 0, and the
-variance of the step up for c = 1. The eta of DDIM is defined as in the paper, as a factor on the standard deviation of
-ancestral sampling with c = 0, so that eta = 1 is ancestral sampling. At 0 and 1, the eta of DDIM has the same meaning
-as the factor eta(t)/g in equation (1). For other values, docs/mathematics/solvers.md shows how to convert one into the
-other.
+which that module calls f, determines how much noise is added: the noise has the variance of the posterior for c = 0,
+and that of the step up for c = 1. As in the paper, the eta of DDIM multiplies the standard deviation of the noise in
+ancestral sampling with c = 0, so eta = 1 is ancestral sampling. Only at 0 and 1 does this eta mean the same as the
+factor eta(t)/g in equation (1). docs/mathematics/solvers.md shows how to convert other values.
 """
 
 from __future__ import annotations
@@ -115,10 +114,7 @@ def ancestral_step(model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: Tensor) 
 
 
 def _pull(sde: SDE, t: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Return ``(a x0_hat + b eps_hat)/x`` for Gaussian data with mean 0 and standard deviation ``_DATA``.
-
-    For such data, this ratio does not depend on x. The result has the same shape as ``t``.
-    """
+    """Return ``(a x0_hat + b eps_hat)/x`` for data from ``N(0, _DATA^2)``. It does not depend on x."""
     alpha, sigma = sde.coefficients(t)
     data = (_DATA * alpha).square()
     return (a * data / alpha.clamp(min=1e-300) + b * sigma) / (data + sigma.square())
@@ -127,14 +123,9 @@ def _pull(sde: SDE, t: Tensor, a: Tensor, b: Tensor) -> Tensor:
 def _check_growth(
     solver: EulerMaruyama | StochasticHeun, sde: SDE, times: Tensor, gain: Tensor, kick: Tensor, leap: tuple[bool, ...]
 ) -> None:
-    """Raise an error if the steps overshoot on Gaussian data with mean 0 and standard deviation ``_DATA``.
+    """Check that the steps do not overshoot on data from ``N(0, _DATA^2)``.
 
-    For such data, a step of a solver is x <- ``gain`` x + ``kick`` z, unless ``leap`` is true for the step. Such steps
-    are assumed to be exact. ``gain`` and ``kick`` are float64 ``(n,)``, with one entry for each step.
-
-    Raises:
-        UsageError: If the final standard deviation is more than a hundred times both its correct value and its initial
-            value.
+    For such data, a step is ``x <- gain x + kick z``. Steps with ``leap`` are assumed to keep the variance of x.
     """
     if gain.ndim > 1:
         return  # the path has separate coefficients for each element of a sample
@@ -267,8 +258,8 @@ class DDIM(FixedStep):
 
     Args:
         steps: Number of steps.
-        eta: The eta of the paper, from 0 to 1: the standard deviation of the noise, as a fraction of the standard
-            deviation of the noise in ancestral sampling.
+        eta: The eta of the paper, from 0 to 1. The standard deviation of the noise is eta times that of ancestral
+            sampling.
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
 
@@ -279,7 +270,7 @@ class DDIM(FixedStep):
 
     @property
     def needs_score(self) -> bool:  # type: ignore[override]
-        """Whether the score is needed. It is needed only if the solver draws noise."""
+        """Whether the solver needs the score, which it does only if it draws noise."""
         return self.eta > 0
 
     @property

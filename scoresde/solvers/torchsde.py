@@ -29,7 +29,7 @@ __all__ = ["TorchSDE"]
 
 @dataclass(frozen=True)
 class TorchSDE(Solver):
-    """Solver that integrates the reverse SDE with the torchsde library, in equal steps of t.
+    """Solver that integrates the reverse SDE with the torchsde library, with equal steps in t.
 
     Each batch has a single random number generator, which is seeded with the seed of the noise and the index of the
     first sample in the batch. A batch is therefore reproducible, but a sample depends on its batch. The
@@ -89,7 +89,7 @@ class TorchSDE(Solver):
                 return (eta * auto_level(sde, self.time(s))).to(y.dtype).expand_as(y)
 
         start = flat(x)
-        # The seed is a random number of the first row, so that different batches have different Brownian motions.
+        # The seed is drawn from the noise of the first row, so that different batches have different Brownian motions.
         entropy = int(noise.uniform((1,), stream="solver", dtype=torch.float64)[0, 0] * 2**24)
         s = torch.tensor([0.0, t0 - t1], dtype=x.dtype, device=x.device)
         # torchsde adds up the steps. Without this margin for rounding, it may take an extra step of almost no length.

@@ -27,7 +27,7 @@ __all__ = ["Step", "Trajectory"]
 
 @dataclass(frozen=True)
 class Step:
-    """The information that is passed to a watcher after a step.
+    """What a watcher receives after a step.
 
     Attributes:
         index: Indices of the rows that moved, int64 ``(b,)``.
@@ -136,8 +136,7 @@ class Trajectory:
     def at(self, times: Tensor | Sequence[float]) -> Tensor:
         """Return the states of all rows at the T given times, as a tensor of shape ``(T, B, *event)``.
 
-        For times that a failed row did not reach, the last recorded state of this row is held constant in the straight
-        frame.
+        At times that a failed row did not reach, its last recorded state is held constant in the straight frame.
 
         Raises:
             UsageError: If a time is outside the interval that the trajectory covers.
@@ -153,7 +152,7 @@ class Trajectory:
         return torch.stack([self._row_at(row, asked) for row in range(len(self))], dim=1)
 
     def _row_at(self, row: int, asked: Tensor) -> Tensor:
-        """Return the states of one row at the T times ``asked``, as a tensor of shape ``(T, *event)``."""
+        """Return the states of one row at the times ``asked``, interpolated in the straight frame."""
         t, x, slopes = self.times(row), self.states(row), self._rows[row][2]
         if len(t) == 1:
             return x.expand(len(asked), *x.shape[1:])
@@ -194,7 +193,7 @@ class Trajectory:
             raise UsageError(f"count must be at least 2, got {count}")
         start, end = self._ends()
         if start == end:
-            raise UsageError("no row of this trajectory has moved, so it has no frames")
+            raise UsageError("no row of this trajectory has moved, so there are no frames to show")
         times = make_grid(grid, self.sde, count - 1, start, end)
         shown = self.at(times)
         if self._final is not None:

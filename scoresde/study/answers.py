@@ -2,9 +2,9 @@
 
 A question is a condition taken from one row of the data, such as the row's class, a vector, a low-resolution version of
 the row, or its non-empty cells. The row itself is the truth, and the answers are samples that the model draws under
-this condition. For each question, the metrics of :mod:`scoresde.metrics.answers` compare K answers with the truth.
-Exact answers are draws from the true conditional distribution, and the values to expect for them follow from equation 1
-of that module. If a mask marks values as missing, only these values are compared.
+this condition. For each question, the metrics of :mod:`scoresde.metrics.answers` compare K answers with the truth. That
+module explains which values to expect for exact answers, which are draws from the true conditional distribution. If a
+mask marks values as missing, only these values are compared.
 
 Errors of pictures are measured relative to the range of the data. Columns of a table, channels of a signal and picture
 channels with different units are divided by their standard deviations, so that a PSNR of 0 dB means a root-mean-square
@@ -72,7 +72,7 @@ PAIRED = ("ranks", "spread")  # metrics that need two answers to each question
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """Several answers to each of a set of questions, together with the truth.
+    """K answers to each of N questions, together with the truth.
 
     Attributes:
         truth: The true samples, ``(N, *event)`` in data units.
@@ -83,8 +83,8 @@ class Answers:
         rows: For each question, the index of its row in the split, int64 ``(N,)``.
         split: The split that the rows belong to.
         failed: Number of questions that were left out because at least one of their answers failed.
-        solution: The solver's result for all answers, including the answers to the questions that were left out, or
-            ``None`` if this result is not available.
+        solution: The solver's result for all answers, including those to the questions that were left out, or ``None``
+            if it is not available.
     """
 
     truth: Tensor
@@ -207,8 +207,8 @@ def questions(data: Dataset, split: str = "test", limit: int = 0, seed: int = 0)
     Args:
         data: The data set.
         split: ``test`` or ``train``.
-        limit: Maximum number of rows, drawn at random, or 0 for all rows. The rows chosen with a smaller limit are the
-            first of those chosen with a larger limit.
+        limit: Maximum number of rows, drawn at random, or 0 for all rows. A larger limit keeps the rows of a smaller
+            one and appends others.
         seed: Seed for choosing the rows.
     """
     if split not in ("test", "train"):
@@ -226,7 +226,7 @@ def training_rows(data: Dataset) -> Tensor:
 
 
 def _usable(data: Dataset) -> Tensor:
-    """Return a boolean mask ``(n_train,)`` of the rows that are used for training and have no empty cells."""
+    """Return a mask of the rows that are used for training and have no empty cells."""
     return data.trains if data.complete is None else data.trains & data.complete.flatten(1).all(1)
 
 
@@ -253,7 +253,7 @@ def ask(
         split: The split that the rows belong to.
         each: Number of answers to each question, K.
         solver: The solver, or its name (default: ``multistep`` with 30 steps).
-        operator: The operator by which the rows are measured (default: the run's operator).
+        operator: The operator that measures the rows (default: the run's operator).
         seed: Seed for all random numbers.
         batch: Maximum number of answers per batch.
         watch: Called after each step of each batch.
@@ -339,8 +339,8 @@ def judge(
     Args:
         answers: The answers and the truth.
         metrics: Names in :data:`scoresde.core.tables.ANSWERS`, or ``None`` for all metrics that can be computed.
-        training: Training rows ``(T, *event)`` that serve as answers that ignore the question, or ``None`` to leave
-            out this comparison.
+        training: Training rows ``(T, *event)`` to use as answers that ignore the question, or ``None`` to leave these
+            out.
         seed: Seed for breaking ties between ranks, and for choosing training rows.
 
     Raises:
@@ -389,10 +389,7 @@ def judge(
 
 
 def _ignorant(training: Tensor, count: int, each: int, seed: int) -> Tensor | None:
-    """Draw ``each`` distinct training rows for each of ``count`` questions.
-
-    If there are too few training rows, return ``None``.
-    """
+    """Draw K different training rows for each question (K = ``each``), or return ``None`` if there are too few."""
     if len(training) < max(2, each):
         return None
     order = torch.randperm(len(training), generator=torch.Generator().manual_seed(seed))
@@ -401,11 +398,7 @@ def _ignorant(training: Tensor, count: int, each: int, seed: int) -> Tensor | No
 
 
 def _residual(answers: Answers) -> Tensor:
-    """Compare the measurements of each answer with the given measurements.
-
-    Returns:
-        The largest absolute difference for each answer, ``(N, K)``.
-    """
+    """Return, for each answer, the largest absolute difference from the given measurements, ``(N, K)``."""
     assert answers.seen is not None and isinstance(answers.seen.operator, Linear)
     operator, y = answers.seen.operator, answers.seen.y.cpu().double()
     found = [flat(operator(x) - y).abs().amax(1) for x in answers.x.double().unbind(1)]
@@ -421,7 +414,6 @@ def _coverage(truth: Tensor, x: Tensor, hidden: Tensor | None) -> dict[float, Me
 
 
 def _column(info: DataInfo, truth: Tensor, x: Tensor, hidden: Tensor | None, seed: int, i: int) -> Column:
-    """Compute the calibration of column ``i`` of a table."""
     part = (truth[:, i : i + 1], x[:, :, i : i + 1], None if hidden is None else hidden[:, i : i + 1])
     count = len(truth) if hidden is None else int(hidden[:, i].sum())
     counted = ranks(*part, bins_of(x.shape[1], count), seed + i + 1)
@@ -481,7 +473,7 @@ def _told_of_ranks(found: Ranks) -> str:
 
 
 def _aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:
-    """Format the rows of a table as lines of text with left-aligned columns."""
+    """Format a table as lines of text with left-aligned columns."""
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     return ["  ".join(f"{cell:<{n}}" for cell, n in zip(line, widths, strict=True)).rstrip() for line in lines]
 
@@ -527,7 +519,7 @@ def write_calibration(folder: Path, found: Judgement, facts: Mapping[str, Any]) 
         facts: The contents of ``evaluation.json``, as JSON-serialisable values.
 
     Returns:
-        The paths of the files, starting with the picture if there is one.
+        The paths to the files, starting with the picture if there is one.
     """
     files = [write_json(folder / "evaluation.json", dict(facts))]
     if found.ranks is None or not found.ranks.counts.sum():

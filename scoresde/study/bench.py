@@ -205,7 +205,7 @@ def bench(
     Raises:
         UsageError: If an option is invalid, or no solver can run.
         DataError: If the data do not match the run.
-        NumericalError: If the converged solution cannot be computed for any sample.
+        NumericalError: If the converged solution failed for every sample.
     """
     cases, model = plan(solvers, nfe), run.model
     # Three arrays are in memory at once: the starting points, the converged solution and the solution of one row.
@@ -273,24 +273,21 @@ def _at(solver: Solver, tolerance: float) -> Solver:
 
 
 def _rms(solution: Solution, converged: Solution) -> float | None:
-    """Return the root-mean-square distance per dimension between two solutions.
-
-    Rows that failed in either solution are left out. The result is ``None`` if no rows remain.
-    """
+    """Return the RMS distance per dimension over the samples that succeeded in both solutions, or ``None``."""
     ok = solution.ok & converged.ok
     gap = (solution.x[ok].double() - converged.x[ok].double()).square()
     return float(gap.mean().sqrt()) if bool(ok.any()) else None
 
 
 def _denoised(model: Denoiser, x: Tensor, batch: int) -> Tensor:
-    """Return the model's estimates ``x0_hat`` for the states ``x`` at the time at which sampling ends."""
+    """Return the model's estimates of the data for the states ``x`` at the end of sampling."""
     t, rows = model.domain.interval("sample")[0], torch.split(torch.arange(len(x), device=x.device), batch)
     with torch.no_grad():
         return torch.cat([model.rows(index)(x[index], t).x0 for index in rows])
 
 
 def _real(run: Run, data: Dataset, n: int, seed: int) -> tuple[Tensor, Floor]:
-    """Choose at most ``n`` held-out rows, convert them to model units, and compute the floor for these rows."""
+    """Return at most ``n`` held-out rows in model units, and the floor for these rows."""
     info, theirs = run.info, data.info
     if (theirs.shape, theirs.levels) != (info.shape, info.levels):
         raise DataError(
@@ -386,7 +383,7 @@ def write_bench(folder: Path, found: Bench, made: Mapping[str, Any]) -> list[Pat
     The figure is written last, and only if there are distances to show. If it cannot be drawn, a warning is issued.
 
     Returns:
-        The paths of the files, starting with the figure if there is one.
+        The paths to the files, starting with the figure if there is one.
     """
     names = [f.name for f in fields(BenchRow)]
     files = [

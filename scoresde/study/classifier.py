@@ -6,6 +6,10 @@ features do not depend on individual pixels. The seed determines all random draw
 last hidden layer, scaled to a mean square of 1 on the training split. The accuracy is measured on the held-out split,
 and its standard error is binomial.
 
+A *noisy* classifier is trained on samples with any amount of noise, to guide a model during sampling (classifier
+guidance; Dhariwal and Nichol 2021, arXiv:2105.05233). It receives the states in the straight frame of any path,
+y = (1 - r) x_0 + r eps, and their noise level r (:mod:`scoresde.sde.base`), so it does not depend on the path.
+
 The weights are stored in ``classifier.safetensors``, and everything else in ``classifier.json``. Loading these files
 does not execute code.
 """
@@ -16,7 +20,7 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +41,12 @@ from ..core.files import (
     write_tensors,
 )
 from ..core.limits import COUNT, LR, SEED, TRAINED, Checked, Range, ranges
+from ..core.shapes import align, expand
 from ..data import DataInfo, Dataset
 from ..data.batch import Batch, Batches, Rows
 from ..data.dataset import old_codec
+from ..guidance.steered import Potential
+from ..model.estimate import Estimate
 from ..nn import Classifier
 from ..objective.draw import Draws, NoiseDraw
 from ..objective.loss import Objective
@@ -62,6 +69,7 @@ class ClassifierConfig(Checked):
         noise: Standard deviation of the noise added to every sample, in model units.
         width: Number of features.
         seed: Seed for the weights, the batches and the noise.
+        noisy: Whether to train on samples with any amount of noise. ``noise`` is then ignored.
     """
 
     limits = ranges(
@@ -74,6 +82,7 @@ class ClassifierConfig(Checked):
     noise: float = 0.1
     width: int = 64
     seed: int = 0
+    noisy: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,15 +131,34 @@ class TrainedClassifier:
         out: Tensor = self.network(self._encode(x))
         return out
 
+    def potential(self, label: int) -> Potential:
+        """Return the function log p(label | x_t), with which :meth:`scoresde.Run.steered` guides a model.
+
+        Args:
+            label: The index of the class.
+
+        Raises:
+            UsageError: If the classifier was not trained on noisy samples, or there is no such class.
+        """
+        if not self.config.noisy:
+            raise UsageError(
+                "a classifier that guides a model must have been trained on noisy samples, but this one was not; train "
+                "it with noisy=True",
+                parameter="noisy",
+            )
+        if not 0 <= label < len(self.info.classes):
+            raise UsageError(f"there is no class {label}; the classifier has {len(self.info.classes)} classes")
+
+        return ClassPotential(self.network, label)
+
     def _encode(self, x: Tensor) -> Tensor:
-        scale = self.network.scale
-        return self.codec.continuous.to_model(x.double()).to(device=scale.device, dtype=scale.dtype)
+        scale, x = self.network.scale, x.double()
+        half = torch.full_like(x, 0.5) if self.config.noisy else None
+        m = self.codec.continuous.to_model(x) if half is None else self.codec.to_model(x, noise=half)
+        return m.to(device=scale.device, dtype=scale.dtype)
 
     def save(self, folder: Path) -> list[Path]:
-        """Write the classifier to two files in ``folder``, and return the paths of the files.
-
-        The folder is created if needed.
-        """
+        """Write the classifier to two files in ``folder``, which is created if needed. Return their paths."""
         facts = {
             "format": FORMAT, "data": self.info.to_dict(), "codec": to_dict(self.codec), "config": asdict(self.config),
             "accuracy": self.accuracy, "held_out": self.held_out, "sha256": self.digest,
@@ -141,12 +169,41 @@ class TrainedClassifier:
         return [weights, write_json(folder / FACTS, known, signed=True)]
 
 
+@dataclass(frozen=True, eq=False)
+class ClassPotential:
+    """The function log p(label | x_t) of a noisy classifier."""
+
+    network: Classifier
+    label: int
+
+    def __call__(self, estimate: Estimate) -> Tensor:
+        """Return the log-probability of the class for each state, ``(B,)``."""
+        alpha, sigma = estimate.sde.coefficients(estimate.t)
+        scale, weight = alpha + sigma, self.network.scale
+        y = (estimate.x / expand(scale, estimate.x)).to(weight.dtype)
+        r = (sigma / scale).expand(len(y))
+        found: Tensor = functional.log_softmax(self.network(y, r.to(weight)), 1)[:, self.label]
+        return found.to(estimate.x)
+
+
 class CrossEntropy(Objective):
     """The cross-entropy loss, in nats, for predicting the classes of noisy rows."""
 
     def __call__(self, model: nn.Module, batch: Batch, draws: Draws) -> Tensor:
         assert draws.condition is not None and draws.condition.label is not None
-        return functional.cross_entropy(model(batch.x0 + draws.eps), draws.condition.label, reduction="none")
+        if draws.t is None:
+            return functional.cross_entropy(model(batch.x0 + draws.eps), draws.condition.label, reduction="none")
+        y = torch.lerp(batch.x0, draws.eps, align(draws.t.to(batch.x0), batch.x0))
+        return functional.cross_entropy(model(y, draws.t), draws.condition.label, reduction="none")
+
+
+@dataclass(frozen=True)
+class LevelDraw(NoiseDraw):
+    """A :class:`~scoresde.objective.draw.Draw` of standard normal noise and of noise levels, uniform in [0, 1)."""
+
+    def __call__(self, batch: Batch, generator: torch.Generator) -> Draws:
+        drawn = super().__call__(batch, generator)
+        return replace(drawn, t=torch.rand(len(batch), generator=generator, dtype=torch.float64))
 
 
 def train_classifier(
@@ -176,11 +233,12 @@ def train_classifier(
             f"{'no labels' if labels is None else len(info.classes)}"
         )
     with keyed_rng(config.seed, -1, "cpu"):
-        network = Classifier(info.shape, len(info.classes), config.width)
+        network = Classifier(info.shape, len(info.classes), config.width, levels=config.noisy)
     network.to(device=device, dtype=dtype)
     optimiser = torch.optim.Adam(network.parameters(), config.lr)
-    state = TrainState(network, optimiser, NoiseDraw(config.noise))
-    rows = Rows(data.train, data.codec.continuous, labels, len(info.classes))
+    state = TrainState(network, optimiser, LevelDraw(1.0) if config.noisy else NoiseDraw(config.noise))
+    # A noisy classifier sees what a model sees: levels that are spread over their cells.
+    rows = Rows(data.train, data.codec if config.noisy else data.codec.continuous, labels, len(info.classes))
     # A batch larger than the data would only repeat rows. Only the default batch size is allowed to be larger.
     batches = Batches(rows, min(config.batch, max(len(rows), ClassifierConfig.batch)), config.seed)
     for record in steps(state, CrossEntropy(), batches, config.steps, seed=config.seed, rate=lambda n: config.lr):
@@ -229,7 +287,7 @@ def load_classifier(folder: Path, device: torch.device | str = "cpu", *, edited:
         codec = from_dict(facts["codec"]) if "codec" in facts else old_codec(facts["data"])  # format 1
         accuracy, held_out, digest = facts["accuracy"], int(facts["held_out"]), facts["sha256"]
         accuracy = math.nan if accuracy is None else float(accuracy)
-        network = Classifier(info.shape, len(info.classes), config.width)
+        network = Classifier(info.shape, len(info.classes), config.width, levels=config.noisy)
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError, DataError, UsageError) as error:
         raise CheckpointError(f"{path} does not describe a classifier: {error}") from None
     tensors = read_tensors(folder / WEIGHTS)
@@ -246,7 +304,7 @@ def load_classifier(folder: Path, device: torch.device | str = "cpu", *, edited:
 
 
 def weights_digest(tensors: Mapping[str, Any]) -> str:
-    """Compute the SHA-256 digest of the names, dtypes, shapes and bytes of the weights, in the order of their names."""
+    """Compute the SHA-256 digest of the weights (names, dtypes, shapes and bytes), sorted by name."""
     found = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

@@ -54,8 +54,8 @@ def exact_score(info: DataInfo, codec: Codec, sde: SDE, train: Tensor) -> tuple[
         train: The training set in data units, ``(K, *event)``.
 
     Returns:
-        The model, a description of its score, and a note on how to interpret a comparison with this score, or ``None``
-        if no note is needed.
+        The model, a description of its score, and a note on how to interpret a comparison with this score. The note is
+        ``None`` if none is needed.
     """
     mixture = known_mixture(info, codec, sde)
     if mixture is not None:
@@ -151,10 +151,7 @@ def measure(run: Run, data: Dataset, *, n: int = 256, levels: int = 25, seed: in
 
 
 def _band(values: Tensor, middle: float | None = None) -> Tensor:
-    """Return the 10 % quantile, the mean (or ``middle``, if given) and the 90 % quantile of ``values``.
-
-    The shape of the result is ``(3,)``.
-    """
+    """Return the 10 % quantile, the mean or ``middle``, and the 90 % quantile of ``values``."""
     low, high = torch.quantile(values, torch.tensor([0.1, 0.9], dtype=values.dtype)).tolist()
     return torch.tensor([low, float(values.mean()) if middle is None else middle, high], dtype=torch.float64)
 

@@ -1,12 +1,12 @@
-"""Sample quality, measured by several metrics of the same features and compared with the values for real data.
+"""Sample quality, measured by several metrics on the same features, and compared with the values for real data.
 
 Samples are compared with *reference* data, which are either the held-out split or, as in published Fréchet distances,
 the training split. The metrics (:mod:`scoresde.metrics`) depend on the number of rows and on the features, so a value
 on its own means little. Each value is therefore shown next to a *floor*. To compute the floor, an equal number of real
 rows from the other split is compared with the same reference by the same metric. If the value for the samples reaches
 the floor, the metric cannot distinguish the samples from real data. A value below the floor suggests that some samples
-are copies. If the other split has fewer rows than there are samples, its values are not a floor for biased metrics, and
-a note below the table of results says so.
+are copies. If the other split has fewer rows than there are samples, the values for real data are not a floor for
+biased metrics, and a note below the table of results says so.
 
 The check for copies examines individual samples instead. It flags a sample that is closer to a training row than
 held-out data would be. It uses pixels by default, because features are meant to ignore the details that distinguish two
@@ -90,7 +90,7 @@ class Evaluation:
         reference: The statistics with which the samples were compared, and the name, hash and resizing of the features.
         n: Number of samples.
         n_real: Number of real rows used for the floor.
-        copies_by: Name and hash of the features for the check for copies, or ``None`` if there are no such features.
+        copies_by: Name and hash of the features for detecting copies, or ``None`` if there are no such features.
         origins: For each sample, the origin of the nearest training row: its file, or its position in the source (see
             :meth:`scoresde.data.Dataset.origin`). The tuple is empty if there was no check for copies.
     """
@@ -261,18 +261,12 @@ def compare(
 
 
 def _enough(metric: Metric, *sets: Tensor | Moments) -> bool:
-    """Return whether the sets have enough rows for a metric.
-
-    Metrics based on neighbourhoods require a minimum number of rows. Other metrics accept any number.
-    """
+    """Return whether every set has enough rows for the metric."""
     return metric is not neighbourhoods or all(len(rows) > NEIGHBOURS for rows in sets if isinstance(rows, Tensor))
 
 
 def _measure(name: str, metric: Metric, x: Tensor, y: Tensor | Moments) -> dict[str, Measurement]:
-    """Compute a metric and return its values, keyed by name.
-
-    If the metric returns a plain number, its standard error is estimated with a jackknife.
-    """
+    """Compute a metric, and return its values and standard errors, keyed by name."""
     found = metric(x, y)
     if isinstance(found, Neighbourhoods):
         return {f.name: getattr(found, f.name) for f in fields(found)}
@@ -333,12 +327,10 @@ def evaluation_table(found: Evaluation) -> str:
 
 
 def _without_bias(measured: Measurement) -> Measurement:
-    """Return the value extrapolated to an infinite number of rows, with the standard error of the original value.
-
-    The jackknife's pseudo-values are B theta - (B - 1) theta_b, where theta is the original value, and theta_b is the
-    value without block b of the B blocks. The extrapolated value is the mean of the pseudo-values, and the standard
-    error of this mean equals the standard error of the original value.
-    """
+    """Return the value extrapolated to infinitely many rows, with the standard error of the original value."""
+    # The extrapolated value is the mean of the jackknife's pseudo-values B theta - (B - 1) theta_b, where theta is the
+    # original value, and theta_b is the value without block b of the B blocks. The standard error of this mean equals
+    # the standard error of theta.
     return Measurement(measured.extrapolated, measured.stderr)
 
 
@@ -359,7 +351,7 @@ def _named(origin: int | Path) -> str:
 
 
 def _nearest(origin: int | Path) -> dict[str, Any]:
-    """Return the origin of a training row (its position in the source, or its file) as a JSON-serialisable dict."""
+    """Return the position or the file of a training row as a JSON-serialisable dict."""
     return {"training_row": origin} if isinstance(origin, int) else {"training_file": str(origin)}
 
 
@@ -379,7 +371,7 @@ def write_evaluation(
             ``None`` for no picture.
 
     Returns:
-        The paths of the files, starting with the picture if there is one.
+        The paths to the files, starting with the picture if there is one.
     """
     files = [write_json(folder / "evaluation.json", {**made, **described(found)})]
     if pictures is None or found.copies is None:
@@ -438,8 +430,8 @@ def described(found: Evaluation) -> dict[str, Any]:
 def resolved_options(solver: Solver, model: Denoiser) -> dict[str, Any]:
     """Return the options of a solver, with automatic settings replaced by the values that the solver chooses.
 
-    An automatic setting is ``auto`` or ``None``. It is replaced if it is the grid, the order, correction or tapering of
-    a multistep solver, or the method or absolute tolerance of the probability flow. Other options are unchanged.
+    An automatic setting is ``auto`` or ``None``. The settings concerned are the grid of any solver; the order,
+    correction and tapering of a multistep solver; and the method and absolute tolerance of the probability flow.
     """
     found = options_of(solver)
     if found.get("grid") == "auto":

@@ -8,7 +8,7 @@ name                 features
 ``pixels``           the values of the event in model units, flattened
 ``classifier``       the last hidden layer of a small classifier (:mod:`scoresde.study.classifier`)
 ``inception``        the 2,048 features of the network that published Fréchet distances use (FID)
-``module:function``  your own function, from events ``(B, *event)`` in data units to ``(B, d)``
+``module:function``  a user-defined map from events ``(B, *event)`` in data units to ``(B, d)``
 ===================  ============================================================================
 
 Distances between samples and data depend on the features. Every extractor therefore has a *hash* of its weights, its
@@ -129,7 +129,7 @@ def classifier_features(classifier: TrainedClassifier, info: DataInfo) -> Extrac
 
 
 def function_features(name: str) -> Extractor:
-    """Build an extractor from the user-defined function with the name ``module:function``.
+    """Build an extractor from the user-defined function ``module:function``.
 
     The function maps events ``(B, *event)`` in data units to features ``(B, d)``.
 
@@ -154,39 +154,39 @@ def inception(info: DataInfo, weights: Path | None = None, device: torch.device 
     Args:
         info: Description of the images, which must have 1 or 3 channels. Values are scaled from the data range to
             bytes.
-        weights: The file of weights published by torch-fidelity. The default is the path at which torch.hub stores this
-            file. Nothing is downloaded.
+        weights: The weights file published by torch-fidelity (default: the copy in the torch.hub folder). Nothing is
+            downloaded.
         device: Device to compute on.
 
     Raises:
-        UsageError: If the extra ``fid`` is not installed, the file of weights is missing or contains different weights,
-            or the data are not images with 1 or 3 channels.
+        UsageError: If the extra ``fid`` is not installed, the weights file is missing or contains other weights, or the
+            data are not images with 1 or 3 channels.
     """
     if info.kind != "image" or info.shape[0] not in (1, 3):
         raise UsageError(
-            f"features inception: the data must be images with 1 or 3 channels, but {info.name} contains {info.kind}s "
+            f"Inception features: the data must be images with 1 or 3 channels, but {info.name} contains {info.kind}s "
             f"of shape {info.shape}; use other features, such as pixels"
         )
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ModuleNotFoundError as error:
         raise UsageError(
-            f"features inception: {error.name} is not installed; run pip install 'scoresde[fid]', or use other "
+            f"Inception features: {error.name} is not installed; run pip install 'scoresde[fid]', or use other "
             "features (pixels, classifier or module:function)"
         ) from None
     path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION if weights is None else weights
     expected = INCEPTION.rpartition("-")[2].removesuffix(".pth")
     if not os.path.isfile(path):
         raise UsageError(
-            f"features inception: {path} does not exist; download {INCEPTION_URL} to this path, or use inception:FILE "
-            "with the path of the weights"
+            f"Inception features: {path} does not exist; download {INCEPTION_URL} to this path, or use inception:FILE "
+            "with the path to the weights"
         )
     # Check the file before loading it, because it could contain code, and because only these weights give comparable
     # values.
     digest = file_digest(path)
     if not digest.startswith(expected):
         raise UsageError(
-            f"features inception: {path} does not contain the expected weights; its SHA-256 digest must begin with "
+            f"Inception features: {path} does not contain the expected weights; its SHA-256 digest must begin with "
             f"{expected}, got {digest[:8]}; download the file again"
         )
     network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
@@ -242,13 +242,14 @@ def extractor_by_name(
 
     Args:
         spec: ``pixels``, ``classifier``, ``classifier:FOLDER``, ``inception``, ``inception:FILE`` or
-            ``module:function``. The name ``auto`` selects ``classifier`` for labelled images, volumes and signals if
-            there are enough samples per class and the classifier is better than chance, and ``pixels`` otherwise.
+            ``module:function``. The name ``auto`` selects ``classifier`` if the data are labelled images, volumes or
+            signals, there are enough samples per class, and the classifier is better than chance. Otherwise, it selects
+            ``pixels``.
         data: The data to compare with.
         folder: The folder of the classifier. If the folder does not contain a classifier, one is trained and saved
             there. If ``folder`` is ``None``, a classifier is trained but not saved.
         device: Device to compute on.
-        told: Called with each message about the training of a classifier.
+        told: Called with each message about training a classifier.
         edited: Whether to accept a classifier even if its file ``classifier.json`` was edited.
 
     Raises:
@@ -340,7 +341,7 @@ class Reference:
             ) from None
 
     def check(self, extractor: Extractor) -> None:
-        """Reject an extractor that differs from the extractor with which the statistics were computed.
+        """Reject any extractor other than the one that computed the statistics.
 
         Raises:
             UsageError: If the hash or the resizing differs.
@@ -357,14 +358,12 @@ class Reference:
 
 
 def _units(codec: Codec) -> Any:
-    """Return the parts of a codec's description that affect features.
-
-    For a codec with a single such part, only the options of this part are returned, so that old hashes stay valid.
-    """
+    """Return the parts of a codec that affect features, as JSON-serialisable values."""
     parts = to_dict(codec.continuous)
+    # A single part is reduced to its options, so that old hashes stay valid.
     return parts[0]["options"] if len(parts) == 1 else parts
 
 
 def _hash(*parts: Any) -> str:
-    """Return the first 16 hexadecimal digits of the SHA-256 digest of JSON-serialisable values."""
+    """Return 16 hexadecimal digits of the SHA-256 digest of JSON-serialisable values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

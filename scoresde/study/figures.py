@@ -82,7 +82,7 @@ def size_note(sde: SDE, t: Tensor) -> str:
 
 
 def _finite(*states: Tensor) -> None:
-    """Raise an error if any of the states ``(T, n, *event)`` contains a non-finite value, which cannot be drawn."""
+    """Reject states ``(T, n, *event)`` that contain non-finite values, which cannot be drawn."""
     bad = max(int((~torch.isfinite(x)).transpose(0, 1).flatten(1).any(1).sum()) for x in states)
     if bad:
         raise NumericalError(
@@ -179,7 +179,7 @@ class Undone:
         t: Decreasing times, float64 ``(T,)``.
         x: The states, ``(T, n, *event)``, in the plot units of equation 1.
         x0: The model's estimates of the data, ``x0_hat(x_t, t)``, ``(T, n, *event)`` in data units.
-        nfe: Number of model evaluations per sample, not including the evaluations for the estimates.
+        nfe: Mean number of model evaluations per sample, excluding those for the estimates.
     """
 
     t: Tensor
@@ -206,10 +206,10 @@ def undo(run: Run, n: int, solver: Solver, count: int, *, seed: int = 0) -> Undo
 
 
 def frames_between(columns: int, frames: int) -> int:
-    """Return the smallest number of time points from which a picture with equally spaced columns can be made.
+    """Return the number of time points to compute for a picture with ``columns`` columns.
 
-    The number is at least ``frames``. The first of the ``columns`` columns shows the first time point, and the last
-    column shows the last time point.
+    This is the smallest number, ``frames`` or more, for which the columns can be spaced evenly from the first time
+    point to the last.
 
     >>> frames_between(9, 40), frames_between(9, 2)
     (41, 9)
@@ -224,7 +224,7 @@ def write_reverse(run: Run, found: Undone, file: Path, columns: int, gif: bool =
     cannot be drawn, a warning is issued.
 
     Returns:
-        The paths of the files.
+        The paths to the files.
 
     Raises:
         NumericalError: If a state or an estimate of the data is not finite.
@@ -255,11 +255,10 @@ def write_reverse(run: Run, found: Undone, file: Path, columns: int, gif: bool =
 
 
 def projection(run: Run, train: Tensor) -> tuple[Tensor, str]:
-    """Choose the direction onto which trajectories are projected, and return this direction and its name.
+    """Return the direction onto which trajectories are projected, and the name of the direction.
 
-    The direction is a float64 unit vector ``(D,)`` in model units. If the data have at most three dimensions, it is the
-    first coordinate axis. Otherwise, it is the direction in which the training data ``train`` vary most. The shape of
-    ``train`` is ``(M, *event)``, in data units.
+    The direction is a float64 unit vector ``(D,)`` in model units. If D is at most 3, it is the first coordinate axis.
+    Otherwise, it is the direction in which the training data ``train``, ``(M, *event)`` in data units, vary most.
     """
     if run.info.dims <= 3:
         return torch.eye(run.info.dims, dtype=torch.float64)[0], "first coordinate"

@@ -1,8 +1,8 @@
 """Likelihoods of data sets under one or more models, as reported and written by ``scoresde likelihood``.
 
-Each further data set is compared with the first one by the probability that a sample of the further set ("this" in
-equation 1) has a lower likelihood than a sample of the first set. This probability is the area under the ROC curve of a
-detector of out-of-distribution data that uses only the likelihood p,
+Each additional data set ("this" in equation 1) is compared with the first data set. The result is the probability that
+a sample of the additional set has a lower likelihood than a sample of the first. This probability is the area under the
+ROC curve (AUROC) of an out-of-distribution detector that uses only the likelihood p,
 
     auroc = P( p(this) < p(first) ) + P( p(this) = p(first) ) / 2,                                           (1)
 
@@ -12,14 +12,14 @@ completely. The likelihood alone is not a good detector. Images that are simpler
 higher likelihood, and the AUROC is then below 0.5.
 
 Two runs are compared on the same n samples with the same noise. Most of the variation between the samples, and most of
-the error of the estimated likelihoods, is then common to both runs. This common part cancels in the difference d_i
+the error in the estimated likelihoods, is then common to both runs. This common part cancels in the difference d_i
 between the two likelihoods of sample i. The reported values are
 
     difference = mean d_i,      stderr = std(d_i) / sqrt(n).                                                  (2)
 
-The standard error of the difference is often far below the standard error of the mean likelihood under either run. It
-does not include the randomness of training, which can be measured only by training again with other seeds. The
-comparison is fair only if the samples were used to train both runs or neither run.
+The standard error of the difference is often far below the standard error of the mean likelihood under either run. The
+randomness of training is not included. It can be measured only by training again with other seeds. The comparison is
+fair only if both runs or neither run were trained on the samples.
 
 References:
     Nalisnick et al. (2019), Do deep generative models know what they don't know?, arXiv:1810.09136.
@@ -105,7 +105,7 @@ class Chosen:
 
         Raises:
             UsageError: If the run was trained without a condition, or if its condition includes linear measurements and
-                the samples are continuous. Such samples have no conditional density.
+                the samples are continuous. The conditional density then does not exist.
         """
         assert self.source is not None
         sources = Sources() if run.config is None else run.config.sources
@@ -158,8 +158,8 @@ class Chosen:
             batch, memory, check, watch: See :meth:`scoresde.Likelihood.__call__`.
             keep: A folder in which each batch is saved as soon as it is finished. The bounds are saved in the subfolder
                 ``elbo``, and the likelihoods without conditions in the subfolder ``without``.
-            without: The same run without conditions, if likelihoods without conditions are to be computed as well, or
-                ``None``. These additional likelihoods are not checked for convergence.
+            without: The same run without conditions, or ``None`` to skip the unconditional likelihoods, which are
+                not checked for convergence.
         """
         bound, begins = None, likelihood.t_min
         domain = run.model.domain
@@ -193,8 +193,8 @@ def choose(
 ) -> Chosen:
     """Choose the samples whose likelihoods are to be computed.
 
-    The samples chosen with a smaller ``limit`` are the first of those chosen with a larger ``limit``. The random
-    numbers used for the likelihood of a sample therefore do not depend on ``limit``.
+    A larger ``limit`` keeps the samples of a smaller one and appends others. The random numbers for the likelihood of a
+    sample therefore do not depend on ``limit``.
 
     Args:
         run: The run.
@@ -243,7 +243,7 @@ def choose(
 
 
 def _warn_of_trained(run: Run, name: str, x: Tensor) -> None:
-    """Warn if the run was trained on any of the samples ``x``, which come from the data set ``name``."""
+    """Warn if the run was trained on any of the samples ``x`` of the data set ``name``."""
     with silence:  # no warnings about changes in the run's own data
         found = trained_on(run, x)
     if found is not None and bool(found.any()):
@@ -417,7 +417,7 @@ class Scored:
         return bound
 
     def auroc(self, first: Scored) -> float:
-        """Return the AUROC of this set against ``first`` (equation 1), or NaN if every sample of either set failed."""
+        """Return the AUROC of this set against ``first`` (equation 1), or NaN if all samples in either set failed."""
         theirs, ours = (s.scores.log_prob[s.scores.model.ok].double().cpu() for s in (first, self))
         if not len(theirs) or not len(ours):
             return math.nan
@@ -447,7 +447,7 @@ class Scored:
         """Return the results as JSON-serialisable values, with ``None`` for missing values.
 
         Args:
-            first: The set with which to compare this set (equation 1), or this set itself for no comparison.
+            first: The set to compare this set with (equation 1). Pass this set itself for no comparison.
             other: The likelihoods of the same samples under another run, for a comparison of the runs (equation 2), or
                 ``None`` for no such comparison.
         """
@@ -483,21 +483,20 @@ class Scored:
         return facts
 
     def _elbo(self, elbo: Elbo) -> dict[str, Any]:
-        """Return the mean of the bound, its standard error, and the mean of each term of the bound.
+        """Return the means of the bound and of its terms over the samples with a finite bound.
 
-        The means are over the samples with a finite bound. The means of the terms add up to the mean of the bound. The
-        stored terms belong to a bound on ``-log p``. For a density in nats, the mean is a bound on ``log p``, so the
-        signs of the terms are reversed. The entry ``steps`` splits the diffusion term into its strata, or into the
-        steps of a chain, in order from data to noise.
+        The means of the terms add up to the mean of the bound.
         """
         bound = self.bound
         assert bound is not None
+        # The terms bound -log p. Densities in nats are reported as log p, so the signs of their terms are reversed.
         good, sign = bound.isfinite(), -1 if self.scores.bits_per_dim is None else 1
         unit = sign * self.scores.nats_per_unit[good]
         terms = {
             name: _number(float((getattr(elbo, name)[good].double() / unit).mean()))
             for name in ("prior", "diffusion", "reconstruction")
         }
+        # The diffusion term of each stratum, or of each step of a chain, in order from data to noise.
         steps = (elbo.steps[good].double() / unit[:, None]).mean(0)
         bound = bound[good]
         error = float(bound.std()) / math.sqrt(len(bound)) if len(bound) > 1 else math.nan
@@ -510,13 +509,13 @@ class Scored:
 
 
 def how_told(summary: Mapping[str, Any]) -> str:
-    """Describe the likelihood settings stored in ``summary``, in the form of :meth:`scoresde.Scores.depends_on`."""
+    """Describe the likelihood settings in ``summary``, in the same form as :meth:`scoresde.Scores.depends_on`."""
     how = Likelihood(**{f.name: summary[f.name] for f in fields(Likelihood)} | {"probes": max(1, summary["probes"])})
     return f"{how}, data scale {summary['scale']:g}"
 
 
 def _solved(scored: Scored) -> Tensor:
-    """Return the likelihoods, float64 ``(n,)``, in the unit of the scores, with NaN for samples that failed."""
+    """Return the likelihoods in the unit of the scores, with NaN for samples that failed."""
     scores = scored.scores
     return torch.where(scores.model.ok, scores.values.double(), torch.nan)
 
@@ -531,7 +530,7 @@ def _number(value: float) -> float | None:
 
 
 def write_scores(folder: Path, sets: Sequence[Scored], made: Mapping[str, Any], kinds: Sequence[str]) -> list[Path]:
-    """Write tables of the likelihoods with one row per sample, the summaries as JSON, and a histogram as a picture.
+    """Write the likelihoods as tables (one row per sample), the summaries as JSON, and a histogram as a picture.
 
     The histogram is written last. If it cannot be drawn, a warning is issued.
 
@@ -542,7 +541,7 @@ def write_scores(folder: Path, sets: Sequence[Scored], made: Mapping[str, Any], 
         kinds: The kinds of files to write, from :data:`KINDS`. The JSON file is always written.
 
     Returns:
-        The paths of the files, starting with the histogram if there is one.
+        The paths to the files, starting with the histogram if there is one.
 
     Raises:
         CheckpointError: If a file cannot be written.
@@ -569,8 +568,8 @@ def write_scores(folder: Path, sets: Sequence[Scored], made: Mapping[str, Any], 
 def units(sets: Sequence[Scored]) -> dict[str, str]:
     """Return the units of the columns in the tables of :func:`write_scores`, keyed by column.
 
-    Columns without a unit are omitted. These units do not apply to :meth:`Scored.summary`. The entries of the summary
-    with the same names are in bits/dim for data stored as levels, and in nats otherwise.
+    Columns without a unit are omitted. These units do not apply to :meth:`Scored.summary`, where entries of the same
+    names are in bits/dim for data stored as levels, and in nats otherwise.
     """
     there = {
         "bits_per_dim": any(s.scores.bits_per_dim is not None for s in sets),
@@ -581,24 +580,21 @@ def units(sets: Sequence[Scored]) -> dict[str, str]:
 
 
 def _label(scored: Scored, sets: Sequence[Scored]) -> str:
-    """Return the name of a set, followed by a number if another set of the same run has the same name."""
+    """Return the name of a set, with a number if another set of the same run has the same name."""
     peers = [s for s in sets if s.run == scored.run]
     same = [s for s in peers if s.name == scored.name]
     return scored.name if len(same) == 1 else f"{scored.name} ({peers.index(scored) + 1})"
 
 
 def _titles(sets: Sequence[Scored]) -> list[str]:
-    """Return a unique title for each set, made from the name of the data, the run, or both."""
+    """Return a unique title for each set."""
     several = len([s for s in sets if s.run == sets[0].run]) > 1
     names = [s.run if s.run and not several else ": ".join(filter(None, (s.run, _label(s, sets)))) for s in sets]
     return [name if names.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(names)]
 
 
 def _columns(sets: Sequence[Scored]) -> dict[str, np.ndarray]:
-    """Return the columns of the table of likelihoods, keyed by name.
-
-    Each column contains the values for the samples of all sets, in order.
-    """
+    """Return the columns of the table of likelihoods, keyed by name, for the samples of all sets."""
     found: dict[str, list[np.ndarray]] = {}
     for scored in sets:
         scores, model = scored.scores, scored.scores.model

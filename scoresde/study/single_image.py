@@ -28,7 +28,7 @@ from ..run.config import TrainConfig
 __all__ = ["EXAMPLE", "picture_config", "read_picture", "save_picture"]
 
 EXAMPLE = Path(__file__).parents[1] / "assets" / "lighthouse.png"
-COPIES = 64  # number of copies of the picture in the data set, which exceeds the batch size
+COPIES = 64  # number of copies of the picture in the data set, larger than the batch size
 FORMATS = (*IMAGE_FORMATS, "GIF", "PPM", "ICO", "TGA")  # no formats that require an external decoder, such as EPS
 SMALLEST = 8  # minimum number of pixels on the short side
 
@@ -42,8 +42,8 @@ STEPS, BATCH, RATE, AVERAGE = 800, 4, 3e-3, 0.99
 def read_picture(path: Path, size: int) -> npt.NDArray[np.uint8]:
     """Read a picture file and return the picture as an RGB array ``(3, H, W)``, composited on white.
 
-    The file must be in one of the :data:`FORMATS`. If the long side of the picture exceeds ``size`` pixels, the picture
-    is shrunk so that its long side has ``size`` pixels.
+    The file must be in one of the :data:`FORMATS`. A picture whose long side exceeds ``size`` pixels is shrunk until
+    this side has ``size`` pixels.
 
     Raises:
         DataError: If the picture cannot be read, or its short side has fewer than 8 pixels after shrinking.
@@ -74,7 +74,7 @@ def read_picture(path: Path, size: int) -> npt.NDArray[np.uint8]:
 
 
 def save_picture(folder: Path, picture: npt.NDArray[np.uint8]) -> Path:
-    """Write ``picture``, an array ``(3, H, W)``, to ``folder`` as a data set. Return the path of the file."""
+    """Write ``picture``, an array ``(3, H, W)``, to ``folder`` as a data set. Return the path to the file."""
     arrays = {"x_train": np.repeat(picture[None], COPIES, axis=0), "x_test": picture[None]}
     return write_arrays(folder / "picture.npz", arrays)
 

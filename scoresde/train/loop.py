@@ -99,19 +99,19 @@ def fit(
     """Train a model by denoising score matching.
 
     Args:
-        config: The configuration. Fields that are to be set automatically are computed from the data.
+        config: The configuration. Fields that it leaves open are computed from the data.
         data: A data set, or an array that :meth:`scoresde.Dataset.of` accepts, to use instead of ``config.data``.
         network: A custom network (see :class:`scoresde.ScoreModel`), instead of a preset.
         pairs: Samples paired with noise, for training with the ``reflow`` coupling. They are stored in the run folder.
-        start: A run to continue from. Its network, weights, probability path and parametrisation override those in
-            ``config``.
+        start: A run to continue from. Its network, weights, condition, probability path and parametrisation are used
+            instead of those in ``config``.
         out: The run folder (default: ``runs/DATA-SDE``).
         save: Whether to write a run folder.
         resume: Whether to continue an existing run from its newest checkpoint. The run is read from ``out``. If ``out``
             is ``None``, the newest run is continued.
         device, dtype: Device and precision of the training.
         quiet: Whether to hide the progress output.
-        changed_data: Whether to resume even if rows of the run's data are missing, or if the data are different.
+        changed_data: Whether to resume even if rows of the run's data are missing, or if all data have been replaced.
         edited: Whether to resume even if files of the run were changed after they were written.
 
     Returns:
@@ -145,7 +145,7 @@ def _fit(
     start: Run | None, out: str | Path | None, save: bool, resume: bool, device: torch.device, dtype: torch.dtype,
     quiet: bool, changed_data: bool, edited: bool, held: ExitStack,
 ) -> Run:  # fmt: skip
-    """Train as in :func:`fit`. The signal handlers and the lock on the run folder are kept until ``held`` closes."""
+    """Train (see :func:`fit`). The signal handlers and the run's lock are released when ``held`` closes."""
     interrupts = held.enter_context(Interrupts())
     folder = find_run(out, edited=edited) if resume else None
     if folder is not None:
@@ -212,7 +212,7 @@ def _fit(
         write_lines(metrics, (line for line in read_lines(metrics) if line["step"] <= state.step))
         write_json(folder / "config.json", facts, signed=True)  # last, because it makes the folder a run
         if start is not None and new:  # the starting weights are stored nowhere else
-            state.save(folder)
+            state.save(folder, config.keep)
     batches = Batches(train if pairs is None else pairs, config.batch, config.seed, config.augmentation)
 
     def trained(weights: Mapping[str, Tensor] | None = None, step: int = 0) -> Run:
@@ -253,14 +253,14 @@ def _fit(
                     append_line(folder / "metrics.jsonl", line)
                 due = record.step % save_every == 0 or last
                 if due or interrupts.number is not None or time.monotonic() - saved > 60 * config.save_minutes:
-                    state.save(folder)
+                    state.save(folder, config.keep)
                     saved, kept_step = time.monotonic(), record.step
                 if record.step in shown_at:
                     with optional(f"the figure of samples at step {record.step}"):
                         shown_samples = _sample_sheet(folder / "samples", trained(), data)
             if interrupts.number is not None and not last:
                 if folder is not None and kept_step != record.step:  # the signal came while the figure was drawn
-                    state.save(folder)
+                    state.save(folder, config.keep)
                 kept = f"the checkpoint is saved in {folder}" if folder else "nothing was saved"
                 raise interrupts.error(f" after step {record.step}: {kept}", "resume" if folder else None, folder)
     if folder is not None:
@@ -296,10 +296,7 @@ def _fit(
 def _data_for(
     config: TrainConfig, data: Dataset | Tensor | npt.ArrayLike | None, folder: Path | None, changed: bool
 ) -> tuple[TrainConfig, Dataset]:
-    """Return the configuration and the data.
-
-    The configuration is completed with the file path of the data, their split, and the options used to read them.
-    """
+    """Load the data unless they are given, and record in ``config`` how they are read and split."""
     stored = None if folder is None else TrainConfig.from_dict(read_config(folder))
     if folder is not None and stored is not None:
         config = _as_begun(config, stored, DataInfo.from_dict(read_object(folder / "data.json")))
@@ -324,10 +321,9 @@ def _data_for(
 
 
 def previews(total: int, every: int = 0) -> set[int]:
-    """Return the steps after which samples are plotted.
+    """Return the steps after which samples are plotted: all multiples of ``every``, and the last step, ``total``.
 
-    If ``every`` is above 0, these are the multiples of ``every``, and the last step, ``total``. If ``every`` is 0,
-    samples are plotted after 1, 2, 5, 10, 20, 50 and 100 % of the ``total`` steps.
+    If ``every`` is 0, samples are plotted after 1, 2, 5, 10, 20, 50 and 100 % of the ``total`` steps instead.
     """
     if every:
         return {*range(every, total + 1, every), total}
@@ -337,10 +333,7 @@ def previews(total: int, every: int = 0) -> set[int]:
 def _parts(
     data: Dataset, spec: ModelSpec, config: TrainConfig, split: bool, operator: Operator | None
 ) -> tuple[Rows, Rows | None]:
-    """Return the training rows and the validation rows.
-
-    If no rows are set aside for validation, the second result is ``None``.
-    """
+    """Return the training rows and the validation rows (``None`` if no rows are set aside)."""
 
     def rows(index: Tensor | None) -> Rows:
         x, y, known, complete = data.train, data.train_labels, config.told(data.train_given), data.complete
@@ -365,10 +358,10 @@ def prepared(
     start: Run | None = None,
     resumed: Path | None = None,
 ) -> tuple[TrainConfig, ScoreModel, ModelSpec]:
-    """Return the resolved configuration, the model to train, and the specification of that model.
+    """Return the resolved configuration, the model to train, and the specification of the model.
 
-    If the run ``start`` is given, the model is a copy of the model of that run. Otherwise, the model is untrained. When
-    a run is resumed, ``resumed`` is its folder, and the specification is read from this folder.
+    Without ``start``, the model is untrained. Otherwise, it is a copy of the model of the run ``start``. If a run is
+    resumed, the specification is read from its folder, ``resumed``.
     """
     if start is not None:
         config = _continued(config, start, network, data)
@@ -403,18 +396,15 @@ def prepared(
 
 
 def _operator(config: TrainConfig, info: DataInfo, start: Run | None, resumed: Path | None) -> Operator | None:
-    """Return the operator that ``config.cond`` specifies, or ``None`` if it specifies no operator.
-
-    If training continues from the run ``start``, the operator of that run is returned. When a run is resumed,
-    ``resumed`` is its folder, and the masks of the operator are read from this folder.
-    """
+    """Return the operator of the run ``start`` or, without ``start``, the operator in ``config.cond``, if any."""
     if start is not None:
         return start.operator
+    # A resumed run reads the masks of its operator from its own folder.
     return config.operator_for(info, None if resumed is None else partial(kept_mask, resumed, config.sources.operator))
 
 
 def _check_incomplete(config: TrainConfig, data: Dataset) -> None:
-    """Reject training samples with unknown values if ``config`` does not allow such samples."""
+    """Reject missing values in the training samples unless ``config`` allows missing values."""
     assert data.complete is not None
     missing = f"{data.info.source}: values of the training samples are missing (count: {int((~data.complete).sum()):,})"
     if not config.sources.gaps:
@@ -433,7 +423,7 @@ def _check_incomplete(config: TrainConfig, data: Dataset) -> None:
 
 
 def _continued(config: TrainConfig, start: Run, network: nn.Module | None, data: Dataset) -> TrainConfig:
-    """Return ``config`` with the network, probability path and parametrisation of the run ``start``."""
+    """Return ``config`` with the network, path, parametrisation and condition of the run ``start``."""
     if network is not None:
         raise UsageError("training that continues from a run uses the network of that run; do not pass a network")
     if data.info.shape != start.info.shape:
@@ -459,7 +449,7 @@ def _continued(config: TrainConfig, start: Run, network: nn.Module | None, data:
 
 @torch.no_grad()
 def _objective(config: TrainConfig, model: ScoreModel) -> tuple[Weight, Times]:
-    """Build the weighting and the time sampler, and check that they suit the path, the prediction and each other."""
+    """Build the weighting and the time sampler, and check that they suit the path and the prediction."""
     low, high = model.domain.interval("train")
     weighting = make_weighting(config.weighting, config.weighting_options, config.typed)
     check_weight(weighting, model.sde, model.parametrization, low, high)
@@ -468,12 +458,7 @@ def _objective(config: TrainConfig, model: ScoreModel) -> tuple[Weight, Times]:
 
 
 def _rate(config: TrainConfig, step: int) -> float:
-    """Return the learning rate of a step.
-
-    The rate rises linearly during the warm-up. If ``config.decay`` is ``none``, the rate is constant afterwards.
-    Otherwise, the rate of each step is also multiplied by a cosine factor, which falls from 1 at the first step to
-    about 0 at the last step.
-    """
+    """Return the learning rate of a step, with a linear warm-up and an optional cosine decay."""
     factor = min(1.0, (step + 1) / config.warmup)
     if config.decay != "none":
         factor = factor * 0.5 * (1 + math.cos(math.pi * step / config.steps))
@@ -481,7 +466,7 @@ def _rate(config: TrainConfig, step: int) -> float:
 
 
 def _spread(data: Dataset, codec: Codec) -> float:
-    """Return the root mean square of the training data in model units, computed from at most the first 4,096 rows."""
+    """Return the root mean square of the first 4,096 training rows in model units."""
     x = data.train[:4096]
     x = codec.to_model(x, noise=torch.full(x.shape, 0.5, dtype=torch.float64 if data.info.wide else torch.float32))
     if data.complete is not None:
@@ -490,7 +475,7 @@ def _spread(data: Dataset, codec: Codec) -> float:
 
 
 def _model_units(data: Dataset, codec: Codec) -> Tensor:
-    """Return training rows in model units: all rows, or evenly spaced rows if all rows have more than 2^25 elements."""
+    """Return training rows in model units, evenly thinned if they have more than 2^25 elements."""
     most = max(16, 2**25 // data.info.dims)
     index = torch.linspace(0, len(data.train) - 1, min(most, len(data.train)), dtype=torch.float64)
     x = data.train[index.round().long()]
@@ -498,13 +483,13 @@ def _model_units(data: Dataset, codec: Codec) -> Tensor:
 
 
 def _measured(data: Dataset, codec: Codec, model: ScoreModel) -> DataInfo:
-    """Return the description of the data, including ``spread`` and, if alpha is constant on the path, ``furthest``."""
+    """Return the description of the data, extended by ``spread`` and, if alpha is constant, by ``furthest``."""
     across = furthest(_model_units(data, codec)) if explodes(model.sde) else 0.0
     return replace(data.info, spread=_spread(data, codec) or None, furthest=across or None)
 
 
 def _averaged(state: TrainState, weights: Mapping[str, Tensor] | None = None) -> ScoreModel:
-    """Return a copy of the model for evaluation, with the averaged weights of ``state`` or with ``weights``."""
+    """Return a copy of the model for evaluation, with ``weights`` or, by default, the averaged weights."""
     assert isinstance(state.model, ScoreModel) and state.average is not None
     averaged = copy.deepcopy(state.model)
     load_weights(averaged.learned, state.average.state_dict() if weights is None else weights, Path("the best weights"))
@@ -512,7 +497,7 @@ def _averaged(state: TrainState, weights: Mapping[str, Tensor] | None = None) ->
 
 
 def _explained(records: Iterator[Record], folder: Path | None) -> Iterator[Record]:
-    """Yield the records. If a step fails, the error also mentions the last checkpoint of the run."""
+    """Yield the records, and if a step fails, mention the last checkpoint in the error."""
     try:
         yield from records
     except NumericalError as error:
@@ -530,7 +515,7 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def _restore(folder: Path, config: TrainConfig, state: TrainState, edited: bool) -> None:
-    """Check ``config`` against the settings of the run, and load the run's newest complete checkpoint, if any."""
+    """Check ``config`` against the settings of the run, and load the newest checkpoint if there is one."""
     stored = TrainConfig.from_dict(read_config(folder)).to_dict()
     free = {"steps", "warmup"}
     if not {config.data, stored["data"]} & set(NAMES):
@@ -561,15 +546,13 @@ def _restore(folder: Path, config: TrainConfig, state: TrainState, edited: bool)
             parameter="steps",
         )
     state.load(checkpoint)
-    drop_older(folder, checkpoint)  # the interrupted run had no time to do this
+    drop_older(folder, checkpoint, config.keep)  # the interrupted run had no time to do this
 
 
 def _as_begun(config: TrainConfig, stored: TrainConfig, info: DataInfo) -> TrainConfig:
-    """Return the configuration of a resumed run, with the data-dependent values that the run started with.
-
-    Only numbers are copied. Names read from a file are not trusted, because the user did not type them
-    (:mod:`scoresde.core.registry`).
-    """
+    """Return ``config`` with the automatic settings that were chosen when the run started."""
+    # Only numbers are copied. Names read from a file are not trusted, because the user did not type them
+    # (scoresde.core.registry).
     kept: dict[str, Any] = {n: getattr(stored, n) for n in ("batch", "lr", "warmup", "steps") if not getattr(config, n)}
     for part in ("predict", "weighting"):
         spread = getattr(stored, f"{part}_options").get("data_std")
@@ -582,10 +565,7 @@ def _as_begun(config: TrainConfig, stored: TrainConfig, info: DataInfo) -> Train
 
 
 def _split_as(config: TrainConfig, data: Dataset) -> TrainConfig:
-    """Return a copy of ``config`` that contains the options used to read and split ``data``.
-
-    With these options, the same rows are held out when the run reads the data again.
-    """
+    """Return ``config`` with options that give the same split when ``data`` are read again."""
     how = data.how
     if how is None or data.identity is None:  # toys and digits are drawn and split by the seed of the run
         return config
@@ -600,7 +580,7 @@ def _split_as(config: TrainConfig, data: Dataset) -> TrainConfig:
         told = f"the columns {', '.join(how.reading.columns)}" if how.reading.columns else "no columns"
         raise UsageError(
             f"{data.info.source} was read with {told} as the condition of each sample, but the run has "
-            f"cond={config.cond!r}; name the same columns in both, as in columns=('age',) and cond='vector:age'",
+            f"cond={config.cond!r}; name the same columns in both, such as columns=('age',) and cond='vector:age'",
             parameter="cond",
         )
     reading = {name: getattr(how.reading, name) for name in ("size", "fit", "layout", "on_bad")}
@@ -608,7 +588,7 @@ def _split_as(config: TrainConfig, data: Dataset) -> TrainConfig:
 
 
 def _same_units(folder: Path, data: Dataset, sources: Sources) -> None:
-    """Reject data whose units differ from the units of the resumed run in ``folder``, before anything is written."""
+    """Reject data whose units differ from the units of the resumed run in ``folder``."""
     known, info = DataInfo.from_dict(read_object(folder / "data.json")), data.info
     found: list[tuple[str, Any, Any]] = [(name, getattr(known, name), getattr(info, name)) for name in UNITS]
     if (folder / "rows.npz").is_file():  # an older run has one range for all columns
@@ -626,11 +606,7 @@ def _same_units(folder: Path, data: Dataset, sources: Sources) -> None:
 
 
 def _kept(path: Path, pairs: Pairs | None, classes: int) -> Pairs:
-    """Return the pairs of samples and noise.
-
-    For a new run, ``pairs`` is returned and also written to ``path``. For a resumed run, ``pairs`` is ``None``, and the
-    result is read from ``path``.
-    """
+    """Write the pairs of a new run to ``path``, or read the pairs of a resumed run from ``path``."""
     if pairs is None:
         stored = read_tensors(path)
         if not {"x0", "eps"} <= set(stored):
@@ -653,7 +629,7 @@ _STORED = {"label": "labels"}  # names of the slots of a condition in a file of 
 
 
 def _few_samples(run: Run, data: Dataset) -> Tensor:
-    """Draw a few samples in data units, ``(n, *event)``, always from the same noise and for the same conditions."""
+    """Draw a few samples in data units, always from the same noise and under the same conditions."""
     info, nodes = run.info, run.base.domain.nodes
     n = {"image": 36, "volume": 4, "signal": 8, "vector": 1024}[info.kind]
     n = 9 if info.kind == "image" and info.dims > 4096 else n  # a few large images fill the figure, and each is slow
@@ -669,7 +645,7 @@ def _few_samples(run: Run, data: Dataset) -> Tensor:
 
 
 def _sample_sheet(folder: Path, run: Run, data: Dataset) -> Tensor:
-    """Save a figure of a few samples, and return the samples. Signals and vectors are plotted on top of the data."""
+    """Save a figure of a few samples, and return the samples."""
     from ..plot import samples_figure, save_figure, save_image_grid
 
     info, path, x = run.info, folder / f"step-{run.step:06d}.png", _few_samples(run, data)

@@ -114,13 +114,13 @@ def reflow(
     Args:
         run: A trained run, which may already be rectified.
         pairs: Number of pairs.
-        steps, lr: Number of training steps and learning rate. If either is 0, the value of the run is used.
+        steps, lr: Number of training steps and learning rate. For a value of 0, the run's value is used.
         weighting, t_sampler: Weighting and time sampler for the training, by name or as objects (default: the weighting
             and time sampler of the run, if they are built-ins). A name that appears only in the run's files is never
             imported.
         solver, seed: The solver for the pairs and the seed of their noise (see :func:`draw_pairs`).
-        data: The run's data set. It is needed only if :meth:`Run.data` cannot load the data. Training uses only its
-            labels and conditions, because the samples come from the pairs.
+        data: The run's data set, which is needed only if :meth:`Run.data` cannot load it. Only its labels and
+            conditions are used, because the samples come from the pairs.
         out: The run folder (default: ``runs/NAME-reflow``, with a number appended if that name is taken).
         save: Whether to write a run folder.
         device: The device to train on.
@@ -130,7 +130,8 @@ def reflow(
         The rectified run.
 
     Raises:
-        UsageError: If the run has no training configuration, its path is a discrete chain, or a setting is invalid.
+        UsageError: If the run has no training configuration, if its path is a discrete chain, or if a setting is
+            invalid.
     """
     if run.config is None:
         raise UsageError(
@@ -170,7 +171,7 @@ def straightness(
         model: Any denoiser.
         noise: The noise at which the trajectories start, with ``noise.indices`` of shape ``(B,)``.
         shape: The event shape.
-        steps: Number of Heun steps, which are of equal size in r.
+        steps: Number of Heun steps, equally spaced in r.
         dtype: The dtype of the state.
 
     >>> from scoresde import FlowMatching, GaussianMixture

@@ -60,10 +60,11 @@ class TrainState:
         """The network of the model."""
         return self.model.network if isinstance(self.model, ScoreModel) else self.model
 
-    def save(self, folder: Path) -> Path:
+    def save(self, folder: Path, keep: int = 2) -> Path:
         """Write a checkpoint into the run folder ``folder`` atomically, and return the path of the checkpoint.
 
-        In the checkpoint, the optimiser moments are keyed by parameter name.
+        In the checkpoint, the optimiser moments are keyed by parameter name. Only the newest ``keep`` checkpoints are
+        kept.
         """
         bare = bare_names(self.learned)
         names = [bare.get(name, name) for name, _ in self.learned.named_parameters()]
@@ -78,10 +79,10 @@ class TrainState:
             tensors["ema"], facts["ema_updates"] = self.averaged(), self.average.updates
         if learned := self.draw.state():
             tensors["times"] = learned
-        return save_checkpoint(folder, self.step, tensors, facts)
+        return save_checkpoint(folder, self.step, tensors, facts, keep)
 
     def averaged(self) -> dict[str, Tensor]:
-        """Return the averaged weights, keyed by the names used in checkpoints, without the prefixes of wrappers."""
+        """Return the averaged weights, keyed by name without the prefixes of wrappers, as in a checkpoint."""
         assert self.average is not None
         bare = bare_names(self.learned)
         return {bare[name]: value for name, value in self.average.state_dict().items()}
@@ -124,12 +125,10 @@ class TrainState:
         self.step = step
 
     def _moments(self, checkpoint: Path) -> dict[int, dict[str, Tensor]]:
-        """Read the optimiser moments, keyed by parameter index.
-
-        Checkpoints of format 1 store the moments by parameter index, and checkpoints of format 2 by parameter name.
-        """
+        """Read the optimiser moments, keyed by parameter index."""
         bare = bare_names(self.learned)
         number = {bare.get(name, name): i for i, (name, _) in enumerate(self.learned.named_parameters())}
+        # Checkpoints of format 1 key the moments by parameter index, and checkpoints of format 2 by parameter name.
         stored = read_tensors(checkpoint / "optim.safetensors")
         now = matching(number, {name.rpartition(".")[0] for name in stored})
         found: dict[int, dict[str, Tensor]] = {}
@@ -183,8 +182,8 @@ def steps(
         clip: Maximum norm of the gradient. A larger gradient is scaled down to this norm.
 
     Raises:
-        NumericalError: If the loss or its gradient is not finite. The weights, the average and the step number are then
-            left as they were after the previous step.
+        NumericalError: If the loss or its gradient is not finite. The weights, the average and the step number then
+            stay as they were after the previous step.
     """
     parameters = list(state.learned.parameters())
     device, dtype = parameters[0].device, parameters[0].dtype
@@ -224,10 +223,9 @@ _GLOBAL = threading.RLock()  # guards the generator that all threads of a proces
 def keyed_rng(seed: int, n: int, device: torch.device | str, network: nn.Module | None = None) -> Iterator[None]:
     """Return a context manager that seeds dropout and weight initialisation as a function of ``seed`` and ``n``.
 
-    The networks of this package draw dropout from a separate generator. Initial weights and custom networks use the
-    global generator of torch. This generator is seeded at the start of the ``with`` block and restored at the end, and
-    only one thread at a time can run such a block. Threads that use the global generator without this function can
-    still interfere.
+    The networks of this package draw dropout masks from a separate generator. Initial weights and custom networks use
+    the global generator of torch, which is seeded when the ``with`` block starts and restored when the block ends. Only
+    one thread at a time can run such a block, but threads that use the global generator elsewhere can still interfere.
     """
     device, state = torch.device(device), keyed(seed, n, "dropout").initial_seed()
     if network is not None and draws_by_dropout(network):

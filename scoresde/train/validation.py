@@ -3,9 +3,9 @@
 The validation loss is the loss of the averaged weights on training samples that are set aside for validation. It is
 computed at regular intervals, always for the same rows, times and noise, so that the losses differ only because of the
 weights. The checkpoint with the lowest loss is kept in addition to the last checkpoint. Its weights are used only if
-its loss is below the last loss by more than two standard errors of the row-by-row difference between these losses.
-Without this condition, the minimum of many noisy losses could be mistaken for an improvement. The test rows are not
-used for this choice.
+its mean loss is lower than that of the last weights by more than two standard errors. The standard error is that of the
+mean difference between the two losses of each row. Without this condition, the minimum of many noisy losses could be
+mistaken for an improvement. The test rows are not used for this choice.
 """
 
 from __future__ import annotations
@@ -124,8 +124,8 @@ class Validation:
     ) -> None:
         """Restore the best weights of a run that is resumed after ``step`` steps.
 
-        The losses are computed again with the model that ``built`` builds from these weights, because the rows may have
-        been reordered or extended in the meantime.
+        The losses are computed again, because the rows may have been reordered or extended in the meantime. The
+        function ``built`` builds a model from the weights.
         """
         best, before = (folder / "checkpoints" / name for name in (BEST, BEFORE))
         if before.is_dir() and not best.exists():  # the replacement was interrupted
@@ -136,7 +136,7 @@ class Validation:
             fault = fault_of(kept, edited=edited)
             if fault is not None:
                 warnings.warn(
-                    f"training continues without the best weights so far, because they cannot be used: {fault}",
+                    f"the best weights so far cannot be used, so training continues without them: {fault}",
                     stacklevel=2,
                 )
                 continue
@@ -160,7 +160,7 @@ class Validation:
 
 
 def sentence(told: Mapping[str, Any]) -> str:
-    """Return a sentence that explains the choice of weights. Training prints this sentence at its end.
+    """Return a sentence that explains the choice of weights, for printing after training.
 
     The argument ``told`` is the result of :meth:`Validation.choose`.
     """

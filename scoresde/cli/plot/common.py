@@ -1,4 +1,4 @@
-"""Functions that all plot commands use to write pictures and to print the paths of the pictures."""
+"""Functions that write pictures and print their paths, for all plot commands."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def picture_option(default: str) -> Decorator:
 
 
 def target(out: Path | None, default: Path) -> Path:
-    """Return the path of the picture to write. An unknown format is rejected before anything is computed."""
+    """Return the path to the picture to write. An unknown format is rejected before anything is computed."""
     file = out or default
     suffix = file.suffix.lstrip(".").lower()
     if suffix not in FORMATS:
@@ -48,6 +48,6 @@ def write(session: Session, file: Path, figure: Figure, facts: dict[str, Any]) -
 
 
 def report(session: Session, files: list[Path], facts: dict[str, Any]) -> None:
-    """Print the paths of the pictures."""
+    """Print the paths to the pictures."""
     names = [str(f) for f in files]
     session.print({**facts, "files": names}, *names)

@@ -22,7 +22,7 @@ __all__ = ["compass", "reverse", "score_field", "trajectories"]
 
 
 @verb(
-    short_help="Draw samples emerging from noise.",
+    short_help="Plot samples as they emerge from noise.",
     epilog="Example:  scoresde plot reverse runs/digits-vp --solver em --steps 200 --n 6",
 )
 @solver_options("heun", "steps")
@@ -39,7 +39,7 @@ def reverse(
     solver: SolverChoice, n: int | None, columns: int, frames: int, gif: bool, condition: Conditioning,
     out: Path | None, session: Session,
 ) -> None:  # fmt: skip
-    """Show how samples from a RUN (default: the newest) emerge from noise, in a picture and a GIF.
+    """Draw a picture and a GIF of samples from a RUN (default: the newest) emerging from noise.
 
     The picture shows the states x_t and, below them, the model's estimates x0_hat of the data. The times are equally
     spaced in sigma/(alpha + sigma).
@@ -69,7 +69,7 @@ def reverse(
     epilog="Example:  scoresde plot score-field runs/8gaussians-vp --exact --times 0.05,0.2,0.5",
 )
 @option("--times", under="Picture", first=True,
-        help="Times t to draw, with one panel for each.  [default: where the log-SNR is 6, 3, 0 and -3]")  # fmt: skip
+        help="Times t to draw, one panel each.  [default: where the log-SNR is 6, 3, 0 and -3]")  # fmt: skip
 @option("--exact", under="Picture", first=True, is_flag=True,
         help="Add the exact score, which is known only for 8gaussians.")  # fmt: skip
 @conditioning(first=False)
@@ -161,7 +161,7 @@ def trajectories(solver: SolverChoice, n: int | None, lines: int, out: Path | No
     epilog="Example:  scoresde plot compass runs/8gaussians-vp --n 1000",
 )
 @option("--n", under="Samples", first=True, type=Whole(Range(2, 10_000)), default=256,
-        help="Number of held-out samples at each noise level.")  # fmt: skip
+        help="Maximum number of held-out samples at each noise level.")  # fmt: skip
 @option("--levels", under="Picture", first=True, type=Whole(Range(2, 10_000)), default=25,
         help="Number of noise levels.")  # fmt: skip
 @conditioning(first=False)
@@ -171,8 +171,8 @@ def compass(n: int, levels: int, condition: Conditioning, out: Path | None, sess
     """Compare the score of a RUN (default: the newest) with the exact score, in direction and length.
 
     The scores are compared at noisy held-out samples. For 8gaussians, the exact score is the score of the known
-    density. For all other data, it is the score of the noisy training set, which minimises the training loss. At low
-    noise, a model that generalises departs from this score.
+    density. For all other data, it is the score of the noisy training set. This score minimises the training loss, but
+    a model that generalises departs from it at low noise.
     """
     loaded = condition.of(session.loaded)
     file = target(out, session.folder / "plots" / "compass.png")
@@ -193,7 +193,7 @@ def compass(n: int, levels: int, condition: Conditioning, out: Path | None, sess
 
 
 def _times(run: Run, text: str | None) -> Tensor:
-    """Parse times, and check that the model is defined at each time. Without ``text``, return default times."""
+    """Parse and check ``--times``, or return default times if ``text`` is ``None``."""
     import torch
 
     low, high = run.model.domain.interval("sample")

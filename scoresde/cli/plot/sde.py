@@ -37,8 +37,8 @@ def schedule(sdes: str, assignments: tuple[str, ...], out: Path | None, session:
     Some panels show alpha, sigma, beta and log-SNR as functions of t. The others share a log-SNR axis and show alpha
     and sigma, the steps of a solver, and the noise levels drawn in training.
 
-    Here, beta is -2 d log alpha/dt. A dotted line shows g^2 unless it equals beta, as it does if the SDE preserves the
-    variance.
+    Here, beta is -2 d log alpha/dt. A dotted line shows g^2 if it differs from beta. The two are equal if the SDE
+    preserves the variance.
     """
     names = _names("--sde", sdes)
     options = settings(assignments, tuple(names))
@@ -58,7 +58,7 @@ def schedule(sdes: str, assignments: tuple[str, ...], out: Path | None, session:
     epilog="Example:  scoresde plot forward --data moons --sde flow --n 1000 --steps 6",
 )
 @option("--data", under="Data", first=True, default="digits",
-        help="Data: digits, a 2-D toy data set, or the path of images, IDX or npz files.")  # fmt: skip
+        help="Data: digits, a 2-D toy data set, or the path to an image folder, an npz file or IDX files.")  # fmt: skip
 @sde_option
 @set_option("sde.NAME=VALUE", "An option of the SDE.", "Path")
 @option("--n", under="Picture", first=True, type=Whole(COUNT),
@@ -120,7 +120,6 @@ def _names(option: str, text: str) -> list[str]:
 
 
 def _sde(fields: Fields, name: str, texts: dict[str, str]) -> SDE:
-    """Build the SDE from its name and the text of its options."""
     resolve(name, SDES, "SDE", typed=True)
     from ...run.config import TrainConfig, build_sde
 

@@ -419,7 +419,7 @@ def test_a_class_and_a_condition_column(tmp_path: Path) -> None:
 def test_rows_with_empty_cells_are_trained_on_and_have_no_weight_there(tmp_path: Path) -> None:
     rows = people(200, empty=0.2)
     path = table(tmp_path, rows)
-    with pytest.raises(DataError, match=r"empty cells.*cond='cells', which accepts empty cells"):
+    with pytest.raises(DataError, match=r"empty cells.*which accepts empty cells\) \(cond='cells'\)"):
         load_data(path)
     data = TrainConfig(data=path, cond="cells").load_data()
     assert data.complete is not None and data.complete.shape == data.train.shape
@@ -450,7 +450,7 @@ def test_rows_with_empty_cells_are_trained_on_and_have_no_weight_there(tmp_path:
     assert std[0] == pytest.approx(math.sqrt(known[0].var() + 1 / 12))
 
 
-@pytest.mark.parametrize("event", [(3,), (2, 20), (1, 8, 8)])
+@pytest.mark.parametrize("event", [(3,), (2, 20), (2, 8, 8)])
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
 def test_nan_in_arrays_is_kept_for_cells(tmp_path: Path, event: tuple[int, ...], dtype: str) -> None:
     x = (1000 * rng().normal(size=(120, *event))).astype(dtype)

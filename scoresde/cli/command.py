@@ -33,6 +33,7 @@ EVERYWHERE = "Common options"  # the heading of the last section
 # Library functions that error messages recommend, and the commands that call them.
 CALLS = {
     "fit": "scoresde train --sde vp",
+    "look": "scoresde data inspect",
     "resume": "scoresde train --resume",
     "train_classifier": "scoresde classifier",
     "noisy": "scoresde classifier --noisy",
@@ -404,7 +405,7 @@ def spelled(ctx: click.Context, parameter: str, value: object = None) -> str | N
     if parameter == "resume" and any(p.name == parameter and getattr(p, "is_flag", False) for p in ctx.command.params):
         return _resumed(ctx, value)
     if parameter in CALLS:
-        end = "" if value is None else f" {value}"
+        end = "" if value is None else f" {shlex.quote(str(value))}"
         given = f" --data{end}" if parameter == "train_classifier" and end else end
         return f"{CALLS[parameter]}{given}"
     return _spelled(ctx, parameter, value)

@@ -60,6 +60,8 @@ def inspect(path: str, cond: str, reading: Reading, session: Session) -> None:
     answered = None if found.answers is None else _command(context, path, cond, reading, found.answers)
     lines = [_listed(path, problems), *found.notes] if problems else _described(found)
     if found.dataset is not None:
+        lines += [f"warning: {values}" for values in found.dataset.unusual]
+    if found.dataset is not None:
         lines += [f"note: {advice}" for advice in _advised(found.dataset.info, config.sources)]
     if answered or os.path.exists(path):
         lines.append(

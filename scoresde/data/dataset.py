@@ -14,6 +14,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
@@ -26,15 +27,17 @@ from torch import Tensor
 
 from ..codec import Affine, Codec, Composed, Levels
 from ..core.condition import SLOTS, Condition
-from ..core.errors import DataError, UsageError
+from ..core.errors import Advice, DataError, UsageError
 from ..core.limits import SEED, SHARE, checked
 from ..core.text import one_line
 from .arrays import raw_of
 from .captions import captioned
 from .content import LARGE, Identity, contents, held_out, known_again, told
 from .given import CondInfo
+from .outliers import Outliers, outliers_of
 from .raw import AS_IS, Array, Raw, Reading
 from .readers import READABLE, read_digits, read_path
+from .table import left_out
 from .tinted import read_tinted
 from .toys import DENSITIES, TOYS, sample_toy
 from .units import units_of
@@ -233,6 +236,7 @@ class Dataset:
         complete: A mask of the known values of the training samples, bool ``(n_train, *event)``, or ``None`` if all
             values are known. An unknown value is stored as the mean of its column, and has no weight in training. Test
             samples are always complete.
+        unusual: Values that lie far outside the others of their column or channel, such as typing errors.
     """
 
     info: DataInfo
@@ -252,6 +256,7 @@ class Dataset:
     train_given: Condition = field(default_factory=Condition)
     test_given: Condition = field(default_factory=Condition)
     complete: Tensor | None = None
+    unusual: tuple[Outliers, ...] = ()
 
     def described(self, known: CondInfo) -> Dataset:
         """Return a copy of the data set in which ``known`` describes the conditions of the samples.
@@ -404,7 +409,19 @@ class Dataset:
         if held is not None and held.ndim == 1 < x.ndim and len(held) == len(x):
             raise UsageError("test must contain samples, not labels; pass the labels as the argument classes")
         reading = Reading(layout=layout, empty="keep", needs=("vector", "image", "text"))
-        return _build(raw_of(arrays, name, reading), name, ARRAY, How(seed, test_fraction, split, reading))
+        data = _build(raw_of(arrays, name, reading), name, ARRAY, How(seed, test_fraction, split, reading))
+        return data.warned_of(name)
+
+    def warned_of(self, source: str) -> Dataset:
+        """Warn if there are unusual values, and return the data set. ``source`` is the origin of the data."""
+        if self.unusual:
+            first, count = self.unusual[0], sum(len(found.values) for found in self.unusual)
+            told = str(first) if len(self.unusual) == 1 else (
+                f"{count:,} values in {len(self.unusual)} columns are far outside the others of their column, such as "
+                f"{first.short}; check for typing errors"
+            )  # fmt: skip
+            warnings.warn(Advice(f"{source}: {told}", parameter="look", value=source), stacklevel=4)
+        return self
 
 
 def _joined(a: Tensor, b: Tensor) -> Tensor:
@@ -438,7 +455,6 @@ def _array(values: Tensor | npt.ArrayLike) -> npt.NDArray[Any]:
     return np.asarray(values.float() if values.dtype == torch.bfloat16 else values)
 
 
-@checked(seed=SEED, test_fraction=SHARE)
 def load_data(
     spec: str,
     seed: int = 0,
@@ -447,7 +463,7 @@ def load_data(
     reading: Reading = AS_IS,
     split: str = "content",
 ) -> Dataset:
-    """Load a data set.
+    """Load a data set, and warn if some values lie far outside the others.
 
     Args:
         spec: One of ``NAMES``, or the path to a file or folder. Write ``./digits`` for a file or folder called
@@ -465,6 +481,12 @@ def load_data(
         UsageError: If ``test_fraction`` is not between 0 and 1, or if ``reading`` has options for files but ``spec`` is
             one of ``NAMES``.
     """
+    return loaded(spec, seed, test_fraction, reading, split).warned_of(spec)
+
+
+@checked(seed=SEED, test_fraction=SHARE)
+def loaded(spec: str, seed: int, test_fraction: float, reading: Reading, split: str = "content") -> Dataset:
+    """Load a data set without a warning. The arguments are those of :func:`load_data`."""
     if not 0 < test_fraction < 1:
         raise UsageError(f"test_fraction must be between 0 and 1, got {test_fraction:g}; a typical value is 0.1")
     asked = [name for name in ("size", "fit", "layout", "on_bad") if getattr(reading, name) != getattr(AS_IS, name)]
@@ -524,6 +546,7 @@ def _captions() -> Raw:
 
 def _build(raw: Raw, name: str, source: str, how: How) -> Dataset:
     """Build a data set, and split its rows if the source has no test part."""
+    raw, sources = _with_values(raw)
     units = units_of(raw, source)
     if raw.test is not None and raw.test.shape[1:] != raw.train.shape[1:]:
         raise DataError(
@@ -592,13 +615,38 @@ def _build(raw: Raw, name: str, source: str, how: How) -> Dataset:
     data = Dataset(
         info, units.codec(raw.kind, x, source, raw.names, complete), x, test_x, y, test_y, DENSITIES.get(source),
         validates, None if parts is None else parts.identity, 0 if parts is None else parts.known_again, notes, how,
-        None if raw.hashes else torch.cat([keep, test]), _files(raw, keep, test), given.condition(known),
-        given.condition(held), None if complete is None or bool(complete.all()) else complete,
+        None if raw.hashes else _places(sources, keep, test, raw.test is None), _files(raw, keep, test),
+        given.condition(known), given.condition(held), None if complete is None or bool(complete.all()) else complete,
+        outliers_of(raw),
     )  # fmt: skip
     if y is None:
         return data
     counts = torch.bincount(y[data.trains], minlength=len(raw.classes))
     return replace(data, info=replace(info, trained=tuple(counts.tolist())))
+
+
+def _with_values(raw: Raw) -> tuple[Raw, Array]:
+    """Leave out training samples without any known value. Return the rest, and their positions, int64 ``(n,)``."""
+    if raw.complete is None:
+        return raw, np.arange(len(raw.train))
+    there = np.asarray(raw.complete.reshape(len(raw.train), -1).any(1))
+    index = np.flatnonzero(there)
+    if len(index) in (0, len(there)):
+        return raw, np.arange(len(there))
+    lines = [raw.lines[i] for i in np.flatnonzero(~there)] if raw.lines else []
+    rest = replace(
+        raw, train=raw.train[index], complete=raw.complete[index], train_known=raw.train_known.rows(index),
+        train_labels=None if raw.train_labels is None else raw.train_labels[index],
+        lines=tuple(raw.lines[i] for i in index) if raw.lines else (),
+        notes=(*raw.notes, left_out(len(there) - len(index), lines)),
+    )  # fmt: skip
+    return rest, index
+
+
+def _places(sources: Array, train: Tensor, test: Tensor, own: bool) -> Tensor:
+    """Return the position of each sample in the source. If ``own``, test samples are rows of the training part."""
+    at = torch.from_numpy(sources)
+    return torch.cat([at[train], at[test] if own else test])
 
 
 @dataclass(frozen=True)

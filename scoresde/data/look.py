@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..core.errors import DataError, Problem, Problems
-from .dataset import Dataset, load_data
+from .dataset import Dataset, loaded
 from .raw import AS_IS, Reading
 
 __all__ = ["Look", "look"]
@@ -22,7 +22,7 @@ class Look:
     Attributes:
         problems: Every problem that prevents the data from being read. Empty if the data were read.
         dataset: The data, or ``None`` if they were not read.
-        notes: Notes on what was left out or changed, one sentence each.
+        notes: Notes on what was left out or changed, and on values far outside the others, one sentence each.
     """
 
     problems: tuple[Problem, ...]
@@ -67,8 +67,8 @@ def look(data: str, *, reading: Reading = AS_IS, seed: int = 0, test_fraction: f
     ((), (161, 17))
     """
     try:
-        dataset = load_data(data, seed, test_fraction, reading=reading)
-        return Look((), dataset, dataset.notes)
+        dataset = loaded(data, seed, test_fraction, reading)
+        return Look((), dataset, (*dataset.notes, *map(str, dataset.unusual)))
     except Problems as error:
         return Look(error.problems, None, error.notes)
     except DataError as error:

@@ -125,6 +125,7 @@ class Raw:
             unknown value is stored as the mean of its column.
         train_known: The condition of each sample in ``train``, except its class.
         test_known: The condition of each sample in ``test``, except its class.
+        lines: Line of the file on which each row of a table ends, counted from 1 as in an editor, or empty.
     """
 
     kind: str
@@ -143,6 +144,7 @@ class Raw:
     complete: Array | None = None
     train_known: Known = field(default_factory=Known)
     test_known: Known = field(default_factory=Known)
+    lines: tuple[int, ...] = ()
 
 
 def index_labels(path: Path | str, *parts: Array | None) -> tuple[list[Array | None], tuple[str, ...]]:

@@ -19,13 +19,13 @@ import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import chain, compress, islice
+from operator import not_
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ..core.errors import DataError
+from ..core.errors import DataError, Problem, Problems
 from ..core.opened import gunzipped, read_bytes, reason
 from ..core.registry import closest
 from .raw import AS_IS, Array, Known, Raw, Reading, index_labels
@@ -61,6 +61,8 @@ TEXT = (
 )
 FEW = "which is not a number (correct the cell, or leave it empty)"
 RARE = 0.5  # share of a column up to which cells with words are regarded as mistakes
+LONE = 5  # most classes of a single line that are named, because they may be typing errors
+USUAL = 10  # lowest mean number of lines of a class for which a single line is unusual
 
 
 def is_table(path: Path) -> bool:
@@ -80,6 +82,7 @@ class _Column:
             the mean of the other cells, rounded if these are integers.
         whole: Whether all cells are written as integers, except for empty cells that are kept.
         known: A mask ``(N,)`` that is false for empty cells that are kept, or ``None`` if there are no such cells.
+        gaps: Whether some cells may be empty.
     """
 
     name: str
@@ -88,6 +91,7 @@ class _Column:
     numbers: Array | None = None
     whole: bool = False
     known: Array | None = None
+    gaps: bool = False
 
     def __str__(self) -> str:
         return f"column {self.name!r}" if self.name else f"column {self.place}"
@@ -116,21 +120,24 @@ def read_table(path: Path, reading: Reading = AS_IS, keep: Collection[str] = ())
         integers, and float64 otherwise.
 
     Raises:
-        DataError: If the file is not a valid table, or if a cell is neither a number nor a class. In the second case,
-            the message names the line and column of the cell.
+        DataError: If the file is not a valid table.
+        Problems: If cells are neither numbers nor classes. The error lists every column, with the line of the first
+            such cell.
     """
     text = _text(path)
     separator = _separator(text)
     names, rows, lines = _rows(path, text, separator)
+    rows, lines, blank = _without_empty(path, names, rows, lines)
     cells = [[cell.strip() for cell in column] for column in zip(*rows, strict=True)]
     numbers = sum(bool(NUMBER.fullmatch(name)) for name in names)
     of_them = "of its cells is a number" if numbers == 1 else "of its cells are numbers"
     notes = [f"the first line is read as column names, although {numbers} {of_them}"] if numbers else []
+    notes += [left_out(len(blank), blank)] if blank else []
     if separator != "," and "," in text:
         _decimal_commas(path, cells, lines, notes)
     told, gaps = _told(path, names, reading.columns), reading.empty == "keep"
     columns = [
-        _parsed(_Column(name, i + 1, column), gaps or name in told)
+        _parsed(_Column(name, i + 1, column, gaps=gaps or name in told))
         for i, (name, column) in enumerate(zip(names, cells, strict=True))
     ]
     columns = _without_index(path, columns, (*keep, *told), notes)
@@ -141,10 +148,9 @@ def read_table(path: Path, reading: Reading = AS_IS, keep: Collection[str] = ())
             f"{path}: every column is part of the condition, so none is left for the model to generate; remove at "
             "least one column from the condition"
         )
-    _check(path, given, None, lines)
-    classes = _classes(path, columns, keep, notes)
+    classes = _classes(path, columns, keep, lines, notes)
     columns = [c for c in columns if c is not classes]
-    _check(path, columns, classes, lines)
+    _check(path, given, columns, classes, lines)
     pointed = [str(c) for c in columns if not c.whole and (np.asarray(c.numbers) % 1 == 0).all()]
     if pointed:
         more = f" and {len(pointed) - 5} more" if pointed[5:] else ""
@@ -170,6 +176,7 @@ def read_table(path: Path, reading: Reading = AS_IS, keep: Collection[str] = ())
         notes=tuple(notes),
         complete=_complete(columns),
         train_known=Known(_vector(given), tuple(told)) if told else Known(),
+        lines=tuple(lines),
     )
 
 
@@ -310,16 +317,18 @@ def _rows(path: Path, text: str, separator: str) -> tuple[list[str], list[list[s
         raise DataError(
             f"{path}: line {reader.line_num} is not valid CSV ({error}); check its quotation marks"
         ) from error
-    while rows and not any(cell.strip() for cell in rows[-1]):  # empty rows that a spreadsheet leaves at the end
+    while rows and not rows[-1]:  # blank lines at the end of the file
         rows.pop()
-    if not rows:
-        raise DataError(f"{path} is empty; a table must have a line for each sample")
+    if not any(cell.strip() for row in rows for cell in row):
+        nothing = ": it has neither column names nor values; name the columns in the first line, and" if rows else ";"
+        raise DataError(f"{path} is empty{nothing} add a line for each sample")
     while not rows[0]:
         rows, lines = rows[1:], lines[1:]
     width = len(rows[0])
     if width > 1:
-        kept = [i for i, row in enumerate(rows) if row]
-        rows, lines = [rows[i] for i in kept], [lines[i] for i in kept]
+        kept = [i for i, row in enumerate(rows) if len(row) > 1 or any(cell.strip() for cell in row)]
+        rows = [rows[i] if any(cell.strip() for cell in rows[i]) else [""] * width for i in kept]
+        lines = [lines[i] for i in kept]
     else:
         rows = [row or [""] for row in rows]
         parts = rows[-1][0].split()
@@ -327,9 +336,11 @@ def _rows(path: Path, text: str, separator: str) -> tuple[list[str], list[list[s
             raise DataError(f"{path} has numbers separated by spaces; separate them with commas")
     for row, line in zip(rows, lines, strict=False):
         if len(row) != width:
+            more = separator == "," and len(row) > width
             raise DataError(
                 f"{path}: line {line} has {len(row)} cell{'s' if len(row) > 1 else ''}, but the first line has {width} "
                 f"(separated by {separator!r}); all lines must have the same number of cells"
+                + (" (a number with a decimal comma, such as 12,5, counts as two cells: write 12.5)" if more else "")
             )
     names = [" ".join(cell.split()) for cell in rows[0]]
     names[0] = names[0].removeprefix("#").lstrip()  # as np.savetxt writes it
@@ -344,6 +355,31 @@ def _rows(path: Path, text: str, separator: str) -> tuple[list[str], list[list[s
     if len(rows) == 1:
         raise DataError(f"{path} has column names but no rows below them; add a row for each sample")
     return names, rows[1:], lines[1:]
+
+
+def _without_empty(
+    path: Path, names: Sequence[str], rows: list[list[str]], lines: list[int]
+) -> tuple[list[list[str]], list[int], list[int]]:
+    """Leave out rows without a value, such as spreadsheets leave at the end. Return the rest and the lines left out.
+
+    In a table with a single column, an empty row is an empty cell, and is kept.
+    """
+    there = [any(cell.strip() for cell in row) for row in rows]
+    if not any(there):
+        raise DataError(f"{path} has column names, but no row below them has a value; add a row for each sample")
+    if len(names) == 1:
+        return rows, lines, []
+    return list(compress(rows, there)), list(compress(lines, there)), list(compress(lines, map(not_, there)))
+
+
+def left_out(count: int, lines: Sequence[int]) -> str:
+    """Say that ``count`` rows without values are left out, and on which lines of the file they are, if known."""
+    listed = ", ".join(map(str, lines[:5])) + ", ..." * bool(lines[5:])
+    what = f"line {listed}" if len(lines) == 1 else f"{count:,} {'lines' if lines else 'samples'}"
+    what += f" ({listed})" * (len(lines) > 1)
+    if count == 1:
+        return f"{what if lines else '1 sample'} has no values and is left out"
+    return f"{what} have no values and are left out"
 
 
 def _is_header(first: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
@@ -408,16 +444,16 @@ def _vector(columns: Sequence[_Column]) -> Array:
     return x if known is None else np.where(known, x, np.nan)
 
 
-def _parsed(column: _Column, gaps: bool = False) -> _Column:
+def _parsed(column: _Column) -> _Column:
     """Parse the cells of a column as numbers. If some are not numbers, return the column unchanged.
 
-    If ``gaps`` is true, some cells may be empty, but not all.
+    If the column may have gaps, some cells may be empty, but not all.
     """
-    empty = _missing(column.cells, MISSING) if gaps else []
+    empty = _missing(column.cells, MISSING) if column.gaps else []
     if empty and len(empty) < len(column.cells):
         known = np.ones(len(column.cells), bool)
         known[empty] = False
-        rest = _parsed(replace(column, cells=[cell for cell, there in zip(column.cells, known, strict=True) if there]))
+        rest = _parsed(replace(column, cells=list(compress(column.cells, known)), gaps=False))
         if rest.numbers is None:
             return column
         mean = float(np.asarray(rest.numbers, np.float64).mean())
@@ -468,10 +504,12 @@ def _counts(column: _Column) -> bool:
     return np.array_equal(x, np.arange(len(x)) + x[0])
 
 
-def _classes(path: Path, columns: Sequence[_Column], keep: Collection[str], notes: list[str]) -> _Column | None:
+def _classes(
+    path: Path, columns: Sequence[_Column], keep: Collection[str], lines: Sequence[int], notes: list[str]
+) -> _Column | None:
     """Return the column that contains the class of each line, or ``None``."""
     called = [c for c in columns if c.name.lower() in LABELS and c.name not in keep]
-    words = [c for c in called if _words(c)]
+    words = [c for c in called if _words(c) and not _mistyped(c)]
     points = any(c.name.lower() == "x" and c.numbers is not None for c in columns)  # x and y are coordinates in a plane
     numbers = [c for c in called if c.classes and not (points and c.name.lower() == "y")]
     if len(words) + len(numbers) > 1:
@@ -491,8 +529,22 @@ def _classes(path: Path, columns: Sequence[_Column], keep: Collection[str], note
         )
     if len(columns) == 1:
         raise DataError(f"{path}: {found} holds classes, but there are no columns of numbers; add at least one")
-    notes.append(f"{found} holds the class of each line")
+    counts = Counter(found.cells)
+    lone = [i for i, cell in enumerate(found.cells) if counts[cell] == 1]
+    alone = ""
+    if 0 < len(lone) <= LONE and len(found.cells) >= USUAL * values:
+        named = ", ".join(f"{_short(found.cells[i])!r} (line {lines[i]})" for i in lone)
+        alone = f"; classes of a single line, which may be typing errors: {named}"
+    notes.append(f"{found} holds the class of each line{alone}")
     return found
+
+
+def _mistyped(column: _Column) -> bool:
+    """Return whether a column holds numbers that cannot be classes, apart from some cells with words."""
+    numbers = [cell for cell in column.cells if NUMBER.fullmatch(cell)]
+    rest = _parsed(replace(column, cells=numbers, gaps=False))
+    words = sum(not NUMBER.fullmatch(cell) and cell.lower() not in MISSING for cell in column.cells)
+    return words <= RARE * len(numbers) and rest.numbers is not None and not rest.classes
 
 
 def _words(column: _Column) -> bool:
@@ -512,32 +564,39 @@ def _why_no_class(column: _Column) -> str:
     return f"has {values:,} distinct values in {len(x):,} lines"
 
 
-def _check(path: Path, columns: Sequence[_Column], classes: _Column | None, lines: Sequence[int]) -> None:
-    """Raise a single error that covers all invalid cells."""
-    whole = all(c.whole for c in columns)
-    found = [fault for c in columns if (fault := _fault(c, lines, whole))]
-    empty = {str(c): at for c in columns if c.numbers is None and (at := _missing(c.cells, MISSING))}
+def _check(
+    path: Path, given: Sequence[_Column], data: Sequence[_Column], classes: _Column | None, lines: Sequence[int]
+) -> None:
+    """Raise a single error that covers all invalid cells of the condition ``given``, the data and the classes."""
+    columns, whole = [*given, *data], all(c.whole for c in data)
+    faults = [fault for c in columns if (fault := _fault(c, lines, whole and c not in given))]
+    problems = [Problem(fault) for fault in faults[:8]]
+    problems += [Problem(f"{len(faults) - 8} more columns have such cells")] if faults[8:] else []
     unknown = [] if classes is None else _missing(classes.cells, NO_CLASS if classes.numbers is None else MISSING)
     if unknown:
-        found.append(
+        problems.append(Problem(
             f"{len(unknown):,} empty cell{'s' * (len(unknown) > 1)}, the first in line {lines[unknown[0]]}, {classes}, "
             "which holds the classes (write a class, or leave out these lines or the column)"
-        )
+        ))  # fmt: skip
+    empty = {str(c): at for c in columns if c.numbers is None and (at := _missing(c.cells, MISSING))}
+    nothing = [str(c) for c in columns if c.numbers is None and len(empty.get(str(c), ())) == len(c.cells)]
+    if nothing:
+        problems.append(Problem(
+            f"there is no value in {', '.join(nothing[:5])}{', ...' * bool(nothing[5:])} (leave out "
+            f"{'these columns' if nothing[1:] else 'the column'})"
+        ))  # fmt: skip
+    empty = {str(c): empty[str(c)] for c in columns if str(c) in empty and str(c) not in nothing and not c.gaps}
     if empty:
         name, at = min(empty.items(), key=lambda item: item[1][0])
         total = sum(map(len, empty.values()))
         more = f" in {len(empty)} columns ({', '.join(list(empty)[:5])}{', ...' if len(empty) > 5 else ''})"
-        found.append(
+        problems.append(Problem(
             f"{total:,} empty cell{'s' if total > 1 else ''}{more if len(empty) > 1 else ''}, the first in line "
-            f"{lines[at[0]]}, {name} (write numbers, leave out these lines or columns, or train with cond='cells', "
-            "which accepts empty cells)"
-        )
-    if found:
-        others = [f"and {len(found) - 8} more columns"] if len(found) > 8 else []
-        # Only empty cells, and only in columns of numbers, can be trained on as they are.
-        only = len(found) == 1 and bool(empty) and (classes is None or str(classes) not in empty)
-        advice: dict[str, Any] = {"parameter": "cond", "value": "cells"} if only else {}
-        raise DataError(f"{path}: " + "; ".join([*found[:8], *others]), **advice)
+            f"{lines[at[0]]}, {name} (write numbers, leave out these lines or columns, or train with the condition "
+            "cells, which accepts empty cells)", {"cond": "cells"},
+        ))  # fmt: skip
+    if problems:
+        raise Problems(path, problems)
 
 
 def _missing(cells: Sequence[str], marks: Collection[str]) -> list[int]:

@@ -12,7 +12,6 @@ before they are rounded to float32.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,8 +31,6 @@ ROUNDED = 1e-6  # rounding error allowed in float32, in standard deviations
 # Channels differ in kind if the ratio of their largest to their smallest standard deviation, or the ratio of the range
 # of their means to the largest standard deviation, is above this value.
 UNLIKE = 4.0
-SQUEEZED = 10.0  # ratio of the full range of the values to the range of the bulk, above which a warning is issued
-TAIL = 0.005  # fraction of the values on each side that is not part of the bulk
 
 
 @dataclass(frozen=True)
@@ -151,8 +148,6 @@ def units_of(raw: Raw, source: str) -> Units:
         )
     each = raw.kind in ("vector", "signal") or _unlike(raw.train, axes, lows, highs)
     wide = largest >= EXACT or (dtype.kind == "f" and dtype.itemsize > 4 and _rounded(raw.train, axes, whole))
-    if dtype.kind == "f" or each:
-        _name_the_absurd(raw, axes, source)
     if dtype.kind == "f" and not wide:  # the values as they will be stored
         low, high = float(np.float32(low)), float(np.float32(high))
     levels = None
@@ -203,32 +198,3 @@ def _rounded(x: Array, axes: tuple[int, ...], whole: Array) -> bool:
     with np.errstate(over="ignore", invalid="ignore"):
         lost = np.abs(x - x.astype(np.float32).astype(x.dtype)).max(axes)
         return bool((~(lost <= ROUNDED * x.std(axes, dtype=np.float64)) & ~whole.reshape(lost.shape)).any())
-
-
-def _name_the_absurd(raw: Raw, axes: tuple[int, ...], source: str) -> None:
-    """Warn about each column that has a value far away from nearly all other values."""
-    x = raw.train
-    for c in range(x.shape[1]):
-        values = x[:, c]
-        some = np.sort(values[:: max(1, values.size // 100_000)].astype(np.float64), axis=None)
-        tail = max(1, int(TAIL * len(some)))
-        if len(some) < 20 or len(np.unique(some)) < 3:
-            continue
-        bulk, middle = some[-1 - tail] - some[tail], some[len(some) // 2]
-        low, high = float(values.min()), float(values.max())
-        if high - low > SQUEEZED * bulk:
-            furthest = int(values.argmax() if high - middle > middle - low else values.argmin())
-            row, value = furthest // (values.size // len(x)), float(values.flat[furthest])
-            what = "" if x.shape[1] == 1 else f" of {_column(raw, c)}"
-            warnings.warn(
-                f"{source}: a value{what} is {value:g} (row {row}, counted from 0), but nearly all other "
-                f"values lie between {some[tail]:g} and {some[-1 - tail]:g}, which is a small part of the range; check "
-                "that row, or drop it",
-                stacklevel=2,
-            )
-
-
-def _column(raw: Raw, c: int) -> str:
-    if raw.names:
-        return f"column {raw.names[c]!r}"
-    return f"{'feature' if raw.kind == 'vector' else 'channel'} {c}"

@@ -172,3 +172,16 @@ def test_texts_must_be_one_or_as_many_as_the_questions(told: Run) -> None:
     assert tokens(ask(told, three, text=["red"]))[0] == tokens(told.given(text="red"))[0]
     with pytest.raises(UsageError, match="number of texts is 2, but the number of questions is 3"):
         ask(told, three, text=["red", "blue"])
+
+
+def test_a_row_without_gaps_is_written_once(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("a,b\n1.50,\n5,6\n")
+    questions = Questions(Condition(), ("0", "1"), "a table", table=read_sheet(path), places=(0, 1))
+    lines = [("1.5", "7"), ("1.5", "8"), ("5.0", "6.0"), ("5.0", "6.0")]
+    known = torch.tensor([[True, False], [True, True]])
+    out = tmp_path / "filled.csv"
+    write_filled(out, questions, lines, np.arange(4), 2, known, ("a", "b"))
+    assert out.read_text() == "question,answer,a,b\n0,0,1.50,7\n0,1,1.50,8\n1,0,5,6\n"
+    write_filled(out, questions, lines, np.arange(4), 2, torch.ones(2, 2, dtype=torch.bool), ("a", "b"))
+    assert out.read_text() == path.read_text(), "a full table comes back as it is"

@@ -281,3 +281,27 @@ def test_samples_that_are_refused(digits: Dataset, table: Dataset, tmp_path: Pat
             read_samples(path, digits)
     with pytest.raises(DataError, match="cannot be read"):
         read_samples(tmp_path / "gone.npz", digits)
+
+
+@pytest.mark.parametrize(
+    ("typed", "spread", "value", "written"),
+    [
+        (["21.3", "19.0"], 4.0, 57.37441175059987, "57.4"),
+        (["61.20", "7"], 5.0, 57.37441175059987, "57.37"),
+        (["21", "19"], 4.0, 57.37441175059987, "57.4"),  # whole numbers would be too coarse
+        (["1021", "980"], 60.0, 1003.7441175, "1004"),
+        ([], 4.0, 57.37441175059987, "57.3744"),
+        ([], 20.0, 1.7e9 + 0.37441, "1700000000.4"),
+        (["0.0000123", "845.12"], 90.0, 845.1234567, "845.123"),
+        (["0.0000123", "845.12"], 90.0, 1.23456e-5, "1.23e-05"),
+        (["1.5e-7"], 1e-7, 2.34567e-7, "2.35e-07"),
+        (["21.3"], 4.0, -0.04, "0.0"),
+        (["21.3"], 4.0, float("nan"), "nan"),
+    ],
+)
+def test_filled_numbers_are_as_precise_as_the_given_ones(
+    typed: list[str], spread: float, value: float, written: str
+) -> None:
+    from scoresde.run.samples import _as_typed, precision
+
+    assert _as_typed(*precision(typed), spread, np.float64(value)) == written

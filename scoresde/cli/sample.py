@@ -270,7 +270,7 @@ def sample(
     run = session.loaded
     from ..core.parts import batch_kept, digest
     from ..core.progress import Progress
-    from ..run.questions import Asked
+    from ..run.questions import Asked, complete
     from ..run.samples import kinds_of, write_samples
 
     kinds = kinds_of(run.info, None if save is None else in_list(save))
@@ -295,6 +295,9 @@ def sample(
     # Create the folder first, so that no samples are lost if the folder cannot be written.
     default = session.folder / "samples" / f"{solver.short}-seed{session.seed}"
     known = asking.facts(asked, questions)
+    if questions is not None and complete(asked, questions):
+        _unchanged(session, questions, known, out or default)
+        return
 
     def request() -> dict[str, Any]:
         about = {**known, "each": each} if known else {}
@@ -342,11 +345,31 @@ def sample(
         _report(session, work.folder, facts, files, solution.failures())
 
 
+def _unchanged(session: Session, questions: Questions, known: Mapping[str, Any], place: Path) -> None:
+    """Write and report a table without empty cells as it is. No samples are drawn."""
+    import numpy as np
+    import torch
+
+    from ..core.files import new_folder, write_json
+    from ..run.questions import write_filled
+
+    count = len(questions)
+    with new_folder(place) as folder:
+        known_cells = torch.ones(count, len(questions.places), dtype=torch.bool)
+        every: list[tuple[str, ...]] = [()] * count
+        file = write_filled(folder / "filled.csv", questions, every, np.arange(count), 1, known_cells, ())
+        facts = {"run": str(session.folder), "n": 0, **known}
+        write_json(folder / "samples.json", facts)
+    session.print(
+        {**facts, "files": [str(file)]}, f"{file}  {count:,} row{'s' * (count > 1)} without empty cells, unchanged"
+    )
+
+
 def _bound(
     run: Run, asking: Asking, condition: Conditioning, questions: Questions | None, each: int, session: Session
 ) -> Run:
     """Condition the run on the questions, texts and class, and print how the questions are interpreted."""
-    from ..run.questions import ask, understanding
+    from ..run.questions import ask, complete, understanding
 
     spec = asking.measures(run) if questions is not None else None
     if questions is not None and spec is not None:
@@ -363,7 +386,9 @@ def _bound(
         told = understanding(asked, questions)
         if asked.seen is not None and asked.seen.operator is None:
             told += "; use --operator to degrade the samples first"
-        session.say(f"given: {told}; {each:,} answer{'s' * (each > 1)}{' each' * (len(questions) > 1)}")
+        if not complete(asked, questions):
+            told += f"; {each:,} answer{'s' * (each > 1)}{' each' * (len(questions) > 1)}"
+        session.say(f"given: {told}")
     return condition.guide(asked)
 
 
@@ -371,7 +396,7 @@ def _measured(
     run: Run, asking: Asking, condition: Conditioning, questions: Questions, each: int, spec: str, session: Session
 ) -> Run | None:
     """Return the run with measurements that a rule uses, or ``None`` if its network was trained with the operator."""
-    from ..run.questions import ask, understanding
+    from ..run.questions import ask, named_by_line, understanding
 
     if not asking.by_rule(run):
         session.say(f"{session.whence} was trained with {spec}, so its network uses the measurements")
@@ -380,7 +405,8 @@ def _measured(
     assert image is not None
     several = each if len(asking.text) > 1 else 1
     base = ask(run, None, text=asking.text, label=condition.label, each=several, seed=session.seed)
-    asked = base.measured(spec, image, asking.noise, rule, each=each, seed=session.seed)
+    with named_by_line(questions):
+        asked = base.measured(spec, image, asking.noise, rule, each=each, seed=session.seed)
     assert asked.measurement is not None
     added = "to which noise of {:g} is added" if asked.measurement.truth is not None else "with noise of {:g}"
     with_noise = f", {added.format(asking.noise)}" if asking.noise else ""

@@ -33,10 +33,12 @@ from torch import Tensor
 
 from ..codec import Codec
 from ..core.errors import DataError, UsageError
+from ..core.text import one_line
 from ..data import DataInfo, Dataset
 
 __all__ = [
-    "Units", "check_units", "in_data_units", "read_units", "warn_of_cells", "warn_of_shown", "warn_of_units",
+    "FarCells", "Units", "check_units", "in_data_units", "read_units", "warn_of_cells", "warn_of_shown",
+    "warn_of_units",
 ]  # fmt: skip
 
 # auto, data, model, or the two values that correspond to the lowest and the highest value of the data
@@ -44,6 +46,7 @@ Units = str | tuple[float, float]
 WAYS = ("auto", "data", "model")
 VALUES = 2**20  # approximate number of values from which quantiles are computed
 FAR = 12.0  # standard deviations beyond which a given number is questioned
+NAMED = 5  # maximum number of given numbers that a warning names
 FEW = 16  # minimum number of values for which a spread is meaningful
 SLACK = 0.02  # tolerance, relative to the range, for values just outside it because of rounding or denoising
 
@@ -197,7 +200,13 @@ def warn_of_units(x: Tensor, codec: Codec, info: DataInfo, stacklevel: int = 3) 
     )
 
 
-def warn_of_cells(x: Tensor, m: Tensor, names: Sequence[str], stacklevel: int = 4) -> None:
+class FarCells(UserWarning):
+    """The category of the warnings of :func:`warn_of_cells`."""
+
+
+def warn_of_cells(
+    x: Tensor, m: Tensor, names: Sequence[str], stacklevel: int = 4, *, lines: Sequence[int] = (), source: str = ""
+) -> None:
     """Warn if numbers lie so far from the training data that they may be typing errors or in other units.
 
     Args:
@@ -205,17 +214,30 @@ def warn_of_cells(x: Tensor, m: Tensor, names: Sequence[str], stacklevel: int = 
         m: The same numbers in units of the training data: minus their mean, divided by their standard deviation.
         names: The names of the columns.
         stacklevel: The stack level of the warning.
+        lines: The line of each row in the file that was read, or empty to name rows by their index.
+        source: The file that was read, or "".
     """
-    far = (m.abs() > FAR).nonzero()
-    if not len(far):
+    index = (m.abs() > FAR).nonzero()
+    far = index[m[index[:, 0], index[:, 1]].abs().argsort(descending=True, stable=True)].tolist()
+    if not far:
         return
-    i, k = far[0].tolist()
-    more = f" (and {len(far) - 1:,} more like it)" if len(far) > 1 else ""
-    name = names[k] if k < len(names) else str(k)
+    cells = []
+    for i, k in far[:NAMED]:
+        name = names[k] if k < len(names) else f"feature {k}"
+        where = f"line {lines[i]}" if lines else f"row {i} (counted from 0)"
+        cells.append((f"{float(x[i, k]):.10g} of {one_line(name)} in {where}", f"{float(m[i, k].abs()):,.0f}"))
+    if len(far) == 1:
+        told = f"the given value {cells[0][0]} is {cells[0][1]} standard deviations from the mean of the training data"
+    else:
+        listed = ", ".join(f"{cell} ({distance})" for cell, distance in cells)
+        more = f" and {len(far) - NAMED:,} more" if far[NAMED:] else ""
+        told = (
+            f"{len(far):,} given values are far from the mean of the training data (in standard deviations): "
+            f"{listed}{more}"
+        )
+    error = "a typing error" if len(far) == 1 else "typing errors"
     warnings.warn(
-        f"the given value {float(x[i, k]):g} of {name} in row {i}{more} is {float(m[i, k].abs()):.0f} standard "
-        "deviations from the mean of the training data; is it in the same units?",
-        stacklevel=stacklevel,
+        f"{source}{': ' * bool(source)}{told}; check for {error}, or for other units", FarCells, stacklevel=stacklevel
     )
 
 

@@ -16,9 +16,12 @@ run was trained with images as a condition, they are mapped to the range of thos
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,6 +41,7 @@ from ..data.raw import AS_IS, Array, Reading
 from ..data.table import LABELS, Sheet, is_table, read_sheet
 from ..guidance.measured import check_linear
 from ..operators import Crop, Mask, Masking, Operator, choices, parse
+from .plausible import FarCells, warn_of_cells
 from .run import Run
 from .seen import Seen
 
@@ -115,7 +119,17 @@ def ask(
         if not run.info.classes:
             return run.given(label)  # raises the error
         known = replace(known, label=torch.tensor([run.class_index(label)]))
-    return run.given(known, text=texts or None, operator=operator, each=each, seed=seed)
+    with named_by_line(questions):
+        return run.given(known, text=texts or None, operator=operator, each=each, seed=seed)
+
+
+@contextmanager
+def named_by_line(questions: Questions | None) -> Iterator[None]:
+    """Suppress warnings about the rows of a table, which :func:`read_questions` has named by their lines."""
+    with warnings.catch_warnings():
+        if questions is not None and questions.table is not None:
+            warnings.simplefilter("ignore", FarCells)
+        yield
 
 
 def understanding(run: Run, questions: Questions) -> str:
@@ -140,9 +154,18 @@ def understanding(run: Run, questions: Questions) -> str:
         if run.info.kind == "image" and bool((hidden == hidden[:, :1]).all()):
             hidden, noun = hidden[:, :1], "pixels"
         if not bool(hidden.any()):
-            return f"{what}, without empty {noun}, so there is nothing to fill"
+            unchanged = " and the rows are returned unchanged" if complete(run, questions) else ""
+            return f"{what}, without empty {noun}, so there is nothing to fill{unchanged}"
         return f"{what}, with {int(hidden.sum()):,} of {hidden.numel():,} {noun} to fill"
     return f"{what}, used as measurements ({title})" if several else f"{what}, used as a measurement ({title})"
+
+
+def complete(run: Run, questions: Questions) -> bool:
+    """Return whether the questions that a run is conditioned on are a table without cells to fill."""
+    seen = run.answered
+    if questions.table is None or None in questions.places or seen is None or not isinstance(seen.operator, Mask):
+        return False
+    return seen.truth is None and seen.hidden is not None and not bool(seen.hidden.any())
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -470,11 +493,24 @@ def _table(run: Run, sources: Sources, path: Path) -> Questions:
             cells, gaps = sheet.column(place), sheet.empty(place)
             index = [len(info.classes) if gap else run.class_index(c) for c, gap in zip(cells, gaps, strict=True)]
             condition, told = replace(condition, label=torch.tensor(index)), [*told, sheet.names[place]]
+    _warn_of_far(run, sheet, condition)
     n = len(sheet.rows)
     about = f" (known: {', '.join(map(one_line, told[:10]))})" if told else ""
     what = f"{n:,} row{'s' * (n > 1)} of {path}{about}"
     names_of = tuple(f"{path.name.partition('.')[0]}-{i}" for i in range(n))
     return Questions(condition, names_of, one_line(what), tuple(labels), truth, (), sheet, tuple(places))
+
+
+def _warn_of_far(run: Run, sheet: Sheet, condition: Condition) -> None:
+    """Warn of cells far from the training data, named by their lines in the file."""
+    x, vector, info = condition.image, condition.vector, run.info
+    file: dict[str, Any] = {"lines": sheet.lines, "source": str(sheet.path)}
+    if x is not None:
+        warn_of_cells(x, run.codec.continuous.to_model(x), info.names, **file)
+    if vector is not None:
+        model = info.known.to_model(Condition(vector=vector)).vector
+        assert model is not None
+        warn_of_cells(vector, model, info.known.vector, **file)
 
 
 def _remedy(sheet: Sheet, missing: Sequence[str]) -> str:
@@ -630,9 +666,9 @@ def write_filled(
 ) -> Path:  # fmt: skip
     """Write the table of the questions with its unknown cells filled in.
 
-    The new table has one row for each answer. Known cells, and columns that the model does not use, are copied exactly.
-    Unless every question has exactly one answer, two columns are added: the index of the question, and the index of the
-    answer among the answers to that question.
+    The new table has one row for each answer, but a question without unknown cells has a single row. Known cells, and
+    columns that the model does not use, are copied exactly. Unless every question has exactly one row, two columns are
+    added: the index of the question, and the index of the answer among the answers to that question.
 
     Args:
         path: The file to write.
@@ -646,11 +682,14 @@ def write_filled(
     """
     sheet, n = questions.table, len(questions)
     assert sheet is not None
-    numbered = each > 1 or len(index) < n
     more = [i for i, place in enumerate(questions.places) if place is None]
-    rows = []
+    whole = [False] * n if known is None or more else known.all(1).tolist()
+    numbered, rows, before = (each > 1 and not all(whole)) or len(index) < n, [], -1
     for answer, line in zip(index.tolist(), lines, strict=True):
         question = answer // each
+        if whole[question] and question == before:
+            continue
+        before = question
         cells = list(sheet.rows[question])
         for i, place in enumerate(questions.places):
             if place is not None and (known is None or not bool(known[question, i])):

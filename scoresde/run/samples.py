@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from decimal import Decimal
+from functools import partial
+from itertools import compress
+from operator import not_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +25,7 @@ from ..data.arrays import load_arrays, roles
 from ..data.readers import read_path
 from ..data.table import is_table, read_table
 from .plausible import Units, in_data_units
-from .questions import Asked, write_filled
+from .questions import Asked, Questions, write_filled
 from .run import Samples
 
 if TYPE_CHECKING:
@@ -29,6 +34,9 @@ if TYPE_CHECKING:
 __all__ = ["KINDS", "kinds_of", "read_samples", "write_samples"]
 
 KINDS = ("png", "files", "npz", "csv", "gif", "path")
+SIGNIFICANT = 6  # significant digits of numbers in a filled table, unless its cells have more
+DECIMALS = 400  # more decimals than any number has
+STEPS = 30  # least number of steps in the standard deviation of a column, so that rounding does not matter
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 
 
@@ -111,7 +119,7 @@ def write_samples(
     if "csv" in kinds:
         names = info.names or tuple(f"x{i}" for i in range(x.shape[1]))
         if asked is not None and asked.questions.table is not None:
-            filled, lines = folder / "filled.csv", _lines(x, codec)
+            filled, lines = folder / "filled.csv", _lines(x, codec, asked.questions)
             files.append(write_filled(filled, asked.questions, lines, index, asked.each, asked.cells, names))
         else:
             files.append(write_csv(folder / "samples.csv", names, _lines(x, codec)))
@@ -174,19 +182,61 @@ def _answers(samples: Samples, info: DataInfo, asked: Asked) -> Figure:
     )  # fmt: skip
 
 
-def _lines(x: Tensor, codec: Codec | None) -> Iterable[tuple[str, ...]]:
-    """Return the rows of a table as text, without decimals in integer columns."""
+def _lines(x: Tensor, codec: Codec | None, questions: Questions | None = None) -> Iterable[tuple[str, ...]]:
+    """Return the rows of a table as text, without decimals in integer columns.
+
+    Every digit is written, unless the rows fill the table in ``questions``: there, the cells determine the precision.
+    """
     values = x.numpy()
     whole = ((values == np.rint(values)) & np.isfinite(values)).all(0)
     if codec is not None and values.dtype.kind == "f":
         levels = codec.levels
         counts = 0 if levels is None else getattr(levels, "count", 1)
         whole &= np.broadcast_to(np.asarray(counts) > 0, whole.shape)
+    forms: Sequence[Callable[[np.floating], str]] = [_shortest] * values.shape[1]
+    if questions is not None and questions.table is not None:
+        sheet, spread = questions.table, _spread(values, codec)
+        cells = [
+            () if p is None else tuple(compress(sheet.column(p), map(not_, sheet.empty(p)))) for p in questions.places
+        ]
+        forms = [partial(_as_typed, *precision(typed), float(std)) for typed, std in zip(cells, spread, strict=True)]
     columns = [
-        [str(v) for v in column.astype(np.int64)] if is_whole else [_shortest(v) for v in column]
-        for column, is_whole in zip(values.T, whole, strict=True)
+        [str(v) for v in column.astype(np.int64)] if is_whole else [form(v) for v in column]
+        for column, is_whole, form in zip(values.T, whole, forms, strict=True)
     ]
     return zip(*columns, strict=True)
+
+
+def _spread(values: np.ndarray, codec: Codec | None) -> np.ndarray:
+    """Return the standard deviation of each column of the training data or, if it is unknown, of the values."""
+    scale = None if codec is None else getattr(codec.continuous, "scale", None)
+    if isinstance(scale, Tensor):
+        return np.broadcast_to(scale.cpu().double().numpy().reshape(-1), values.shape[1:])
+    return np.asarray(values.astype(np.float64).std(0))
+
+
+def precision(cells: Sequence[str]) -> tuple[int, int]:
+    """Return the most decimals and the most significant digits that a number in ``cells`` is written with.
+
+    The number of significant digits is at least 6. If there are no cells, the number of decimals is not limited.
+
+    >>> precision(["21.3", "1.25e-1", "7"]), precision([])
+    ((3, 6), (400, 6))
+    """
+    parts = [Decimal(cell).as_tuple() for cell in cells]
+    decimals = max((-int(part.exponent) for part in parts), default=DECIMALS)
+    return max(decimals, 0), max(SIGNIFICANT, *(len(part.digits) for part in parts)) if parts else SIGNIFICANT
+
+
+def _as_typed(decimals: int, significant: int, spread: float, value: np.floating) -> str:
+    """Format a value with a precision, but with steps that are small compared with the ``spread`` of the column."""
+    number = float(value)
+    if not math.isfinite(number) or number == 0:
+        return _shortest(value)
+    places = min(decimals, significant - 1 - math.floor(math.log10(abs(number))))
+    least = math.ceil(math.log10(STEPS / spread)) if spread > 0 and math.isfinite(spread) else 0
+    number = round(number, max(0, least, places)) + 0.0  # without the sign of -0.0
+    return str(int(number)) if max(least, places) <= 0 and abs(number) < 1e16 else _shortest(np.float64(number))
 
 
 def _shortest(value: np.floating) -> str:

@@ -23,6 +23,7 @@ from scoresde import TrainConfig, fit, load, load_data
 from scoresde import plot as plots
 from scoresde.cli import main
 from scoresde.core import parts
+from scoresde.core.errors import UsageError
 from scoresde.core.files import read_tensors
 from scoresde.run import seen
 from scoresde.train.reflow import reflow
@@ -784,3 +785,34 @@ def test_far_cells_are_named_by_their_lines(shell: Shell, of: Callable[[str], st
     assert "2000 of temp in line 4 (" in told[0] and "990 of wind in line 5 (" in told[0]
     assert "value 3000 of age in line 5 is" in told[1] and "a typing error" in told[1]
     assert "given: 4 rows of far.csv" in shell.err and len(rows("o/filled.csv")) == 5
+
+
+def test_a_metric_that_does_not_suit_the_data_is_refused_before_anything_is_drawn(
+    shell: Shell, of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import scoresde.study.answers as answers
+
+    run = of("sensors")
+    facts: Any = shell.json(f"evaluate {run} --given test --each 2 --n 2")
+    assert facts["answers"]["skipped"]["ssim"].startswith("it compares pictures")
+    assert "2 answers for each of 1 row of sensors" in shell.err
+    shell(f"evaluate {run} --given test --each 2 --n 2 --metrics spread --out again")
+    assert "2 answers to each of 1 question;" in shell.out
+    monkeypatch.setattr(answers, "ask", lambda *_, **__: pytest.fail("answers were drawn"))
+    shell.refuses(f"evaluate {run} --given test --metrics psnr,ssim", 2, "'ssim' cannot be computed", "pictures")
+    found = load(run)
+    with pytest.raises(UsageError, match="it compares pictures"):
+        answers.evaluate_answers(found, found.data(), torch.arange(4), metrics=["ssim"])
+
+
+def test_pictures_networks_name_what_was_typed(shell: Shell) -> None:
+    shell.refuses("train --data moons --preset small", 2, "the preset 'small' does not accept vectors", "--preset mlp")
+    shell.refuses("train --data moons --network unet", 2, "the 'unet' network does not accept vectors", "--network mlp")
+
+
+def test_info_without_a_checkpoint_has_no_parameters(shell: Shell, of: Callable[[str], str]) -> None:
+    shutil.copytree(of("sensors"), "young")
+    shutil.rmtree("young/checkpoints")
+    shell("info young")
+    assert "parameters   none yet" in shell.out
+    assert shell.json("info young")["parameters"] is None

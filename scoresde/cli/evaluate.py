@@ -254,14 +254,16 @@ class _Asks:
         ``metrics=None`` selects all metrics that can be computed, and an empty list selects none.
         """
         from ..core.progress import Progress
-        from ..study.answers import ask, judge, questions, training_rows
+        from ..study.answers import ask, check_metrics, judge, questions, training_rows
 
         run, seed = session.loaded, session.seed
+        check_metrics(metrics or (), self.each, run)  # before drawing answers, which takes a long time
         most = n // self.each
         rows = questions(data, self.split, min(most, self.limit or most), seed)
         count = len(rows) * self.each
         session.say(
-            f"drawing {self.each} answer{'s' * (self.each > 1)} for each of {len(rows):,} rows of {data.info.name} "
+            f"drawing {self.each} answer{'s' * (self.each > 1)} for each of {len(rows):,} row{'s' * (len(rows) > 1)} "
+            f"of {data.info.name} "
             f"({self.split}) from {session.whence} with the {solver.name} solver"
         )
         with Progress(count, "answer", quiet=session.quiet) as progress:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import click
@@ -45,9 +44,9 @@ def info(run: str | None, edited: bool, session: Session) -> None:
         "checkpoint": None if checkpoint is None else str(checkpoint),
         "step": 0 if checkpoint is None else read_object(checkpoint / "state.json")["step"],
         "used_step": 0 if used is None else read_object(used / "state.json")["step"],
-        "parameters": sum(v.numel() for v in averaged.values()),
+        "parameters": sum(v.numel() for v in averaged.values()) if averaged else None,
         "learned": {k.removeprefix(prefix): float(v) for k, v in averaged.items() if k.startswith(prefix)},
-        "last_loss": losses[-1] if losses else math.nan,
+        "last_loss": losses[-1] if losses else None,
         "training": holder,
         "config": config,
         "data": data,

@@ -85,7 +85,8 @@ class Condition:
         """
         if len(self) not in (1, count):
             raise UsageError(
-                f"the condition has {len(self)} rows for {count} samples; pass a single row, or one row per sample"
+                f"the condition has {len(self)} rows for {count} sample{'s' * (count > 1)}; pass a single row, or one "
+                "row per sample"
             )
         return self._each(lambda value: value.expand(count, *value.shape[1:]))
 

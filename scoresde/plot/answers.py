@@ -353,7 +353,9 @@ def _distribution(x: Floats, truth: Floats | None, label: str, title: str, names
         handles, texts = axes[0].get_legend_handles_labels()
         figure.legend(handles, texts, loc="outside lower center", ncols=len(texts), fontsize=8, frameon=False)
     shown = literal(": ".join(filter(None, (title, label))), 100)
-    figure.suptitle(f"{len(x):,} answers{': ' * bool(shown)}{shown}", fontsize=10, color=INK, x=0.01, ha="left")
+    figure.suptitle(
+        f"{len(x):,} answer{'s' * (len(x) > 1)}{': ' * bool(shown)}{shown}", fontsize=10, color=INK, x=0.01, ha="left"
+    )
     return figure
 
 

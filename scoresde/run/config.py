@@ -461,9 +461,12 @@ class TrainConfig:
         if "channels_in" in fields:
             from_data["dims"] = len(info.shape) - 1
             if info.kind == "vector":
+                by = "network" if "network" in self.network_options else "preset"
+                what = f"the {name!r} network" if by == "network" else f"the network of the preset {self.preset!r}"
                 raise UsageError(
-                    f"the {name!r} network does not accept vectors, but {info.name} contains vectors; use the 'mlp' "
-                    "network"
+                    f"{what} does not accept vectors, but {info.name} contains vectors; use 'mlp'",
+                    parameter=by,
+                    value="mlp",
                 )
         return Part(name, {**{k: v for k, v in from_data.items() if k in fields}, **options})
 

@@ -105,9 +105,7 @@ class Answers:
     @property
     def scale(self) -> Tensor | None:
         """The scales by which values are divided for a comparison, or ``None`` if all values share one range."""
-        affine = self.codec.continuous
-        own = self.info.kind in ("vector", "signal")
-        return affine.scale if isinstance(affine, Affine) and (own or affine.scale.numel() > 1) else None
+        return _scale(self.info, self.codec)
 
     def reason_against(self, metric: str) -> str:
         """Return the reason why a metric of :data:`scoresde.core.tables.ANSWERS` cannot be computed.
@@ -116,11 +114,8 @@ class Answers:
         """
         if metric in PAIRED and self.each < 2:
             return "it requires at least two answers to each question"
-        if metric == "ssim":
-            if self.info.kind not in ("image", "volume"):
-                return f"it compares pictures, but {self.info.name} contains {self.info.kind}s"
-            if self.scale is not None:
-                return f"the channels of {self.info.name} have different units"
+        if reason := _unsuited(metric, self.info, self.codec):
+            return reason
         if metric == "seen":
             if self.seen is None:
                 return "the answers are not conditioned on measurements by a linear operator such as pool:2"
@@ -129,6 +124,21 @@ class Answers:
             if not isinstance(self.seen.operator, Linear):
                 return f"it requires a linear operator, but {self.seen.operator} is not linear"
         return ""
+
+
+def _scale(info: DataInfo, codec: Codec) -> Tensor | None:
+    affine = codec.continuous
+    own = info.kind in ("vector", "signal")
+    return affine.scale if isinstance(affine, Affine) and (own or affine.scale.numel() > 1) else None
+
+
+def _unsuited(metric: str, info: DataInfo, codec: Codec) -> str:
+    """Return the reason why a metric cannot be computed for a kind of data, or "" if it can."""
+    if metric != "ssim":
+        return ""
+    if info.kind not in ("image", "volume"):
+        return f"it compares pictures, but {info.name} contains {info.kind}s"
+    return "" if _scale(info, codec) is None else f"the channels of {info.name} have different units"
 
 
 @dataclass(frozen=True, eq=False)
@@ -306,18 +316,19 @@ def evaluate_answers(
         run, data, rows, split, each, solver, operator, seed, batch, watch: As for :func:`ask`.
         metrics: As for :func:`judge`.
     """
-    check_metrics(metrics or (), each)
+    check_metrics(metrics or (), each, run)
     found = ask(
         run, data, rows, split=split, each=each, solver=solver, operator=operator, seed=seed, batch=batch, watch=watch
     )
     return judge(found, metrics, training=training_rows(data), seed=seed)
 
 
-def check_metrics(metrics: Sequence[str], each: int) -> None:
-    """Reject unknown metrics, and metrics that require more than ``each`` answers to a question.
+def check_metrics(metrics: Sequence[str], each: int, run: Run | None = None) -> None:
+    """Reject unknown metrics, and metrics that cannot be computed, before any answer is drawn.
 
     Raises:
-        UsageError: If a metric is unknown or requires more than ``each`` answers to a question.
+        UsageError: If a metric is unknown, requires more than ``each`` answers to a question, or does not suit the data
+            of the run.
     """
     for name in metrics:
         if name not in ANSWERS:
@@ -328,6 +339,8 @@ def check_metrics(metrics: Sequence[str], each: int) -> None:
                 parameter="each",
                 value=8,
             )
+        if run is not None and (reason := _unsuited(name, run.info, run.codec)):
+            raise UsageError(f"the metric {name!r} cannot be computed: {reason}", parameter="metrics")
 
 
 @checked(seed=SEED)
@@ -454,7 +467,7 @@ def answers_table(found: Judgement) -> str:
             text.append(f"... and {len(found.columns) - LINES} more columns")
     s = "s" if found.each > 1 else ""
     what = "; only the hidden values are compared" if found.hidden else ""
-    text += ["", f"{found.each} answer{s} to each of {found.questions:,} questions{what}"]
+    text += ["", f"{found.each} answer{s} to each of {found.questions:,} question{'s' * (found.questions > 1)}{what}"]
     if found.psnr_one is not None:
         text.append(f"psnr in decibels, relative to {found.unit}")
     if found.largest is not None:

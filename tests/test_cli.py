@@ -48,7 +48,11 @@ def test_three_lines_in_an_empty_folder(shell: Shell, pictures: None) -> None:
         r"[\d.]+ s  seed 0\n",
         out,
     )
-    assert re.fullmatch(r"drawing 4 samples from .*\(step 3\) with the ode solver\nsample  4/4  100 % .*\n", shell.err)
+    assert re.fullmatch(
+        r"no run is named, so the newest is used: runs/digits-vp\n"
+        r"drawing 4 samples from .*\(step 3\) with the ode solver\nsample  4/4  100 % .*\n",
+        shell.err,
+    )
     assert Image.open(folder / "grid.png").size >= (16, 16)
     with np.load(folder / "samples.npz") as arrays:
         assert arrays["x"].shape == (4, 1, 8, 8) and arrays["x"].dtype == np.uint8

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
+import os
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
@@ -52,13 +53,17 @@ class Option(click.Option):
         under: The heading in the full help.
         first: Whether the short help shows the option.
         sets: The group of the field that the option sets (see :class:`Fields`), or ``None`` if it sets no field.
+        files: Whether files that follow the value belong to the option, too, as if it were repeated. A shell expands
+            ``--given *.png`` to such a list.
     """
 
     def __init__(
-        self, *names: Any, under: str = EVERYWHERE, first: bool = False, sets: str | None = None, **settings: Any
-    ) -> None:
+        self, *names: Any, under: str = EVERYWHERE, first: bool = False, sets: str | None = None, files: bool = False,
+        **settings: Any,
+    ) -> None:  # fmt: skip
+        settings["multiple"] = files or settings.get("multiple", False)
         super().__init__(*names, **settings)
-        self.under, self.first, self.sets = under, first, sets
+        self.under, self.first, self.sets, self.files = under, first, sets, files
 
 
 class Whole(click.IntRange):
@@ -207,7 +212,29 @@ class Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta["scoresde.line"] = list(args)
-        return super().parse_args(ctx, self._with_settings(ctx, args) if self.fields else args)
+        args = self._with_files(ctx, args)
+        try:
+            return super().parse_args(ctx, self._with_settings(ctx, args) if self.fields else args)
+        except click.UsageError as error:
+            several = [flag for flag, p in self._known(ctx).items() if getattr(p, "files", False) and flag in args]
+            if several and "unexpected extra argument" in error.message:
+                hint = f"to pass several files or folders, repeat {several[0]} before each of them"
+                raise click.UsageError(f"{error.message.rstrip('.')}; {hint}", ctx) from None
+            raise
+
+    def _with_files(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Repeat an option for files before each file that follows its value."""
+        known, out, rest = self._known(ctx), list[str](), list(args)
+        while rest and rest[0] != "--":
+            word = rest.pop(0)
+            flag, equals, _ = word.partition("=")
+            param = known.get(flag)
+            count = 0 if param is None or param.is_flag or equals else param.nargs
+            out += [word, *rest[:count]]
+            del rest[:count]
+            while getattr(param, "files", False) and rest and not rest[0].startswith("-") and os.path.isfile(rest[0]):
+                out += [flag, rest.pop(0)]
+        return [*out, *rest]
 
     def _with_settings(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Rewrite undeclared options such as ``--snr 0.2`` as ``--set solver.snr=0.2``."""

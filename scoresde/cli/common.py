@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ..core.errors import UsageError
-from ..core.limits import COUNT, RTOL, SCALE, SIZE, STEPS, Range, check_number
+from ..core.limits import COUNT, FRACTION, QUANTILE, RTOL, SCALE, SIZE, STEPS, Range, check_number
 from ..core.registry import build, resolve
 from ..core.tables import OPERATORS, SDES, SOLVERS
 from .command import EVERYWHERE, Fields, Real, Whole, echo, option, settings
@@ -147,16 +147,26 @@ class Session:
         return dtype
 
     @cached_property
+    def found(self) -> Path:
+        """The folder of the named run. If none is named, it is the newest run, and a line says which."""
+        from ..run.files import find_run
+
+        folder = find_run(self.run, edited=self.edited)
+        if self.run is None:
+            self.say(f"no run is named, so the newest is used: {folder}")
+        return folder
+
+    @cached_property
     def loaded(self) -> Run:
         """The named run (default: the newest run), loaded on the device of the session."""
-        return self._load(self.run)
+        return self._load(self.found)
 
     @cached_property
     def all_loaded(self) -> list[Run]:
         """All named runs, in the given order."""
         return [self.loaded, *(self._load(name) for name in self.others)]
 
-    def _load(self, name: str | None) -> Run:
+    def _load(self, name: str | Path) -> Run:
         from ..run.config import TrainConfig
         from ..run.files import find_run, read_config
         from ..run.run import described, load
@@ -289,10 +299,24 @@ class SolverChoice:
     Args:
         name: A name from the table of solvers, or ``module:Class``.
         options: The solver's options, converted to their types.
+        named: Whether the user named the solver.
     """
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    named: bool = True
+
+    def for_run(self, run: Run) -> SolverChoice:
+        """Return the choice for a run to which everything is bound: the run's default if the user named no solver.
+
+        A user who sets an option that the run's default solver lacks, such as ``--rtol``, means this solver.
+        """
+        from ..solvers import Multistep
+
+        usual = run.default_solver
+        if self.named or not isinstance(usual, Multistep) or set(self.options) - {"steps"}:
+            return self
+        return replace(self, name="multistep", options={"steps": usual.steps, **self.options})
 
     def build(self) -> Solver:
         """Build the solver.
@@ -359,7 +383,8 @@ def solver_options(
                 f"--steps {given['steps']} cannot be combined with a --grid that lists the times of the steps; omit "
                 "--steps"
             )
-        return SolverChoice(solver, options)
+        source = click.get_current_context().get_parameter_source("solver")
+        return SolverChoice(solver, options, source is not click.core.ParameterSource.DEFAULT)
 
     return together(
         "solver", make,
@@ -437,6 +462,7 @@ class Conditioning:
         against: The model to move away from: a class, ``text:`` and a text, ``@`` and a step of the run, or another
             run. ``None`` means the model without a condition.
         interval: The noise levels sigma/alpha at which the model is guided, as text.
+        rescale, threshold: The limits of the guided estimates (:meth:`scoresde.run.run.Run.limited`).
     """
 
     label: str | None
@@ -445,6 +471,8 @@ class Conditioning:
     given: bool = False
     against: str | None = None
     interval: str | None = None
+    rescale: float = 0.0
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("--against", self.against), ("--guidance-interval", self.interval)):
@@ -481,8 +509,9 @@ class Conditioning:
         return low, high
 
     def guide(self, run: Run) -> Run:
-        """Return the run, whose condition is already bound, with guidance."""
-        return run.guided(self.guidance, None if self.against is None else self._against(run), self._interval)
+        """Return the run, whose condition is already bound, with guidance and its limits."""
+        against = None if self.against is None else self._against(run)
+        return run.guided(self.guidance, against, self._interval).limited(self.rescale, self.threshold)
 
     def _against(self, run: Run) -> Run | str:
         """Return the model to move away from: another run, or a class or a text for the same run."""
@@ -534,7 +563,10 @@ class Conditioning:
 
     @property
     def facts(self) -> dict[str, Any]:
-        more = {"against": self.against, "interval": self.interval}
+        more = {
+            "against": self.against, "interval": self.interval, "rescale": self.rescale or None,
+            "threshold": self.threshold,
+        }  # fmt: skip
         return {"label": self.label, "guidance": self.guidance, **{k: v for k, v in more.items() if v is not None}}
 
 
@@ -555,6 +587,11 @@ def conditioning(labels: bool = False, first: bool = True) -> Decorator:
                     "run), or another run.  [default: the model without a condition]"),
         option("--guidance-interval", "interval", under="Conditioning", metavar="LOW,HIGH",
                help="Noise levels sigma/alpha at which to guide, such as 0,1.  [default: all]"),
+        option("--rescale", under="Conditioning", type=Real(FRACTION), default=0.0, show_default=False, metavar="SHARE",
+               help="Share of the contrast that guidance adds to take back, such as 0.7.  [default: 0]"),
+        option("--threshold", under="Conditioning", type=Real(QUANTILE), metavar="QUANTILE",
+               help="Quantile of the values of an estimate to scale down to the range of the data, such as 0.995.  "
+                    "[default: no limit]"),
     ]  # fmt: skip
     if labels:
         options += [

@@ -296,7 +296,7 @@ def _source(session: Session, samples: Path | None, units: str, data: str | None
     from ..data import load_data
     from ..data.raw import AS_IS
     from ..run.config import TrainConfig
-    from ..run.files import find_run, read_config
+    from ..run.files import read_config
     from ..run.origin import data_of
     from ..run.run import described
     from ..run.samples import read_samples
@@ -308,7 +308,7 @@ def _source(session: Session, samples: Path | None, units: str, data: str | None
         return _Source(dataset, samples.parent, None, read_samples(samples, dataset, units))
     if reading != AS_IS:
         raise UsageError("the run determines how files are read; omit --size, --fit, --layout and --on-bad")
-    folder = find_run(session.run, edited=session.edited)
+    folder = session.found
     loaded = None if samples is not None else session.loaded
     config = TrainConfig.from_dict(read_config(folder))
     dataset = data_of(folder, config, data, changed=session.changed_data)

@@ -40,7 +40,12 @@ def interpolate(n: int, rtol: float, out: Path | None, session: Session) -> None
     from ..core.optional import optional
     from ..run.questions import read_samples
 
-    ends = [read_samples(loaded, Path(name)) for name in (first, last)]
+    ends = []
+    for name in (first, last):
+        found, notes = read_samples(loaded, Path(name))
+        ends.append(found)
+        for note in notes:
+            session.say(f"{name}: {note}")
     for name, found in zip((first, last), ends, strict=True):
         if len(found) != 1:
             raise UsageError(f"{name} has {len(found):,} samples, but interpolate takes files with one sample each")

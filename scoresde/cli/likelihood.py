@@ -51,7 +51,7 @@ def _how(assignments: tuple[str, ...], **typed: Any) -> Likelihood:
     "  scoresde likelihood runs/photos --data photos_test/ --data paintings/ --limit 500\n"
     "  scoresde likelihood runs/small runs/large --limit 0",
 )
-@option("--data", under="Data", first=True, multiple=True,
+@option("--data", under="Data", first=True, files=True,
         help="Data to evaluate. The option may be repeated.  [default: the run's own data]")  # fmt: skip
 @option("--split", under="Data", first=True, type=click.Choice(["test", "train", "all"]), default="test",
         help="Split of the data to evaluate.")  # fmt: skip

@@ -15,7 +15,7 @@ import click
 from ..core.errors import NumericalError, UsageError
 from ..core.limits import COUNT, FRACTION, FRAMES, NONNEGATIVE, WHOLE
 from ..core.registry import options_of
-from ..core.tables import SDES
+from ..core.tables import SDES, SOLVERS
 from .command import Real, Whole, option, verb
 from .common import (
     Conditioning,
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 __all__ = ["sample"]
 
 N = 64  # default number of samples without questions
-STEPS_MEASURED = 50  # default number of steps of multistep, the default solver for measurements
 NAMED = 10  # maximum number of samples that a message names
 
 
@@ -51,7 +50,7 @@ class Asking:
     """The conditions of the samples, as given on the command line.
 
     Args:
-        given: A file or folder with images or rows to condition on (the questions), or ``None``.
+        given: The files or folders with images or rows to condition on (the questions).
         each: Number of samples for each question, or ``None`` if the user did not set it.
         mask: A file with the mask for the samples in ``given``, or ``None``.
         operator: The operator that measures the samples in ``given``, or ``None`` to use the run's operator.
@@ -59,12 +58,12 @@ class Asking:
         seen: The operator of the measurements in ``given``, for a run that need not be trained with it, or ``None``.
         noise: The standard deviation of the noise of the measurements.
         rule: The rule by which measurements change the samples, or ``None``.
-        near: A file or folder with samples to start from, or ``None``.
+        near: The files or folders with samples to start from.
         at: The amount of noise that is added to these samples.
         classifier: The folder of a noisy classifier that guides the samples to a class, or ``None``.
     """
 
-    given: Path | None
+    given: tuple[Path, ...]
     each: int | None
     mask: Path | None
     operator: str | None
@@ -72,14 +71,14 @@ class Asking:
     seen: str | None = None
     noise: float = 0.0
     rule: str | None = None
-    near: Path | None = None
+    near: tuple[Path, ...] = ()
     at: float | None = None
     classifier: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.mask is not None and self.given is None:
+        if self.mask is not None and not self.given:
             raise UsageError(f"--mask {self.mask} requires --given, the file with the samples to mask")
-        if self.seen is not None and self.given is None:
+        if self.seen is not None and not self.given:
             raise UsageError(f"--seen {self.seen} requires --given, the file with the measurements")
         if self.seen is not None and self.operator is not None:
             raise UsageError(
@@ -89,9 +88,9 @@ class Asking:
         for name, value in (("--noise", self.noise or None), ("--rule", self.rule)):
             if value is not None and self.seen is None and self.mask is None:
                 raise UsageError(f"{name} {value} requires --seen, the operator of the measurements")
-        if self.at is not None and self.near is None:
+        if self.at is not None and not self.near:
             raise UsageError(f"--at {self.at:g} requires --from, the samples to start from")
-        if self.near is not None and self.given is not None:
+        if self.near and self.given:
             raise UsageError("--from and --given cannot be combined; use only one of them")
 
     def measures(self, run: Run) -> str | None:
@@ -142,7 +141,7 @@ class Asking:
         from ..core.condition import Condition
         from ..run.questions import Questions, read_questions
 
-        if self.given is not None:
+        if self.given:
             by_rule = self.by_rule(run)  # otherwise, the network uses everything that it was trained with
             seen = self.measures(run) if by_rule else None
             return read_questions(run, self.given, mask=self.mask, operator=self.named(run), seen=seen)
@@ -180,7 +179,7 @@ class Asking:
         seen = run.answered
         operator = None if seen is None or seen.operator is None else str(seen.operator)
         return {
-            "given": None if self.given is None else str(self.given),
+            "given": _path(self.given),
             "files": {str(path): file_digest(path) for path in files},
             "mask": None if self.mask is None else {str(self.mask): file_digest(self.mask)},
             "operator": operator, "text": list(self.text), "questions": 1 if questions is None else len(questions),
@@ -192,10 +191,10 @@ def _asking_options() -> Decorator:
     """Add the options for conditions other than the class, and pass them to the command as ``asking``."""
     return together(
         "asking", Asking,
-        option("--given", under="Conditioning", first=True, type=click.Path(path_type=Path), metavar="PATH",
-               help="Conditions of the samples: an image, a folder of images, an npy or npz file, or a table whose "
-                    "empty cells are to be filled. Each image or row is one question. The run must have been trained "
-                    "with --cond, unless --seen or --mask is given."),
+        option("--given", under="Conditioning", first=True, files=True, type=click.Path(path_type=Path), metavar="PATH",
+               help="Conditions of the samples: one or several images or folders of images, an npy or npz file, or a "
+                    "table whose empty cells are to be filled. Each image or row is one question. The run must have "
+                    "been trained with --cond, unless --seen or --mask is given."),
         option("--each", under="Conditioning", first=True, type=Whole(COUNT), metavar="K",
                help="Number of samples for each question.  [default: 1]"),
         option("--mask", under="Conditioning", type=click.Path(path_type=Path), metavar="FILE",
@@ -215,8 +214,8 @@ def _asking_options() -> Decorator:
         option("--rule", under="Measurements", metavar="NAME",
                help="How measurements change the samples: moment, pseudoinverse or projection.  [default: moment. "
                     "No rule is needed if the run was trained with the operator and there is no noise]"),
-        option("--from", "near", under="Measurements", type=click.Path(path_type=Path), metavar="PATH",
-               help="Samples to start from, such as a sketch: an image, a folder of images, a table or an npy file."),
+        option("--from", "near", under="Measurements", files=True, type=click.Path(path_type=Path), metavar="PATH",
+               help="Samples to start from, such as a sketch: images, folders of images, a table or an npy file."),
         option("--at", under="Measurements", type=Real(FRACTION), metavar="SHARE",
                help="Amount of noise that is added to the samples in --from, as sigma/(alpha + sigma).  "
                     "[default: 0.5]"),
@@ -232,10 +231,15 @@ def _asking_options() -> Decorator:
     "  scoresde sample runs/photos --given small/ --each 16\n"
     "  scoresde sample runs/sensors --given gaps.csv",
 )
-@solver_options("ode", "steps", "rtol", set_first=False)
+@solver_options(
+    "ode", "steps", "rtol", set_first=False,
+    what=f"Solver: {', '.join(SOLVERS)}, or module:Class. With a condition, guidance or a measurement, the default is "
+         "multistep.",
+)  # fmt: skip
 @option("--n", under="Samples", first=True, type=Whole(COUNT),
         help=f"Number of samples.  [default: {N}, or --each times the number of questions]")  # fmt: skip
-@option("--start", under="Samples", type=Whole(WHOLE), default=0, help="Index of the first sample.")
+@option("--start", under="Samples", type=Whole(WHOLE), default=0,
+        help="Index of the first sample. With questions, number of the first answer to each of them.")  # fmt: skip
 @option("--batch", under="Samples", type=Whole(COUNT), default=256, help="Maximum number of samples per batch.")
 @option("--denoise/--no-denoise", under="Samples", default=True, help="Finish with a noise-free step.")
 @option("--brownian", under="Samples", is_flag=True, help="Use noise that does not depend on the number of steps.")
@@ -261,12 +265,8 @@ def sample(
     With --given, the samples are answers to questions: each sample is conditioned on one of the given images or rows.
     """
     session = replace(session, operator=asking.own)
-    source = click.get_current_context().get_parameter_source("solver")
-    free = source is click.core.ParameterSource.DEFAULT and not set(solver.options) - {"steps"}
-    if free and (asking.seen or asking.mask) and asking.by_rule(session.loaded):
-        # A rule stops row by row, so the flow is not smooth, and adaptive steps would become very small.
-        solver = SolverChoice("multistep", {"steps": STEPS_MEASURED, **solver.options})
-    built = solver.build()
+    if solver.named or set(solver.options) - {"steps"}:
+        solver.build()  # report a wrong option before anything else
     run = session.loaded
     from ..core.parts import batch_kept, digest
     from ..core.progress import Progress
@@ -278,14 +278,20 @@ def sample(
     if typed and not {"gif", "path"} & set(kinds):
         raise UsageError(f"--frames {frames} requires --save gif or --save path; use --save {','.join(kinds)},gif")
     questions = asking.questions(run)
+    for note in () if questions is None else questions.notes:
+        session.say(note)
     count, each = asking.counts(n, questions)
     if asking.classifier is not None:
         known_class, strength = condition.label, condition.guidance
         run, condition = _by_classifier(run, asking.classifier, condition, session)
     asked = _bound(run, asking, condition, questions, each, session).on(path)
-    if asking.near is not None:
+    if asking.near:
         asked, count = _started(asked, asking, n, session)
     asked.model  # noqa: B018  # report an invalid condition before anything else
+    solver = solver.for_run(asked)
+    built = solver.build()
+    # The numbers of answers start at `start`, so the samples of all questions start at the same multiple of it.
+    first = start if questions is None else start * len(questions)
     if run.config is not None and run.config.sources.rich and asked.condition is None and asked.rule is None:
         ways = [way for way, there in (("--text", run.info.known.words), ("--given", True)) if there]
         session.say(f"no condition is given, so these are samples of the unconditional model; see {' and '.join(ways)}")
@@ -303,7 +309,7 @@ def sample(
         about = {**known, "each": each} if known else {}
         start_of = {} if asked.begin is None else {"from": digest(asked.begin)}
         return asked.sample_request(
-            built, seed=session.seed, start=start, denoise=denoise, brownian=brownian, **_identity(about), **start_of
+            built, seed=session.seed, start=first, denoise=denoise, brownian=brownian, **_identity(about), **start_of
         )
 
     with work_in(session, out, default, resume, count, "samples", "samples.json", lambda: [request()]) as work:
@@ -314,19 +320,19 @@ def sample(
         began = time.monotonic()
         with Progress(count, "sample", quiet=session.quiet) as progress:
             samples = asked.sample(
-                count, built, seed=session.seed, start=start, denoise=denoise, batch=batch, brownian=brownian,
+                count, built, seed=session.seed, start=first, denoise=denoise, batch=batch, brownian=brownian,
                 watch=counted(progress, batch_kept(work.parts) or batch), record=record, keep=work.parts,
             )  # fmt: skip
         solution = samples.solution
         nfe = solution.nfe.double()
-        answers = None if questions is None else Asked(questions, each, asked.answered, run.info)
+        answers = None if questions is None else Asked(questions, each, asked.answered, run.info, start)
         facts = {
             "run": str(session.folder), "step": run.step, "solver": solver.short, "options": options_of(built),
             "n": count, "seed": session.seed, "start": start, **condition.facts, "denoise": denoise,
             "brownian": brownian, "path": path,
             **({} if asking.classifier is None else {"label": known_class, "guidance": strength,
                                                      "classifier": str(asking.classifier)}),
-            **({} if asking.near is None else {"from": str(asking.near), "at": asked.at}),
+            **({"from": _path(asking.near), "at": asked.at} if asking.near else {}),
             "nfe_mean": round(float(nfe.mean()), 2), "nfe_max": int(nfe.max()),
             "accepted_mean": round(float(solution.accepted.double().mean()), 2),
             "rejected_mean": round(float(solution.rejected.double().mean()), 2),
@@ -379,7 +385,7 @@ def _bound(
     # A single text, or a class, applies to all samples.
     asked = ask(
         run, questions, text=() if questions is not None and questions.text == asking.text else asking.text,
-        label=condition.label, operator=asking.named(run) if asking.given is not None else None, each=each,
+        label=condition.label, operator=asking.named(run) if asking.given else None, each=each,
         seed=session.seed,
     )  # fmt: skip
     if questions is not None:
@@ -404,7 +410,8 @@ def _measured(
     rule, image = asking.rule or "moment", questions.condition.image
     assert image is not None
     several = each if len(asking.text) > 1 else 1
-    base = ask(run, None, text=asking.text, label=condition.label, each=several, seed=session.seed)
+    told = _told(run, asking, condition.label)
+    base = ask(run, told, text=asking.text, label=condition.label, each=several, seed=session.seed)
     with named_by_line(questions):
         asked = base.measured(spec, image, asking.noise, rule, each=each, seed=session.seed)
     assert asked.measurement is not None
@@ -415,6 +422,38 @@ def _measured(
         f"{' each' * (len(questions) > 1)}, by the rule {rule}"
     )
     return asked
+
+
+def _told(run: Run, asking: Asking, label: str | None) -> Questions | None:
+    """Return the rest of the condition for a network that is told a class or a text, while a rule uses the measurement.
+
+    A network that was trained with random cells has also seen samples without any known cell. Any other network has
+    never seen a class or a text without the rest of its condition.
+    """
+    import torch
+
+    from ..core.condition import Condition
+    from ..run.questions import Questions
+
+    sources = None if run.config is None else run.config.sources
+    told = " and ".join([*([f"--label {label}"] if label is not None else []), *(["--text"] if asking.text else [])])
+    if run.config is None or sources is None or not sources.rich or not told:
+        return None
+    parts = {
+        "a class": sources.label and label is None, "numbers": sources.vector, "a picture": sources.image,
+        "a text": sources.text and not asking.text,
+        f"a measurement by {sources.operator}": bool(sources.operator) and not sources.gaps,
+    }  # fmt: skip
+    if lacking := " and ".join(what for what, lacks in parts.items() if lacks):
+        raise UsageError(
+            f"{told} cannot be combined with a rule: the network was trained with {run.config.cond} and has never seen "
+            f"a condition without {lacking}, which the rule does not tell it; leave out {told}"
+            + ", or leave out --seen, --noise and --rule, so that the network uses what is given"
+            * bool(sources.operator)
+        )
+    if not sources.operator:
+        return None
+    return Questions(Condition(image=torch.full((1, *run.info.shape), torch.nan)), ("nothing",), "nothing")
 
 
 def _by_classifier(run: Run, folder: Path, condition: Conditioning, session: Session) -> tuple[Run, Conditioning]:
@@ -441,7 +480,7 @@ def _by_classifier(run: Run, folder: Path, condition: Conditioning, session: Ses
     steered = run.steered(judge.potential(label), condition.guidance)
     # A run that was trained with the class is also conditioned on it, as in the original work.
     known = condition.label if names[label] in run.info.classes and run.operator is None and _knows(run) else None
-    return steered, Conditioning(known, 1.0)
+    return steered, replace(condition, label=known, guidance=1.0)
 
 
 def _knows(run: Run) -> bool:
@@ -453,15 +492,22 @@ def _started(run: Run, asking: Asking, n: int | None, session: Session) -> tuple
     """Return the run that starts from samples in a file, and the number of samples to draw."""
     from ..run.questions import read_samples
 
-    assert asking.near is not None
-    x = read_samples(run, asking.near)
+    x, notes = read_samples(run, asking.near)
+    for note in notes:
+        session.say(note)
+    whence = ", ".join(map(str, asking.near))
     if len(asking.text) > 1:
         raise UsageError("--from takes one --text for all samples, or none")
     each, at = asking.each or max(1, (n or 0) // len(x)), 0.5 if asking.at is None else asking.at
     if n not in (None, len(x) * each):
-        raise UsageError(f"--n {n} is not a multiple of the {len(x):,} samples in {asking.near}; use --each instead")
-    session.say(f"starting from {len(x):,} sample{'s' * (len(x) > 1)} of {asking.near} with {at:.0%} noise")
+        raise UsageError(f"--n {n} is not a multiple of the {len(x):,} samples in {whence}; use --each instead")
+    session.say(f"starting from {len(x):,} sample{'s' * (len(x) > 1)} of {whence} with {at:.0%} noise")
     return run.near(x, at, each=each), len(x) * each
+
+
+def _path(paths: tuple[Path, ...]) -> str | list[str] | None:
+    """Return a path as text, a list if there are several, and ``None`` if there are none."""
+    return [str(path) for path in paths] if paths[1:] else str(paths[0]) if paths else None
 
 
 def _identity(known: Mapping[str, Any]) -> dict[str, Any]:
@@ -494,7 +540,7 @@ def _differing(samples: Samples, run: Run, answers: Asked | None, session: Sessi
     if index and answers is not None:
         half = "half a level" if run.info.levels else "1e-6 of the range"
         named = [
-            f"{answers.questions.names[i // answers.each]} answer {i % answers.each} (by {samples.residual[i]:.3g})"
+            f"{answers.questions.names[i // answers.each]} answer {answers.number(i)} (by {samples.residual[i]:.3g})"
             for i in index[:NAMED]
         ]
         more = f" and {len(index) - NAMED:,} more" if index[NAMED:] else ""
@@ -517,7 +563,7 @@ def _again(work: Work, n: int, session: Session) -> None:
     if facts.get("n") != n:
         raise UsageError(
             f"{work.folder} already contains a finished result of {facts.get('n')} samples; to draw more samples, use "
-            f"another folder and --start {facts.get('n')}",
+            f"another folder and --start {(facts.get('start') or 0) + (facts.get('n') or 0)}",
             parameter="out",
         )
     session.say(f"the result in {work.folder} is already finished; there is nothing left to do")

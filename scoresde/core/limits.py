@@ -28,10 +28,10 @@ from typing import Any, ClassVar, ParamSpec, TypeVar
 from .errors import UsageError
 
 __all__ = [
-    "ATOL", "CLASSES", "COUNT", "DEPTH", "EVALUATIONS", "FRACTION", "FRAMES", "LR", "NONNEGATIVE", "POSITIVE", "RTOL",
-    "SCALE", "SEED", "SEVERAL", "SHARE", "SIZE", "STEPS", "TIME", "TOLD", "TRAINED", "WHOLE", "WIDTH", "Checked",
-    "Range", "check_fields", "check_number", "checked", "duration", "enough_for_network", "enough_memory", "kinds_of",
-    "memory", "ranges",
+    "ATOL", "CLASSES", "COUNT", "DEPTH", "EVALUATIONS", "FRACTION", "FRAMES", "LR", "NONNEGATIVE", "POSITIVE",
+    "QUANTILE", "RTOL", "SCALE", "SEED", "SEVERAL", "SHARE", "SIZE", "STEPS", "TIME", "TOLD", "TRAINED",
+    "WHOLE", "WIDTH", "Checked", "Range", "check_fields", "check_number", "checked", "duration", "enough_for_network",
+    "enough_memory", "kinds_of", "memory", "ranges",
 ]  # fmt: skip
 
 P = ParamSpec("P")
@@ -87,6 +87,7 @@ NUMBER = Range()
 POSITIVE = Range(0, above=True)
 NONNEGATIVE = Range(0)
 FRACTION = Range(0, 1)  # both ends are included
+QUANTILE = Range(0, 1, above=True)
 SHARE = Range(0, 1, above=True, below=True)
 WHOLE = Range(0, 2**53)
 COUNT = Range(1, 10**9)

@@ -175,26 +175,30 @@ def _known(
     return Known(image=image, text=text), problems, tuple(notes)
 
 
-def read_pictures(folder: Path, paths: Sequence[Path], reading: Reading = AS_IS) -> tuple[Array, tuple[int, int]]:
+def read_pictures(
+    folder: Path, paths: Sequence[Path], reading: Reading = AS_IS, advice: str = ""
+) -> tuple[Array, tuple[int, int], tuple[str, ...]]:
     """Read the images at ``paths``, in that order.
 
     Args:
         folder: The folder to which file names in messages are relative.
         paths: The files.
         reading: Options for reading the files.
+        advice: What to do about images of different sizes, for callers that offer no ``size``.
 
     Returns:
-        The pixels ``(N, C, H, W)``, uint8 or uint16, and the smallest width and height of the images before resizing.
+        The pixels ``(N, C, H, W)``, uint8 or uint16, the smallest width and height of the images before resizing, and
+        notes on what was converted, one sentence each.
 
     Raises:
         Problems: If an image cannot be read, or if the images differ in size or bit depth.
     """
-    pile = _Pile(folder, paths, reading)
+    pile = _Pile(folder, paths, reading, advice)
     pile.read()
     if problems := pile.problems():
         raise Problems(folder, problems)
     widths, heights = zip(*pile.main.sizes, strict=True)
-    return pile.pixels, (min(widths), min(heights))
+    return pile.pixels, (min(widths), min(heights)), tuple(pile.notes())
 
 
 def mask_from_file(path: str) -> Tensor:
@@ -481,8 +485,8 @@ def _promote(x: Array, out: Array) -> None:
 class _Pile:
     """Image files to read, in the order of the rows. File names in messages are relative to ``folder``."""
 
-    def __init__(self, folder: Path, paths: Sequence[Path], reading: Reading) -> None:
-        self.folder, self.paths, self.reading = folder, paths, reading
+    def __init__(self, folder: Path, paths: Sequence[Path], reading: Reading, advice: str = "") -> None:
+        self.folder, self.paths, self.reading, self.advice = folder, paths, reading, advice
         self.hashes: list[bytes] = []
         self.faults: dict[str, list[tuple[int, str]]] = {}
         self.depths = {8: _Stack(len(paths)), 16: _Stack(len(paths))}
@@ -615,6 +619,8 @@ class _Pile:
             widths, heights = zip(*sizes, strict=True)
             span = f"{min(widths)} to {max(widths)} pixels wide and {min(heights)} to {max(heights)} pixels high"
             text = f"the images have {len(sizes):,} different sizes, {span}: {self._sized(sizes)}"
+            if self.advice:
+                return [Problem(f"{text}; {self.advice}")]
             return [Problem(f"{text}; resize the files, or choose one size for all images{how}", answers)]
         if missing:
             return [Problem(f"{much}; choose a smaller size{how}", answers)]

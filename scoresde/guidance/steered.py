@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UsageError
-from ..core.limits import FRACTION, POSITIVE, Checked, Range, ranges
+from ..core.limits import FRACTION, POSITIVE, QUANTILE, Checked, Range, ranges
 from ..core.shapes import align, as_time, expand, flat
 from ..model.estimate import Denoiser, Domain, Estimate, Wrapped
 
@@ -186,7 +186,7 @@ class Thresholded(Checked, Wrapped):
         limit: The largest absolute value of the data in model units.
     """
 
-    limits = ranges(quantile=Range(0, 1, above=True), limit=POSITIVE)
+    limits = ranges(quantile=QUANTILE, limit=POSITIVE)
 
     quantile: float = 0.995
     limit: float = 1.0

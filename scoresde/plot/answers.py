@@ -66,6 +66,7 @@ def answers_figure(
     labels: Sequence[str] = (),
     title: str = "",
     names: Sequence[str] = (),
+    start: int = 0,
 ) -> Figure:
     """Draw the condition of each question, the answers, their mean and standard deviation, and the truth.
 
@@ -81,6 +82,7 @@ def answers_figure(
         labels: A short text for each question.
         title: A description of the questions, such as "pooled by 2".
         names: Names of the columns of vectors, or of the channels of signals.
+        start: The number of the first answer, if earlier ones were drawn before.
 
     Raises:
         UsageError: If the shapes do not match.
@@ -106,7 +108,7 @@ def answers_figure(
     bad = np.isnan(np.where(np.isfinite(x), 0.0, np.nan).reshape(*x.shape[:2], -1).sum(axis=2))
     x[bad] = np.nan
     if kind in ("image", "volume"):
-        return _pictures(x, low, high, told, true, texts if labels else [], title)
+        return _pictures(x, low, high, told, true, texts if labels else [], title, start)
     if kind == "signal":
         return _signals(x, told, true, texts, title, names)
     if len(x) == 1 and (~bad).sum() >= MANY and (told is None or bool(np.isnan(told).all())):
@@ -139,8 +141,9 @@ def _shown(title: str, x: Array, shown: int, every: int, what: str) -> str:
 
 
 def _pictures(
-    x: Floats, low: float, high: float, given: Floats | None, truth: Floats | None, labels: Sequence[str], title: str
-) -> Figure:
+    x: Floats, low: float, high: float, given: Floats | None, truth: Floats | None, labels: Sequence[str], title: str,
+    start: int,
+) -> Figure:  # fmt: skip
     mean, deviation = _moments(x)
     rows, columns = min(len(x), QUESTIONS["image"]), min(x.shape[1], ANSWERS)
     several, channels = x.shape[1] > 1, x.shape[2]
@@ -154,7 +157,7 @@ def _pictures(
         size = x.shape[-2:]
         add(["given"], np.stack([_enlarged(_slice(p), size) for p in given[:rows]])[:, None])
     flat = np.stack([[_slice(p) for p in row] for row in x[:rows, :columns]])
-    add([f"answer {k}" for k in range(columns)] if several else ["answer"], flat)
+    add([f"answer {start + k}" for k in range(columns)] if several else ["answer"], flat)
     if several:
         add(["mean"], np.stack([_slice(p) for p in mean[:rows]])[:, None])
         spread, most = _heat(np.stack([_slice(p) for p in deviation[:rows]]))

@@ -16,6 +16,7 @@ run was trained with images as a condition, they are mapped to the range of thos
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -65,6 +66,7 @@ class Questions:
         places: For each value of a sample, the index of its column in the table, or ``None`` if the value has no
             column.
         files: The files that were read.
+        notes: What was converted while reading, one sentence each.
     """
 
     condition: Condition
@@ -76,6 +78,7 @@ class Questions:
     table: Sheet | None = None
     places: tuple[int | None, ...] = field(default=(), repr=False)
     files: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -172,13 +175,14 @@ def complete(run: Run, questions: Questions) -> bool:
 
 
 def read_questions(
-    run: Run, path: Path, *, mask: Path | None = None, operator: str | None = None, seen: str | None = None
-) -> Questions:
-    """Read questions from a file or folder.
+    run: Run, path: Path | Sequence[Path], *, mask: Path | None = None, operator: str | None = None,
+    seen: str | None = None,
+) -> Questions:  # fmt: skip
+    """Read questions from a file or folder, or from several files and folders of images.
 
     Args:
         run: The run that is to answer the questions.
-        path: The file or folder.
+        path: The file or folder, or several images and folders of images.
         mask: A file that marks the missing values of the samples (:func:`scoresde.data.pictures.mask_from_file`).
         operator: The operator with which to measure samples, instead of the run's operator.
         seen: The operator of the measurements in the file, for a run that was not trained with them. With it, the
@@ -188,15 +192,25 @@ def read_questions(
         UsageError: If the run was trained without a condition, or only with the class, or if the mask cannot be used.
         DataError: If the file cannot be read, or lacks a part of the condition that the run needs.
     """
-    if not path.exists():
-        raise DataError(f"there is no file or folder {path}", parameter="given")
+    paths = list(dict.fromkeys([path] if isinstance(path, Path) else path))
+    for path in paths:
+        if not path.exists():
+            raise DataError(f"there is no file or folder {path}", parameter="given")
     sources = _sources(run) if seen is None else Sources(operator=seen)
     made = _operator(run, operator) if seen is None else _parsed(run, seen)
     if seen is not None and made is not None:
         check_linear(made)
     shapes = _shapes(run, sources, made)
-    if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
-        found = _pictures(run, sources, path, shapes)
+    others = [p for p in paths if not p.is_dir() and p.suffix.lower() not in IMAGE_SUFFIXES]
+    path = (others or paths)[0]
+    if others and len(paths) > 1:
+        raise DataError(
+            f"{path} is one of {len(paths)} given files, but only images and folders of images can be given several at "
+            "a time; pass this file alone, or join the files into one",
+            parameter="given",
+        )
+    if not others:
+        found = _pictures(run, sources, paths, shapes)
     elif is_table(path):
         found = _table(run, sources, path)
     elif path.suffix.lower() in (".npy", ".npz"):
@@ -211,21 +225,26 @@ def read_questions(
     return found if mask is None else _masked(run, found, mask, trained=seen is None)
 
 
-def read_samples(run: Run, path: Path) -> Tensor:
-    """Read samples in data units, ``(n, *event)``, from an image, a folder of images, a table or a NumPy file.
+def read_samples(run: Run, path: Path | Sequence[Path]) -> tuple[Tensor, tuple[str, ...]]:
+    """Read samples in data units, ``(n, *event)``, from images, a folder of images, a table or a NumPy file.
+
+    Returns:
+        The samples, and notes on what was converted while reading, one sentence each.
 
     Raises:
-        DataError: If the file cannot be read, or its contents do not have the shape of the run's data.
+        DataError: If a file cannot be read, or its contents do not have the shape of the run's data.
     """
     try:
-        found = read_questions(run, path, seen="cells").condition.image
+        found = read_questions(run, path, seen="cells")
     except ScoresdeError as error:
         error.parameter = "near"
         raise
-    assert found is not None
-    if bool(found.isnan().any()):
-        raise DataError(f"{path} has missing values; fill them in first", parameter="near")
-    return found
+    x = found.condition.image
+    assert x is not None
+    if bool(x.isnan().any()):
+        files = ", ".join(map(str, found.files))
+        raise DataError(f"{files} has missing values; fill them in first", parameter="near")
+    return x, found.notes
 
 
 def _sources(run: Run) -> Sources:
@@ -268,8 +287,9 @@ def _no_picture(run: Run, path: Path, sources: Sources) -> UsageError:
     )
 
 
-def _pictures(run: Run, sources: Sources, path: Path, shapes: Sequence[tuple[int, ...]]) -> Questions:
-    """Read one question from each image."""
+def _pictures(run: Run, sources: Sources, given: Sequence[Path], shapes: Sequence[tuple[int, ...]]) -> Questions:
+    """Read one question from each of the given images, and from each image in the given folders."""
+    path = given[0]
     if not shapes:
         raise _no_picture(run, path, sources)
     if all(len(shape) != 3 for shape in shapes):
@@ -278,25 +298,28 @@ def _pictures(run: Run, sources: Sources, path: Path, shapes: Sequence[tuple[int
             f".npy file{' or a table' if run.info.kind == 'vector' else ''}",
             parameter="given",
         )
-    folder, paths = (path, pictures_in(path)) if path.is_dir() else (path.parent, [path])
-    if not paths:
-        raise DataError(f"{path} contains no images ({', '.join(IMAGE_SUFFIXES)})", parameter="given")
+    folder, paths = _files(given)
+    expected = " or ".join(dict.fromkeys(map(_size, shapes)))
+    advice = f"resize the files to what the run expects, {expected}, or give the images of each size alone"
     pixels, fault = None, None
+    notes: tuple[str, ...] = ()
     try:
-        pixels = _channels(read_pictures(folder, paths)[0], shapes)
+        read, _, notes = read_pictures(folder, paths, advice=advice)
+        pixels, notes = _channels(read, shapes, notes)
     except Problems as error:
         fault = error
     how, reading = "", AS_IS if run.config is None else run.config.reading
     if pixels is None and sources.operator and reading.size:
-        pixels = _resized(folder, paths, reading, shapes)
+        pixels, notes = _resized(folder, paths, reading, shapes)
         how = f", resized to {reading.size} x {reading.size} as in training,"
     if pixels is None:
         if fault is not None:
             raise fault
-        found = read_pictures(folder, paths)[0].shape[1:]
+        found = "".join(f" ({note})" for note in notes)
         raise DataError(
-            f"{path}: the image{'s have' if len(paths) > 1 else ' has'} {_size(found)}, but the run expects "
-            f"{' or '.join(dict.fromkeys(map(_size, shapes)))}; resize or convert {'them' if len(paths) > 1 else 'it'}",
+            f"{path if len(given) == 1 else folder}: the image{'s have' if len(paths) > 1 else ' has'} "
+            f"{_size(read.shape[1:])}{found}, but the run expects {expected}; resize or convert "
+            f"{'them' if len(paths) > 1 else 'it'}",
             parameter="given",
         )
     top = 65535.0 if pixels.dtype == np.uint16 else 255.0
@@ -311,7 +334,7 @@ def _pictures(run: Run, sources: Sources, path: Path, shapes: Sequence[tuple[int
     names = [p.relative_to(folder).with_suffix("").as_posix() for p in paths]
     twice = {name for name in names if names.count(name) > 1}
     names = [p.relative_to(folder).as_posix() if n in twice else n for n, p in zip(names, paths, strict=True)]
-    where = f"from {path}" if path.is_dir() else str(path)
+    where = f"from {len(given)} files or folders" if given[1:] else f"from {path}" if path.is_dir() else str(path)
     what = f"{count} {where}{how} of {_side(image.shape[1:])}" if len(paths) == 1 else (
         f"{count} of {_side(image.shape[1:])} {where}{how}"
     )  # fmt: skip
@@ -319,8 +342,24 @@ def _pictures(run: Run, sources: Sources, path: Path, shapes: Sequence[tuple[int
         what += ", without colours"
     text = _texts(paths) if sources.text else ()
     return Questions(
-        Condition(image=image), tuple(names), one_line(what), labels=tuple(names), text=text, files=tuple(paths)
-    )
+        Condition(image=image), tuple(names), one_line(what), labels=tuple(names), text=text, files=tuple(paths),
+        notes=notes,
+    )  # fmt: skip
+
+
+def _files(given: Sequence[Path]) -> tuple[Path, list[Path]]:
+    """Return the folder to which the names of the given images are relative, and all images, each of them once."""
+    if given[1:]:  # without "..", because the answers are named after the images
+        given = [Path(os.path.abspath(path)) for path in given]
+    found: list[Path] = []
+    for path in given:
+        inside = pictures_in(path) if path.is_dir() else [path]
+        if not inside:
+            raise DataError(f"{path} contains no images ({', '.join(IMAGE_SUFFIXES)})", parameter="given")
+        found += inside
+    if not given[1:]:
+        return (given[0] if given[0].is_dir() else given[0].parent), found
+    return Path(os.path.commonpath([path if path.is_dir() else path.parent for path in given])), [*dict.fromkeys(found)]
 
 
 def _texts(paths: Sequence[Path]) -> tuple[str, ...]:
@@ -345,23 +384,32 @@ def _side(shape: Sequence[int]) -> str:
     return f"{shape[-1]} x {shape[-2]}" if len(shape) == 3 else " x ".join(map(str, shape))
 
 
-def _channels(pixels: Array, shapes: Sequence[tuple[int, ...]]) -> Array | None:
-    """Return images in grey or in colour, whichever fits one of the shapes, or ``None`` if neither fits."""
-    shape = pixels.shape[1:]
+def _channels(
+    pixels: Array, shapes: Sequence[tuple[int, ...]], notes: tuple[str, ...]
+) -> tuple[Array | None, tuple[str, ...]]:
+    """Return images in grey or in colour, whichever fits one of the shapes, or ``None`` if neither fits.
+
+    The second result are the notes, with a note on images that were converted here.
+    """
+    shape, count = pixels.shape[1:], f"{len(pixels):,} image{'s' * (len(pixels) > 1)}"
     if shape in shapes:
-        return pixels
+        return pixels, notes
     if shape[0] == 1 and (3, *shape[1:]) in shapes:
-        return pixels.repeat(3, 1)
-    grey = shape[0] == 3 and bool((pixels == pixels[:, :1]).all())
-    return pixels[:, :1] if grey and (1, *shape[1:]) in shapes else None
+        return pixels.repeat(3, 1), (*notes, f"{count} in grey, used as colour as the run expects")
+    if shape[0] == 3 and bool((pixels == pixels[:, :1]).all()) and (1, *shape[1:]) in shapes:
+        return pixels[:, :1], (*notes, f"{count} in colour without any colours, used as grey as the run expects")
+    return None, notes
 
 
 def _resized(
     folder: Path, paths: Sequence[Path], reading: Reading, shapes: Sequence[tuple[int, ...]]
-) -> Array | None:  # fmt: skip
-    """Read images and resize them as in training. Return ``None`` if an image is too small or no shape fits."""
-    pixels, smallest = read_pictures(folder, paths, Reading(size=reading.size, fit=reading.fit))
-    return _channels(pixels, shapes) if min(smallest) >= reading.size else None
+) -> tuple[Array | None, tuple[str, ...]]:  # fmt: skip
+    """Read images and resize them as in training. The pixels are ``None`` if an image is too small or no shape fits.
+
+    The second result are the notes on what was converted.
+    """
+    pixels, smallest, notes = read_pictures(folder, paths, Reading(size=reading.size, fit=reading.fit))
+    return _channels(pixels, shapes, notes) if min(smallest) >= reading.size else (None, notes)
 
 
 def _arrays(run: Run, sources: Sources, path: Path, shapes: Sequence[tuple[int, ...]]) -> Questions:
@@ -602,6 +650,7 @@ class Asked:
     Attributes:
         questions: The questions.
         each: Number of answers for each question. Sample i answers question ``i // each``.
+        start: The number of the first answer to each question, if earlier ones were drawn before.
         seen: The measurements that the run is conditioned on, with one row for each sample or a single row for all
             samples, or ``None`` if there are no measurements.
         info: The description of the data of the run.
@@ -611,6 +660,11 @@ class Asked:
     each: int
     seen: Seen | None
     info: DataInfo
+    start: int = 0
+
+    def number(self, i: int) -> int:
+        """Return the number of sample ``i`` among all answers to its question."""
+        return self.start + i % self.each
 
     @property
     def _first(self) -> Seen | None:
@@ -662,13 +716,13 @@ class Asked:
 
 def write_filled(
     path: Path, questions: Questions, lines: Iterable[Sequence[str]], index: Array, each: int, known: Tensor | None,
-    names: Sequence[str],
+    names: Sequence[str], start: int = 0,
 ) -> Path:  # fmt: skip
     """Write the table of the questions with its unknown cells filled in.
 
     The new table has one row for each answer, but a question without unknown cells has a single row. Known cells, and
     columns that the model does not use, are copied exactly. Unless every question has exactly one row, two columns are
-    added: the index of the question, and the index of the answer among the answers to that question.
+    added: the index of the question, and the number of the answer among all answers to that question.
 
     Args:
         path: The file to write.
@@ -679,12 +733,13 @@ def write_filled(
         known: A mask of the values that are known from the questions, bool ``(Q, D)``, or ``None`` if no values are
             known.
         names: The name of each value. If the table has no column for a value, a column with this name is added.
+        start: The number of the first answer to each question.
     """
     sheet, n = questions.table, len(questions)
     assert sheet is not None
     more = [i for i, place in enumerate(questions.places) if place is None]
     whole = [False] * n if known is None or more else known.all(1).tolist()
-    numbered, rows, before = (each > 1 and not all(whole)) or len(index) < n, [], -1
+    numbered, rows, before = (each > 1 and not all(whole)) or len(index) < n or start > 0, [], -1
     for answer, line in zip(index.tolist(), lines, strict=True):
         question = answer // each
         if whole[question] and question == before:
@@ -695,7 +750,7 @@ def write_filled(
             if place is not None and (known is None or not bool(known[question, i])):
                 cells[place] = line[i].replace(".", ",") if sheet.commas else line[i]
         cells += [line[i].replace(".", ",") if sheet.commas else line[i] for i in more]
-        rows.append([str(question), str(answer % each), *cells] if numbered else cells)
+        rows.append([str(question), str(start + answer % each), *cells] if numbered else cells)
     header: list[str] = []
     if any(sheet.names):
         header = [*sheet.names, *(names[i] for i in more)]

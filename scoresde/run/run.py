@@ -7,7 +7,7 @@ the path are bound to a run before it is used, as in
     run.measured("pool:2", low, noise=5.0).sample(16, "ancestral")
 
 Each of these methods returns a new run. Whatever the order of the calls, the settings are applied in the order given,
-guided, steered, measured, on, near. :func:`load` loads a run from its folder.
+guided, steered, limited, measured, on, near. :func:`load` loads a run from its folder.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from ..core.limits import (
     FRACTION,
     FRAMES,
     NONNEGATIVE,
+    QUANTILE,
     RTOL,
     SCALE,
     SEED,
@@ -59,7 +60,7 @@ from ..data.dataset import ARRAY, old_codec
 from ..data.pictures import mask_from_file
 from ..guidance.classifier_free import ALL, Guided, check_interval
 from ..guidance.measured import Measured, Rule
-from ..guidance.steered import Potential, Steered
+from ..guidance.steered import Potential, Rescaled, Steered, Thresholded
 from ..likelihood import Elbo, Likelihood, Scores, elbo
 from ..likelihood.chain import bound
 from ..likelihood.elbo import whose
@@ -70,7 +71,7 @@ from ..model.parametrization import Parametrization
 from ..operators import AddedNoise, Mask, OneOf, Operator, parse
 from ..sde.base import SDE
 from ..sde.reach import Reach
-from ..solvers import ProbabilityFlow, Solution, Solver, sample
+from ..solvers import Multistep, ProbabilityFlow, Solution, Solver, sample
 from ..solvers.base import Watch
 from .config import TrainConfig
 from .files import checkpoint_at, chosen_checkpoint, find_run, load_weights, read_config
@@ -80,6 +81,10 @@ from .seen import Seen, covers, kept_mask, measured, understood
 from .spec import ModelSpec
 
 __all__ = ["Run", "Samples", "described", "load", "outline", "reach", "warn_of_prior"]
+
+# Numbers of steps of ``multistep``, the default solver of a run to which something is bound
+STEPS_GIVEN = 30  # for conditions and guidance, as in ``evaluate``
+STEPS_STEERED = 50  # for steering and measurements
 
 
 def reach(domain: Domain, info: DataInfo, spread: float | None = None) -> Reach:
@@ -134,6 +139,9 @@ class Run:
         interval: The noise levels at which the model is guided, bound by :meth:`guided`.
         potential: The function whose gradient steers the samples, bound by :meth:`steered`, or ``None``.
         strength: The factor of this gradient, bound by :meth:`steered`.
+        rescale: The weight of the estimate with the contrast of the unguided model, bound by :meth:`limited`.
+        threshold: The quantile of the estimate that is limited to the range of the data, bound by :meth:`limited`, or
+            ``None``.
         path: The path on which to sample, bound by :meth:`on`, or ``None`` for the model's own path.
         changed_data: Whether to accept the run's data even if they have changed. If false, missing rows or different
             data raise an error.
@@ -164,6 +172,8 @@ class Run:
     interval: tuple[float, float] = ALL
     potential: Potential | None = None
     strength: float = 1.0
+    rescale: float = 0.0
+    threshold: float | None = None
     path: SDE | None = None
     changed_data: bool = False
     told: bool = False
@@ -188,6 +198,8 @@ class Run:
         bound = [] if self.condition is None else [f"given {self._names()}"]
         bound += [] if self.scale == 1.0 else [f"guided {self.scale:g}"]
         bound += [] if self.potential is None else ["steered"]
+        bound += [f"rescaled by {self.rescale:g}"] if self.rescale else []
+        bound += [] if self.threshold is None else [f"limited at the quantile {self.threshold:g}"]
         bound += [] if self.measurement is None else [f"measured by {self.measurement.operator}"]
         bound += [] if self.path is None else [f"on {self.path!r}"]
         dtype = str(self.dtype).removeprefix("torch.")
@@ -648,9 +660,10 @@ class Run:
 
     @property
     def _plain(self) -> Run:
-        """The run with its condition and its guidance, but without steering, measurements, path and start."""
+        """The run with its condition and its guidance, but without any other setting that is bound to it."""
         return replace(
-            self, potential=None, measurement=None, rule=None, noise=0.0, path=None, begin=None, told=True
+            self, potential=None, rescale=0.0, threshold=None, measurement=None, rule=None, noise=0.0, path=None,
+            begin=None, told=True,
         )  # fmt: skip
 
     @checked(scale=Range(-1e6, 1e6))
@@ -663,6 +676,40 @@ class Run:
             scale: The factor by which the gradient is multiplied.
         """
         return replace(self, potential=potential, strength=float(scale))
+
+    @checked(rescale=FRACTION, threshold=QUANTILE)
+    def limited(self, rescale: float = 0.0, threshold: float | None = None) -> Run:
+        """Return the run whose guided or steered estimates keep the contrast and the range of the data.
+
+        A large scale of the guidance gives samples with too much contrast and with saturated values. If both limits are
+        set, estimates are rescaled first.
+
+        Args:
+            rescale: The weight, 0 to 1, of an estimate with the standard deviation of that without guidance and
+                steering (:class:`scoresde.Rescaled`). 0 changes nothing.
+            threshold: The quantile, above 0 and up to 1, of the absolute values of an estimate that is scaled down to
+                the range of the data (:class:`scoresde.Thresholded`). ``None`` sets no limit.
+
+        Raises:
+            UsageError: If ``threshold`` is set, but the data are not pictures, volumes or signals, whose values have a
+                common range.
+        """
+        if threshold is not None and self.info.kind == "vector":
+            raise UsageError(
+                f"a threshold limits the values of pictures and signals to their range, but {self.info.name} has "
+                "vectors, whose values have no common range; leave out the threshold",
+                parameter="threshold",
+            )
+        return replace(self, rescale=float(rescale), threshold=threshold)
+
+    @property
+    def _extreme(self) -> float:
+        """The largest absolute value of the data in model units."""
+        info, width = self.info, 0.0
+        if info.levels:
+            width = (info.high - info.low) / (info.levels - 1)  # a level is the lower end of its cell
+        ends = torch.tensor([info.low, info.high + width], dtype=torch.float64).reshape(2, *[1] * len(info.shape))
+        return float(self.codec.continuous.to_model(ends.expand(2, *info.shape), None).abs().max())
 
     @checked(noise=NONNEGATIVE, each=COUNT, seed=SEED)
     def measured(
@@ -802,6 +849,17 @@ class Run:
             model = Guided(model, self._against(), self.scale, self.interval)
         if self.potential is not None:
             model = Steered(model, self.potential, self.strength)
+        if self.rescale:
+            if self.scale == 1.0 and self.potential is None:
+                raise UsageError(
+                    f"rescale={self.rescale:g} restores the contrast of the model without guidance, so it has no "
+                    "effect on a run that is neither guided nor steered; set a scale of guidance, or leave it out",
+                    parameter="guidance",
+                    value=2,
+                )
+            model = Rescaled(model, self.rescale)
+        if self.threshold is not None:
+            model = Thresholded(model, self.threshold, self._extreme)
         if self.rule is not None:
             model = self._measured(model)
         return model if self.path is None else convert(model, self.path)
@@ -844,6 +902,10 @@ class Run:
             facts["interval"] = [str(end) for end in self.interval]
         if self.potential is not None:
             facts |= {"potential": _identity(self.potential), "strength": self.strength}
+        if self.rescale:
+            facts["rescale"] = self.rescale
+        if self.threshold is not None:
+            facts["threshold"] = self.threshold
         if self.measurement is not None:
             facts |= {"measured": str(self.measurement.operator), "noise": self.noise, "rule": outline(self.rule)}
             facts["y"] = digest(*_tensors(self.measurement)) if len(self.measurement) == 1 else None
@@ -935,11 +997,24 @@ class Run:
 
     # --------------------------------------------------------------------------------------------------------- using
 
+    @property
+    def default_solver(self) -> Solver:
+        """The solver that draws the samples if none is named.
+
+        It is ``ode``, which solves the flow to a tolerance, for a run to which neither a condition nor guidance,
+        steering or measurements are bound. Otherwise, it is ``multistep``, because the flow is less smooth, so that a
+        solver with adaptive steps becomes slow: with 50 steps for steering and measurements, and with 30 for the rest.
+        Both numbers are enough where they were measured (see the manual, on measuring and on evaluation).
+        """
+        if self.potential is not None or self.rule is not None:
+            return Multistep(STEPS_STEERED)
+        return ProbabilityFlow() if self.condition is None and self.scale == 1.0 else Multistep(STEPS_GIVEN)
+
     @checked(n=COUNT, seed=SEED, start=WHOLE, batch=COUNT)
     def sample(
         self,
         n: int,
-        solver: str | Solver = "ode",
+        solver: str | Solver | None = None,
         *,
         seed: int = 0,
         start: int = 0,
@@ -954,7 +1029,7 @@ class Run:
 
         Args:
             n: Number of samples. A condition with more than one row must have ``n`` rows.
-            solver: A name in :data:`scoresde.core.tables.SOLVERS`, or a solver.
+            solver: A name in :data:`scoresde.core.tables.SOLVERS`, or a solver (default: :attr:`default_solver`).
             seed, start: Random seed, and index of the first sample. For each seed, the sample with a given index is the
                 same in every call.
             denoise: Whether to end with a noise-free step (see :func:`scoresde.sample`).
@@ -973,7 +1048,8 @@ class Run:
         # Memory for the states, for the model's final output, and for the samples in data units.
         size = 3 * math.prod(self.info.shape) * torch.finfo(self.dtype).bits // 8
         enough_memory(n * size, f"{n:,} samples of {self.info.dims:,} numbers", "n")
-        built: Solver = build(solver, SOLVERS, "solver", typed=True, kind=Solver)
+        chosen = self.default_solver if solver is None else solver
+        built: Solver = build(chosen, SOLVERS, "solver", typed=True, kind=Solver)
         if brownian and not built.stochastic:
             raise UsageError(f"{type(built).__name__} draws no noise; brownian requires a stochastic solver")
         model = self._bound(n)

@@ -80,8 +80,9 @@ def write_samples(
     error.
 
     For samples that answer questions (:mod:`scoresde.run.questions`), the array ``given`` contains the index of each
-    sample's question, ``filled.csv`` is the table of the questions with its empty cells filled, ``answers.png`` shows
-    each question next to its answers, and the image files are named after the questions.
+    sample's question, and ``answer`` its number among all answers to this question. ``filled.csv`` is the table of the
+    questions with its empty cells filled, ``answers.png`` shows each question next to its answers, and the image files
+    are named after the questions and the numbers of the answers.
 
     Args:
         folder: The folder to write to.
@@ -112,15 +113,18 @@ def write_samples(
         x = x.to(torch.uint8)
     files, pictures = [], []
     index = ok.nonzero().flatten().numpy()
+    first = 0 if asked is not None else int(made.get("start", 0))
     if "npz" in kinds:
-        arrays = {"x": x.numpy(), "index": index}
-        arrays |= {} if asked is None else {"given": index // asked.each}
+        arrays = {"x": x.numpy(), "index": first + index}
+        arrays |= {} if asked is None else {"given": index // asked.each, "answer": asked.start + index % asked.each}
         files.append(write_arrays(folder / "samples.npz", arrays))
     if "csv" in kinds:
         names = info.names or tuple(f"x{i}" for i in range(x.shape[1]))
         if asked is not None and asked.questions.table is not None:
             filled, lines = folder / "filled.csv", _lines(x, codec, asked.questions)
-            files.append(write_filled(filled, asked.questions, lines, index, asked.each, asked.cells, names))
+            files.append(
+                write_filled(filled, asked.questions, lines, index, asked.each, asked.cells, names, asked.start)
+            )
         else:
             files.append(write_csv(folder / "samples.csv", names, _lines(x, codec)))
     write_json(folder / "samples.json", dict(made))
@@ -149,17 +153,16 @@ def write_samples(
         with optional(str(folder / "files"), kept):
             from ..plot import save_images
 
-            first = int(made.get("start", 0))
             titles = [f"{first + i:06d}.png" for i in index]
             if asked is not None:
-                titles = [f"{asked.questions.names[i // asked.each]}-{i % asked.each}.png" for i in index]
+                titles = [f"{asked.questions.names[i // asked.each]}-{asked.number(i)}.png" for i in index]
             pictures.append(save_images(folder / "files", x.numpy(), titles, info.low, info.high))
     if frames is not None and {"gif", "path"} & set(kinds):
         with optional("the trajectory of the samples", kept):
             times, states = frames() if callable(frames) else frames
             states = states[:, ok] if info.wide else states[:, ok].float()
             if "path" in kinds:
-                arrays = {"t": times.numpy(), "x": states.numpy(), "index": index}
+                arrays = {"t": times.numpy(), "x": states.numpy(), "index": first + index}
                 files.append(write_arrays(folder / "path.npz", arrays))
             if "gif" in kinds:
                 from ..plot import animate, save_gif
@@ -178,7 +181,7 @@ def _answers(samples: Samples, info: DataInfo, asked: Asked) -> Figure:
     x[~ok] = torch.nan
     return answers_figure(
         x.reshape(n, asked.each, *x.shape[1:]), info.kind, info.low, info.high, given=asked.given, truth=asked.truth,
-        labels=asked.questions.labels, title=asked.title, names=info.names,
+        labels=asked.questions.labels, title=asked.title, names=info.names, start=asked.start,
     )  # fmt: skip
 
 

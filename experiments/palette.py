@@ -70,7 +70,7 @@ def drawn(run: Run, y: Tensor, task: str, each: int, steps: int) -> Tensor:
 def better(truth: Tensor, first: Tensor, second: Tensor, hidden: Tensor) -> Measurement:
     """Return by how many decibels the first of two estimates of the same pictures is better than the second."""
     errors = [((x - truth) * hidden).square().flatten(1).sum(1) for x in (first, second)]
-    return jackknife(lambda a, b: 10 * math.log10(float(b.sum() / a.sum())), *errors)
+    return jackknife(lambda a, b: 10 * math.log10(float(b.sum() / a.sum())), *errors, paired=True)
 
 
 def restore(args: argparse.Namespace) -> list[tuple[str, list[Tensor]]]:

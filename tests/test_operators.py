@@ -337,8 +337,8 @@ def test_what_is_missing_before_a_call_is_named() -> None:
 
 @pytest.mark.parametrize(
     "operator",
-    [Hole(2), Half("left"), Cells(0.5), Crop(), Mask(torch.tensor([[True, False], [False, True]]).repeat(2, 3)), Pool(2),
-     Grey(), Blur(), AddedNoise(0.5), JPEG(20)],
+    [Hole(2), Half("left"), Cells(0.5), Crop(), Mask(torch.tensor([[True, False], [False, True]]).repeat(2, 3)),
+     Pool(2), Grey(), Blur(), AddedNoise(0.5), JPEG(20)],
     ids=str,
 )  # fmt: skip
 def test_what_a_measurement_leaves_open(operator: Operator) -> None:

@@ -255,6 +255,7 @@ class _Asks:
         """
         from ..core.progress import Progress
         from ..study.answers import ask, check_metrics, judge, questions, training_rows
+        from ..study.baselines import estimates
 
         run, seed = session.loaded, session.seed
         check_metrics(metrics or (), self.each, run)  # before drawing answers, which takes a long time
@@ -273,7 +274,7 @@ class _Asks:
             )  # fmt: skip
         judged = None
         if metrics is None or metrics:
-            judged = judge(found, metrics, training=training_rows(data), seed=seed)
+            judged = judge(found, metrics, training=training_rows(data), others=estimates(found, data), seed=seed)
         assert found.solution is not None
         shown = None if found.seen is None else str(found.seen.operator or self.operator or run.operator)
         facts = _facts(session, built, solver, found.solution)

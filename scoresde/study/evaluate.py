@@ -182,6 +182,9 @@ def evaluate(
             stacklevel=2,
         )
         copies = None
+    if copies is not None and not len(data.train):
+        warnings.warn("the check for copies was skipped: there are no training rows to compare with", stacklevel=2)
+        copies = None
     found = None if copies is None else find_copies(copies(x), copies(data.train), copies(data.test))
     by = None if copies is None else (copies.name, copies.hash)
     origins = () if found is None else tuple(data.origin(i) for i in found.nearest.tolist())

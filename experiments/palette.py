@@ -70,7 +70,7 @@ def drawn(run: Run, y: Tensor, task: str, each: int, steps: int) -> Tensor:
 def better(truth: Tensor, first: Tensor, second: Tensor, hidden: Tensor) -> Measurement:
     """Return by how many decibels the first of two estimates of the same pictures is better than the second."""
     errors = [((x - truth) * hidden).square().flatten(1).sum(1) for x in (first, second)]
-    return jackknife(lambda a, b: 10 * math.log10(float(b.sum() / a.sum())), *errors)
+    return jackknife(lambda a, b: 10 * math.log10(float(b.sum() / a.sum())), *errors, paired=True)
 
 
 def restore(args: argparse.Namespace) -> list[tuple[str, list[Tensor]]]:
@@ -85,9 +85,7 @@ def restore(args: argparse.Namespace) -> list[tuple[str, list[Tensor]]]:
     for task in TASKS:
         operator, y = measured(parse(task).on(data.info.shape, data.info.low, data.info.high), truth, seed=1)
         _, seen = measured(parse(task).on(data.info.shape, data.info.low, data.info.high), data.train, seed=2)
-        hidden = torch.ones(1, *data.info.shape, dtype=torch.bool)
-        if isinstance(operator, Masking):
-            hidden = (~operator.known(data.info.shape)).expand(1, *data.info.shape)
+        hidden = operator.hidden(data.info.shape)
         best = linear(seen.nan_to_num(), data.train, hidden)(y.nan_to_num())
         by = {
             name: drawn(run, y, task, args.each, args.solver_steps) for name, run in (("own", own[task]), ("one", one))

@@ -39,7 +39,7 @@ from scoresde import Condition, Dataset, Multistep, Run, TrainConfig, fit, load,
 from scoresde.core.files import read_tensors, write_tensors
 from scoresde.data.batch import Batches, Rows
 from scoresde.metrics import exact_gap, gap, psnr, ranks, spread, ssim
-from scoresde.operators import Masking, Pool, parse
+from scoresde.operators import Pool, parse
 from scoresde.train.averages import EMA
 from scoresde.train.loop import prepared
 
@@ -194,9 +194,7 @@ def main() -> None:
 
     data = load_data(args.folder)
     operator = parse(args.cond).on(data.info.shape, data.info.low, data.info.high)
-    hidden = torch.ones(1, *data.info.shape, dtype=torch.bool)
-    if isinstance(operator, Masking):
-        hidden = (~operator.known(data.info.shape)).expand(1, *data.info.shape)
+    hidden = operator.hidden(data.info.shape)
     index = torch.arange(args.n)
     truth, span = data.test[index].double(), data.info.high - data.info.low
     measured = torch.cat([operator(part.double()) for part in data.train.split(10_000)])

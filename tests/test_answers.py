@@ -196,3 +196,31 @@ def test_shapes_that_do_not_belong_together() -> None:
     with pytest.raises(UsageError, match="at least two answers"):
         spread(truth, answers[:, :1])
     assert psnr(truth, truth, 1.0).value == math.inf
+
+
+def test_the_errors_of_paired_sums_are_those_of_repetitions() -> None:
+    """The two errors of a question belong together, and so do its error and its number of hidden values."""
+    found: dict[str, list[tuple[float, float]]] = {"gap": [], "spread": [], "psnr": [], "coverage": []}
+    for seed in range(80):
+        noise = [Noise.of(200, 4 * seed + i) for i in range(4)]
+        size = noise[0].normal((1,), dtype=torch.float64).exp()  # questions differ in how uncertain they are
+        truth = size * noise[1].normal((4,), dtype=torch.float64)
+        answers = size[:, None] * noise[2].normal((3, 4), dtype=torch.float64)
+        hidden = noise[3].uniform((4,), dtype=torch.float64) < noise[3].uniform((1,), 1, dtype=torch.float64)
+        for name, one in (
+            ("gap", gap(truth, answers, 1.0)), ("spread", spread(truth, answers)),
+            ("psnr", psnr(truth, answers, 1.0, hidden)), ("coverage", coverage(truth, answers, 0.5, hidden)),
+        ):  # fmt: skip
+            found[name].append((one.value, one.stderr))
+    for name, pairs in found.items():
+        values, errors = np.array(pairs).T
+        assert errors.mean() == pytest.approx(values.std(), rel=0.25), name
+
+
+def test_questions_without_hidden_values_do_not_break_the_errors() -> None:
+    truth, answers = posterior(6, 3)
+    hidden = torch.zeros(6, 3, dtype=torch.bool)
+    hidden[1] = True
+    found = psnr(truth, answers, 1.0, hidden)
+    assert found.value == psnr(truth[1:2], answers[1:2], 1.0).value
+    assert math.isnan(psnr(truth, answers, 1.0, torch.tensor(False)).value)

@@ -793,11 +793,11 @@ def test_a_metric_that_does_not_suit_the_data_is_refused_before_anything_is_draw
     import scoresde.study.answers as answers
 
     run = of("sensors")
-    facts: Any = shell.json(f"evaluate {run} --given test --each 2 --n 2")
+    facts: Any = shell.json(f"evaluate {run} --given test --each 2 --n 2 --seed 1")
     assert facts["answers"]["skipped"]["ssim"].startswith("it compares pictures")
-    assert "2 answers for each of 1 row of sensors" in shell.err
-    shell(f"evaluate {run} --given test --each 2 --n 2 --metrics spread --out again")
-    assert "2 answers to each of 1 question;" in shell.out
+    assert "2 answers for 1 row of sensors" in shell.err
+    shell(f"evaluate {run} --given test --each 2 --n 2 --seed 1 --metrics spread --out again")
+    assert "2 answers to 1 question;" in shell.out
     monkeypatch.setattr(answers, "ask", lambda *_, **__: pytest.fail("answers were drawn"))
     shell.refuses(f"evaluate {run} --given test --metrics psnr,ssim", 2, "'ssim' cannot be computed", "pictures")
     found = load(run)

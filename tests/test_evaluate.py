@@ -29,6 +29,7 @@ from scoresde.study.evaluate import (
     compare,
     described,
     evaluate,
+    evaluate_features,
     evaluation_table,
     metrics_by_name,
     resolved_options,
@@ -424,6 +425,7 @@ def test_evaluate_takes_features_from_a_file(copied: Copied, shell) -> None:
     out, err = shell("evaluate --features f.npz")
     assert "warning: the check for copies was skipped: f.npz has no array 'train'" in err
     assert "30 samples against 40 rows of f.npz (reference)" in out and "features: f.npz (3 per row)" in out
+    assert evaluate_features(Path("f.npz"), {}).copies_by is None
     np.savez("f.npz", **arrays, train=np.concatenate([rng.normal(size=(50, 3)), arrays["samples"][:1]]))
     out, err = shell("evaluate --features f.npz --json")
     assert err == "" and json.loads(out)["copies"]["flagged"] == [0] and json.loads(out)["n_real"] == 30

@@ -234,6 +234,13 @@ def test_names_of_extractors(digits: Dataset, trained: TrainedClassifier, tmp_pa
         extractor_by_name("classifier", load_data("moons"), folder=home)
     with pytest.raises(UsageError, match="unknown features 'pixles'; choose from: auto, pixels, classifier"):
         extractor_by_name("pixles", digits)
+    for name in ("auto:x", "auto:", "pixels:digits"):  # no module of a user's is called so
+        with pytest.raises(UsageError, match=f"features '{name}': .* takes nothing after a colon; use "):
+            extractor_by_name(name, digits)
+    # Nobody could say whether a classifier of these is better than chance.
+    told.clear()
+    assert extractor_by_name("auto", replace(digits, test_labels=None), told=told.append).name == "pixels"
+    assert not told
 
 
 # --------------------------------------------------------------------------------------------------------- inception

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -185,9 +186,9 @@ def test_the_label_takes_the_place_of_a_time() -> None:
     torch.testing.assert_close(pair.seen[0], 999 * t.float())  # what weights from elsewhere know
 
 
-@pytest.mark.parametrize("embed", [(1, 1), (0, float("inf")), (0, 1, 2)])
+@pytest.mark.parametrize("embed", [(1, 1), (0, float("inf")), (0, 1, 2), 999, ("a", 1), "no"])
 def test_numbers_that_span_nothing(embed: Any) -> None:
-    with pytest.raises(UsageError, match="two different numbers"):
+    with pytest.raises(UsageError, match=f"two different numbers.*, got {re.escape(repr(embed))}$"):
         Labelled(Pair(), embed)
 
 

@@ -333,3 +333,22 @@ def test_what_is_missing_before_a_call_is_named() -> None:
         Fourier().transpose(torch.zeros(1, 1, 3, 3, 2))
     with pytest.raises(UsageError, match="boolean tensor"):
         Mask(torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [Hole(2), Half("left"), Cells(0.5), Crop(), Mask(torch.tensor([[True, False], [False, True]]).repeat(2, 3)),
+     Pool(2), Grey(), Blur(), AddedNoise(0.5), JPEG(20)],
+    ids=str,
+)  # fmt: skip
+def test_what_a_measurement_leaves_open(operator: Operator) -> None:
+    """Hidden values are those that the network is shown as NaN, or all of them if no value is shown as it is."""
+    x = torch.rand(3, 3, 4, 6, dtype=F64)
+    operator = operator.on((3, 4, 6)).drawn(Noise.of(3, 0))
+    hidden, shown = operator.hidden((3, 4, 6)).expand(x.shape), operator.degrade(x)
+    assert hidden.dtype == torch.bool and bool(hidden.any())
+    if isinstance(operator, Pool | Grey | Blur | AddedNoise | JPEG):
+        assert bool(hidden.all()) and not bool(shown.isnan().any())
+    else:
+        torch.testing.assert_close(hidden, shown.isnan())
+        assert bool((shown == x)[~hidden].all()) and not bool(hidden.all())

@@ -443,8 +443,9 @@ def test_the_table_and_the_json(simulations: Dataset, tmp_path: Path) -> None:
         "psnr of one", "psnr of mean", "", "spread", "ranks", "within 50%", "within 80%", "within 95%",
     ]  # fmt: skip
     assert lines[3].split()[0] == "gap" and f"{found.exact_gap:.2f}" in lines[3] and lines[1].count("±") == 2
-    assert lines[10].split() == ["ranks", "p", "within", "50%", "within", "80%", "within", "95%"]
-    assert lines[11].startswith("x0") and lines[12].startswith("x1") and lines[11].count("±") == 4
+    assert [line.split("  ")[0] for line in lines[10:13]] == ["without a network", "column means", "linear regression"]
+    assert lines[14].split() == ["ranks", "p", "within", "50%", "within", "80%", "within", "95%"]
+    assert lines[15].startswith("x0") and lines[16].startswith("x1") and lines[15].count("±") == 4
     text = "\n".join(lines)
     assert "9 answers to each of 200 questions" in text and "no p-value, because up to 2 values" in text
     assert "not computed: ssim, because it compares pictures, but simulations contains vectors" in text

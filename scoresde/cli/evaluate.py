@@ -53,13 +53,16 @@ ALL = ",".join((*METRICS, "copies"))
 @option("--units", under="Data", default="auto", metavar="LOW,HIGH",
         help="Units of the samples: auto, data, model, or the sample values, such as 0,1, that correspond to the "
              "lowest and the highest data value.")  # fmt: skip
-@option("--data", under="Data", first=True, help="Data to compare with.  [default: the run's own data]")
+@option("--data", under="Data", first=True,
+        help="Data to compare with: all rows of a file or folder, or a part of it if it has a train and a test part.  "
+             "[default: the part of the run's own data that was held out]")  # fmt: skip
 @reading_options()
 @option("--part", under="Data", type=click.Choice(["test", "train"]),
         help="Part of the data to compare with.  [default: the part in --given, or test]")  # fmt: skip
 @option("--against", under="Data", hidden=True)
 @option("--limit", under="Data", type=Whole(WHOLE), default=10_000,
-        help="Maximum number of data rows to compare with (0: all).")  # fmt: skip
+        help="Compare with at most this many rows of the data, drawn at random (0: with all rows). With --given, also "
+             "the maximum number of rows to condition on.")  # fmt: skip
 @option("--features", under="Metrics", first=True, default="auto",
         help="Features to compare: auto, pixels, classifier[:FOLDER], inception[:FILE], module:function, or an .npz "
              "file of features.")  # fmt: skip
@@ -163,6 +166,12 @@ def evaluate(
             found, facts = evaluate_features(Path(features), wanted, copies=copies), {"file": features}
         else:
             source = _source(session, samples, units, data, reading)
+            for flag, name in (("--part", part), ("--given", given)):
+                if source.whole and name == "train":
+                    raise UsageError(
+                        f"{flag} train: {data} is not divided into a training and a test part, so all of its rows are "
+                        + ("used; write --given test" if flag == "--given" else "compared with; omit --part")
+                    )
 
             def extractor(spec: str) -> Extractor:
                 return extractor_by_name(
@@ -176,7 +185,14 @@ def evaluate(
             x, facts = source.samples, {"samples": str(samples), "units": units}
             if asks is not None:
                 x, facts, judged = asks.answered(
-                    session, source.data, n, built, solver, batch, of_answers if metrics is not None else None
+                    session,
+                    source.data,
+                    n,
+                    built,
+                    solver,
+                    batch,
+                    of_answers if metrics is not None else None,
+                    "all rows" if source.whole else asks.split,
                 )
             elif x is None:
                 x, facts = _draw(session, source.data, n, built, solver, batch)
@@ -185,7 +201,8 @@ def evaluate(
                 if samples is None and session.loaded.config is not None:
                     known_as = session.loaded.config.data
                 if samples is None and data not in (None, known_as):
-                    x = in_data_units(x, source.data, units, f"the samples of {session.folder}")
+                    theirs = replace(source.data, train=source.data.test) if source.whole else source.data
+                    x = in_data_units(x, theirs, units, f"the samples of {session.folder}")
                 session.say(f"comparing {len(x):,} samples with {source.data.info.name}")
                 found = measure(
                     x, source.data, by, wanted, against=part or given or "test", reference=known,
@@ -247,24 +264,26 @@ class _Asks:
 
     def answered(
         self, session: Session, data: Dataset, n: int, built: Solver, solver: SolverChoice, batch: int,
-        metrics: list[str] | None,
+        metrics: list[str] | None, part: str,
     ) -> tuple[Tensor, dict[str, Any], Judgement | None]:  # fmt: skip
         """Draw answers in data units, and compare the answers with the rows on which they are conditioned.
 
+        The text ``part`` says which rows of the data these are.
         ``metrics=None`` selects all metrics that can be computed, and an empty list selects none.
         """
         from ..core.progress import Progress
         from ..study.answers import ask, check_metrics, judge, questions, training_rows
+        from ..study.baselines import estimates
 
         run, seed = session.loaded, session.seed
         check_metrics(metrics or (), self.each, run)  # before drawing answers, which takes a long time
         most = n // self.each
         rows = questions(data, self.split, min(most, self.limit or most), seed)
         count = len(rows) * self.each
+        of_rows = f"each of {len(rows):,} rows" if len(rows) > 1 else "1 row"
         session.say(
-            f"drawing {self.each} answer{'s' * (self.each > 1)} for each of {len(rows):,} row{'s' * (len(rows) > 1)} "
-            f"of {data.info.name} "
-            f"({self.split}) from {session.whence} with the {solver.name} solver"
+            f"drawing {self.each} answer{'s' * (self.each > 1)} for {of_rows} of {data.info.name} ({part}) from "
+            f"{session.whence} with the {solver.name} solver"
         )
         with Progress(count, "answer", quiet=session.quiet) as progress:
             found = ask(
@@ -273,7 +292,7 @@ class _Asks:
             )  # fmt: skip
         judged = None
         if metrics is None or metrics:
-            judged = judge(found, metrics, training=training_rows(data), seed=seed)
+            judged = judge(found, metrics, training=training_rows(data), others=estimates(found, data), seed=seed)
         assert found.solution is not None
         shown = None if found.seen is None else str(found.seen.operator or self.operator or run.operator)
         facts = _facts(session, built, solver, found.solution)
@@ -283,12 +302,16 @@ class _Asks:
 
 @dataclass(frozen=True, eq=False)
 class _Source:
-    """The data to compare samples with, and the samples if they come from a file."""
+    """The data to compare samples with, and the samples if they come from a file.
+
+    If ``whole`` is set, all rows of the named data are test rows, and the training rows are those of the run.
+    """
 
     data: Dataset
     home: Path
     classifier: Path | None
     samples: Tensor | None
+    whole: bool = False
 
 
 def _source(session: Session, samples: Path | None, units: str, data: str | None, reading: Reading) -> _Source:
@@ -300,6 +323,7 @@ def _source(session: Session, samples: Path | None, units: str, data: str | None
     from ..run.origin import data_of
     from ..run.run import described
     from ..run.samples import read_samples
+    from ..run.truths import read_truths
 
     if samples is not None and data is not None and session.run is None:  # no run is needed
         dataset = load_data(data, reading=reading)
@@ -311,7 +335,14 @@ def _source(session: Session, samples: Path | None, units: str, data: str | None
     folder = session.found
     loaded = None if samples is not None else session.loaded
     config = TrainConfig.from_dict(read_config(folder))
-    dataset = data_of(folder, config, data, changed=session.changed_data)
+    # The codec comes from the run, so that features and model units do not change if rows are added to the data.
+    info, spec = described(folder, config)
+    if data is None:
+        dataset, whole = data_of(folder, config, changed=session.changed_data), False
+    else:
+        dataset, whole = read_truths(
+            folder, config, info, spec.codec, data, changed=session.changed_data, told=session.say
+        )
     theirs = dataset.info
     if loaded is not None and (theirs.shape, theirs.levels) != (loaded.info.shape, loaded.info.levels):
         raise DataError(
@@ -319,12 +350,11 @@ def _source(session: Session, samples: Path | None, units: str, data: str | None
             f"data with shape {loaded.info.shape} and {loaded.info.levels or 'no'} levels, so its samples cannot be "
             "compared with these data; use data of the same shape with the same number of levels"
         )
-    # The codec comes from the run, so that features and model units do not change if rows are added to the data.
-    info, spec = described(folder, config)
     if (theirs.shape, theirs.levels) == (info.shape, info.levels):
         dataset = replace(dataset, codec=spec.codec)
-    given = None if samples is None else read_samples(samples, dataset, units)
-    return _Source(dataset, folder, folder / "classifier" if data is None else None, given)
+    compared = replace(dataset, train=dataset.test) if whole else dataset  # samples have the units of these rows
+    given = None if samples is None else read_samples(samples, compared, units)
+    return _Source(dataset, folder, folder / "classifier" if data is None else None, given, whole)
 
 
 def _draw(

@@ -50,7 +50,10 @@ class Codec(ABC):
 
     @abstractmethod
     def to_data(self, m: Tensor, condition: object = None) -> Tensor:
-        """Convert ``m: (B, *event)`` to data units. The result is computed in float64 and has the dtype of ``m``."""
+        """Convert ``m: (B, *event)`` to data units.
+
+        The result has the dtype of ``m``. It is computed in float64 or, on devices without float64 (MPS), in float32.
+        """
 
     @abstractmethod
     def log_det(self, x: Tensor, condition: object = None) -> float | Tensor | None:

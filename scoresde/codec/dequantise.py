@@ -113,7 +113,7 @@ class Levels(Codec):
         Values outside the range of levels are mapped to the nearest level, and continuous columns stay unchanged. The
         result has the shape of ``m``. Its dtype is that of ``m``, or float32 if ``m`` contains integers.
         """
-        # Computed in float64, because in float32 -6e-8 - (-3) is 3, one cell too far.
+        # Computed in float64 where the device has it, because in float32 -6e-8 - (-3) is 3, one cell too far.
         wide = m.to(time_dtype(m.device))
         low, width, count = (self._like(v, wide) for v in (self.low, self.width, self.count))
         index = torch.floor((wide - low) / (width if isinstance(width, float) else width.clamp(min=1e-300)))

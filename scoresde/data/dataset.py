@@ -553,7 +553,7 @@ def _build(raw: Raw, name: str, source: str, how: How) -> Dataset:
             f"{source}: training samples have shape {raw.train.shape[1:]}, but test samples have shape "
             f"{raw.test.shape[1:]}; both parts must have the same shape"
         )
-    x, y = _tensor(raw.train, units.wide), _label_tensor(raw.train_labels)
+    x, y = tensor_of(raw.train, units.wide), _label_tensor(raw.train_labels)
     parts = _by_content(raw, how) if how.split == "content" else None
     complete = None if raw.complete is None else torch.from_numpy(raw.complete)
     if parts is not None:
@@ -573,7 +573,7 @@ def _build(raw: Raw, name: str, source: str, how: How) -> Dataset:
             )
         keep, test = torch.cat([keep, test[~whole[test]]]), test[whole[test]]
     if raw.test is not None:
-        test_x, test_y = _tensor(raw.test, units.wide), _label_tensor(raw.test_labels)
+        test_x, test_y = tensor_of(raw.test, units.wide), _label_tensor(raw.test_labels)
         keep, test = torch.arange(len(x)), torch.arange(len(test_x))
     else:
         test_x, test_y = x[test], None if y is None else y[test]
@@ -660,8 +660,8 @@ class _Parts:
     known_again: int
 
 
-def _by_content(raw: Raw, how: How) -> _Parts:
-    """Split the rows by equation 1 of :mod:`scoresde.data.content`, but keep any test part of the source."""
+def identified(raw: Raw) -> tuple[Identity, list[bytes]]:
+    """Return the identity of the data, and the content hash of each row, with those of any test part at the end."""
     n, own_test = len(raw.train), 0 if raw.test is None else len(raw.test)
     # Hash NaN for an unknown value, because the mean that is stored in its place depends on the other rows.
     x = raw.train if raw.complete is None else np.where(raw.complete, raw.train.astype(np.float64), np.nan)
@@ -672,9 +672,15 @@ def _by_content(raw: Raw, how: How) -> _Parts:
     conditions = None
     if raw.train_known.some:
         conditions = told(rows[:n], raw.train_known) + (told(rows[n:], raw.test_known) if own_test else [])
-    identity = Identity.of_files(raw.files) if large else Identity.of(rows, own_test, conditions)
+    return Identity.of_files(raw.files) if large else Identity.of(rows, own_test, conditions), rows
+
+
+def _by_content(raw: Raw, how: How) -> _Parts:
+    """Split the rows by equation 1 of :mod:`scoresde.data.content`, but keep any test part of the source."""
+    n, own_test = len(raw.train), 0 if raw.test is None else len(raw.test)
+    identity, rows = identified(raw)
     # Copies of an image are in the same part even if their classes differ.
-    alike = contents(x, None, raw.hashes[:n]) if raw.hashes else rows[:n]
+    alike = contents(raw.train, None, raw.hashes[:n]) if raw.hashes else rows[:n]
     train, validates, test = held_out(
         alike, how.seed, how.test_fraction, copies_apart=not raw.hashes, test=not own_test
     )  # fmt: skip
@@ -695,7 +701,7 @@ def _names(y: Array | None, classes: tuple[str, ...]) -> list[str] | None:
     return None if y is None else [classes[i] for i in y]
 
 
-def _tensor(x: Array, wide: bool) -> Tensor:
+def tensor_of(x: Array, wide: bool) -> Tensor:
     """Convert bytes and booleans to a uint8 tensor, and other numbers to 32 bits, or to 64 bits if ``wide``."""
     small = x.dtype in (np.uint8, np.bool_)
     dtype: type[np.generic]

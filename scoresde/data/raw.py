@@ -34,6 +34,8 @@ class Reading(Checked):
         older: Whether to read a folder of images as earlier versions did, for runs without stored row hashes. Those
             versions read only files directly in a class folder, rounded colours to 8 bits, and kept alpha channels.
         columns: Names of the table columns that contain the condition of each sample rather than the sample itself.
+        only: Names of the table columns to read as data, in this order. Other columns are left out, except those in
+            ``columns`` and the class. If empty, all columns are read.
         empty: What to do with an empty cell of a table, or with NaN in an array of samples: ``stop`` (raise an error)
             or ``keep`` (treat it as an unknown value).
         needs: The kinds of condition that must be readable: any of ``vector``, ``image`` and ``text``. If a condition
@@ -48,6 +50,7 @@ class Reading(Checked):
     on_bad: str = "stop"
     older: bool = False
     columns: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
     empty: str = "stop"
     needs: tuple[str, ...] = ()
 

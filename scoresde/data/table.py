@@ -30,7 +30,7 @@ from ..core.opened import gunzipped, read_bytes, reason
 from ..core.registry import closest
 from .raw import AS_IS, Array, Known, Raw, Reading, index_labels
 
-__all__ = ["TABLE_SUFFIXES", "Sheet", "is_table", "read_sheet", "read_table"]
+__all__ = ["TABLE_SUFFIXES", "Sheet", "is_table", "place_columns", "read_sheet", "read_table"]
 
 TABLE_SUFFIXES = (".csv", ".tsv")
 LABELS = ("y", "label", "labels", "class", "target")
@@ -112,7 +112,7 @@ def read_table(path: Path, reading: Reading = AS_IS, keep: Collection[str] = ())
     Args:
         path: The file, in UTF-8, with cells separated by commas, semicolons or tabs. The first line may name the
             columns.
-        reading: Options, of which only ``columns`` and ``empty`` apply to tables.
+        reading: Options, of which only ``columns``, ``only`` and ``empty`` apply to tables.
         keep: Names of columns to keep as data, even if they look like an index or the class.
 
     Returns:
@@ -137,9 +137,12 @@ def read_table(path: Path, reading: Reading = AS_IS, keep: Collection[str] = ())
         _decimal_commas(path, cells, lines, notes)
     told, gaps = _told(path, names, reading.columns), reading.empty == "keep"
     columns = [
-        _parsed(_Column(name, i + 1, column, gaps=gaps or name in told))
+        _Column(name, i + 1, column, gaps=gaps or name in told)
         for i, (name, column) in enumerate(zip(names, cells, strict=True))
     ]
+    if reading.only:
+        columns, keep = _only(path, columns, reading.only, told, notes), (*keep, *reading.only)
+    columns = [_parsed(column) for column in columns]
     columns = _without_index(path, columns, (*keep, *told), notes)
     given = [c for name in told for c in columns if c.name == name]
     columns = [c for c in columns if c.name not in told]
@@ -428,6 +431,46 @@ def _told(path: Path, names: Sequence[str], asked: Sequence[str]) -> tuple[str, 
             hint = closest(name, filter(None, names)) if any(names) else "name the columns in the first line"
             raise DataError(f"{path} has no column {name!r}; {hint}", parameter="cond")
     return tuple(asked)
+
+
+def place_columns(names: Sequence[str], wanted: Sequence[str], taken: Collection[int] = ()) -> list[int | None]:
+    """Find columns by their names or, in a table without names, by their order.
+
+    Args:
+        names: The names of the columns of the table, which are empty strings if the table has no header.
+        wanted: The names of the columns to find.
+        taken: Positions of columns that are used for something else.
+
+    Returns:
+        The position of each wanted column, counted from 0, or ``None`` if the table does not have the column.
+    """
+    if any(names):
+        return [list(names).index(name) if name in names else None for name in wanted]
+    free = [i for i in range(len(names)) if i not in taken]
+    return list(free) if len(free) == len(wanted) else [None] * len(wanted)
+
+
+def _only(
+    path: Path, columns: list[_Column], only: Sequence[str], told: Sequence[str], notes: list[str]
+) -> list[_Column]:
+    """Return the columns ``only``, in this order, followed by those of the condition and the class."""
+    names = [c.name for c in columns]
+    places = place_columns(names, only)
+    missing = [name for name, place in zip(only, places, strict=True) if place is None]
+    if missing:
+        have = "" if any(names) else f", and the {len(columns)} columns of the table have no names"
+        more = ", ..." if len(missing) > 10 else ""
+        raise DataError(
+            f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing[:10])}{more}{have}; add "
+            f"{'them' if missing[1:] else 'it'}, or rename columns"
+        )
+    rest = [c for i, c in enumerate(columns) if i not in places]
+    kept = [c.name in told or c.name.lower() in LABELS for c in rest]
+    left = [str(c) for c, keeps in zip(rest, kept, strict=True) if not keeps]
+    if left:
+        more = f" and {len(left) - 5} more" if left[5:] else ""
+        notes.append(f"not part of the data of the model, and left out: {', '.join(left[:5])}{more}")
+    return [*(columns[i] for i in places if i is not None), *(c for c, keeps in zip(rest, kept, strict=True) if keeps)]
 
 
 def _complete(columns: Sequence[_Column]) -> Array | None:

@@ -58,7 +58,7 @@ def psnr(truth: Tensor, estimate: Tensor, span: float, hidden: Tensor | None = N
         hidden: Boolean mask of the values to compare, broadcastable to ``(N, *event)``. ``None`` means all values.
     """
     square, count = _squares(truth, estimate, hidden)
-    return jackknife(lambda s, n: _decibels(float(s.sum() / n.sum()), span), square, count)
+    return jackknife(lambda s, n: _decibels(float(s.sum() / n.sum()), span), square, count, paired=True)
 
 
 def gap(truth: Tensor, answers: Tensor, span: float, hidden: Tensor | None = None) -> Measurement:
@@ -74,7 +74,7 @@ def gap(truth: Tensor, answers: Tensor, span: float, hidden: Tensor | None = Non
     mean, _ = _squares(truth, answers.double().mean(1), hidden)
     return jackknife(
         lambda a, b, n: _decibels(float(b.sum() / n.sum()), span) - _decibels(float(a.sum() / n.sum()), span),
-        one, mean, count,
+        one, mean, count, paired=True,
     )  # fmt: skip
 
 
@@ -108,7 +108,7 @@ def spread(truth: Tensor, answers: Tensor, hidden: Tensor | None = None) -> Meas
     mask = _mask(truth, hidden)
     inside = (answers.double().var(1) * mask).flatten(1).sum(1)
     factor = 1 + 1 / several
-    return jackknife(lambda s, e: math.sqrt(factor * float(s.sum() / e.sum())), inside, mean)
+    return jackknife(lambda s, e: math.sqrt(factor * float(s.sum() / e.sum())), inside, mean, paired=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,7 +242,7 @@ def coverage(truth: Tensor, answers: Tensor, level: float, hidden: Tensor | None
     part = (high.clamp(max=(1 + level) / 2) - low.clamp(min=(1 - level) / 2)).clamp(min=0) / (high - low)
     inside = torch.where(counted, part.double(), 0).flatten(1).sum(1)
     count = counted.flatten(1).sum(1).double()
-    return jackknife(lambda s, n: float(s.sum() / n.sum()), inside, count)
+    return jackknife(lambda s, n: float(s.sum() / n.sum()), inside, count, paired=True)
 
 
 def seen(residual: Tensor, tolerance: float) -> Measurement:
@@ -307,7 +307,8 @@ def ssim(truth: Tensor, estimate: Tensor, span: float, hidden: Tensor | None = N
     several = _several(truth, estimate)
     total = sum(torch.where(mask, similarity(x), 0).flatten(1).sum(1) for x in several.unbind(1)) / several.shape[1]
     assert isinstance(total, Tensor)
-    return jackknife(lambda s, n: float(s.sum() / n.sum()), total, mask.flatten(1).sum(1).double())
+    count = mask.flatten(1).sum(1).double()
+    return jackknife(lambda s, n: float(s.sum() / n.sum()), total, count, paired=True)
 
 
 def _several(truth: Tensor, estimate: Tensor) -> Tensor:

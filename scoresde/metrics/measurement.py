@@ -90,7 +90,9 @@ def from_blocks(value: float, without: Sequence[float]) -> Measurement:
     return Measurement(value, math.sqrt(variance), (count - 1) * (mean - value))
 
 
-def jackknife(statistic: Callable[..., float], *sets: Tensor, blocks: int = BLOCKS, seed: int = 0) -> Measurement:
+def jackknife(
+    statistic: Callable[..., float], *sets: Tensor, blocks: int = BLOCKS, seed: int = 0, paired: bool = False
+) -> Measurement:
     """Compute a statistic of one or more sets of samples, with its standard error and bias.
 
     Args:
@@ -98,12 +100,15 @@ def jackknife(statistic: Callable[..., float], *sets: Tensor, blocks: int = BLOC
         sets: Sets of samples, each of shape ``(N, *event)``; their sizes may differ.
         blocks: Number of blocks, B. The statistic is computed B + 1 times.
         seed: Seed for the random assignment of rows to blocks.
+        paired: Whether row i of every set belongs to the same sample, such as two errors of one estimate. These rows
+            are then in the same block. The sets must have equal sizes.
 
     >>> x = torch.arange(40.0)
     >>> jackknife(lambda x: float(x.mean()), x, blocks=20).value
     19.5
     """
-    dealt = [block.to(x.device) for block, x in zip(deal([len(x) for x in sets], blocks, seed), sets, strict=True)]
+    dealt = deal([len(x) for x in sets], blocks, seed)
+    dealt = [(dealt[0] if paired else block).to(x.device) for block, x in zip(dealt, sets, strict=True)]
     count = 1 + int(dealt[0].max())
     value = float(statistic(*sets))
     if count < 2:

@@ -54,9 +54,15 @@ class Labelled(nn.Module):
                 f"Labelled calls its network as network(x, c), but {_named(network)}; define forward(self, x, c)"
             )
         if not (embed is None or callable(embed)):
-            embed = (float(embed[0]), float(embed[1])) if len(embed) == 2 else (math.nan, math.nan)
-            if not math.isfinite(embed[1] - embed[0]) or embed[0] == embed[1]:
-                raise UsageError("embed must be two different numbers, such as (0, 999), or a function of the label")
+            try:
+                low, high = map(float, embed)
+            except (TypeError, ValueError):
+                low = high = math.nan
+            if not math.isfinite(high - low) or low == high:
+                raise UsageError(
+                    f"embed must be two different numbers, such as (0, 999), or a function of the label, got {embed!r}"
+                )
+            embed = (low, high)
         self.network = network
         self.embed = embed
 

@@ -103,6 +103,17 @@ class Operator(Checked, ABC):
         """Measure samples ``x: (B, *event)``, and return the estimates, ``(B, *event)``, that a network is shown."""
         return self.shown(self(x))
 
+    def hidden(self, event: tuple[int, ...]) -> Tensor:
+        """Return a boolean mask, ``(B or 1, *event)``, of the values of a sample that a measurement leaves open.
+
+        A mask or a crop leaves open only the values that it hides. Any other operator mixes or changes values, so it
+        leaves all of them open.
+
+        Args:
+            event: Shape of a sample, without the batch axis.
+        """
+        return torch.ones(1, *event, dtype=torch.bool)
+
     @property
     def measured(self) -> tuple[int, ...]:
         """Shape of a measurement, without the batch axis."""

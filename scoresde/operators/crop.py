@@ -58,6 +58,11 @@ class Crop(Linear):
         x[self._window(self._event[1:])] = y
         return x
 
+    def hidden(self, event: tuple[int, ...]) -> Tensor:
+        found = super().hidden(event)
+        found[self._window(event[1:])] = False
+        return found
+
     def _window(self, space: tuple[int, ...]) -> tuple[slice, ...]:
         sides = [self.size or side // 2 for side in space]
         first = [(side - kept) // 2 for side, kept in zip(space, sides, strict=True)]

@@ -33,6 +33,10 @@ class Masking(Linear):
     def known(self, event: tuple[int, ...]) -> Tensor:
         """Return a boolean mask that is true where values are known. Its shape broadcasts to ``(B, *event)``."""
 
+    def hidden(self, event: tuple[int, ...]) -> Tensor:
+        known = self.known(event)
+        return ~known.expand(len(known), *event)
+
     @property
     def measured(self) -> tuple[int, ...]:
         """Shape of a measurement, without the batch axis. It equals the shape of a sample."""

@@ -19,12 +19,15 @@ import numpy as np
 from ..core.errors import Advice, DataError, Problems
 from ..core.files import read_object, write_arrays
 from ..core.opened import read_arrays, reason
-from ..data import NAMES, DataInfo, Dataset, load_data
+from ..data import NAMES, DataInfo, Dataset, Reading, load_data
 from ..data.content import Identity
 from ..data.dataset import ARRAY, there
 from .config import TrainConfig
 
-__all__ = ["UNITS", "became", "beside", "data_of", "found", "keep_identity", "placed", "read_again"]
+__all__ = [
+    "UNITS", "became", "beside", "data_of", "found", "keep_identity", "kept_identity", "placed", "read_again",
+    "reading_of",
+]  # fmt: skip
 
 FILE = "rows.npz"
 # These properties of the data must not change when a run is resumed, even if rows are added.
@@ -133,7 +136,16 @@ def read_again(folder: Path, config: TrainConfig, data: str | None = None) -> Da
     not reproduce the shape and the numbers of rows that the run recorded, the older rules are used instead.
     """
     known = DataInfo.from_dict(read_object(folder / "data.json"))
-    return _read_again(folder, config, data, known).told_as(known.known)
+    try:
+        return _read_again(folder, config, data, known).told_as(known.known)
+    except DataError as error:
+        if data is None or error.parameter != "test_fraction":
+            raise
+        # The fraction is a setting of the run, which cannot be changed for other data.
+        raise DataError(
+            f"{str(error).partition(';')[0]}; the rows of {data} are divided as in training, so add rows, or divide "
+            "them into a training and a test part yourself"
+        ) from None
 
 
 def _read_again(folder: Path, config: TrainConfig, data: str | None, known: DataInfo) -> Dataset:
@@ -150,19 +162,30 @@ def _read_again(folder: Path, config: TrainConfig, data: str | None, known: Data
             "relative to the run folder either; pass their current path",
             parameter="data",
         )
+    reading = reading_of(config, known) if data is not None else config.reading
     if (folder / FILE).is_file() or source in NAMES:
-        return config.load_data(source)
+        return load_data(source, config.seed, config.test_fraction, reading=reading, split=config.split)
     layout = config.layout if config.layout != "auto" else "last" if known.channels_last else "first"
-    reading = replace(config.reading, layout=layout, older=True)
+    older = replace(reading, layout=layout, older=True)
     try:
-        dataset = config.load_data(source)
+        dataset = load_data(source, config.seed, config.test_fraction, reading=reading, split=config.split)
         now = dataset.info
         if (now.shape, now.n_train, now.n_test) == (known.shape, known.n_train, known.n_test) or data is not None:
             return dataset
     except DataError as error:
         if error.parameter != "layout" and not isinstance(error, Problems):
             raise
-    return load_data(source, config.seed, config.test_fraction, reading=reading, split=config.split)
+    return load_data(source, config.seed, config.test_fraction, reading=older, split=config.split)
+
+
+def reading_of(config: TrainConfig, known: DataInfo) -> Reading:
+    """Return the settings for reading other data than those of a run, whose columns are found by their names.
+
+    Args:
+        config: The configuration of the run.
+        known: The description of the data of the run.
+    """
+    return replace(config.reading, only=known.names)
 
 
 def became(folder: Path, data: Dataset, *, changed: bool = False, named: bool = False) -> str:
@@ -209,7 +232,7 @@ def became(folder: Path, data: Dataset, *, changed: bool = False, named: bool = 
             f"{gone}, and there {'is' if new == 1 else 'are'} {new:,} new row{'s' * (new != 1)}"
         )  # fmt: skip
         _refuse(f"{data.info.source} has changed since {folder} was trained on it: {what}", changed)
-    elif state == "shrunk" or (state == "other" and missing < len(known.hashes) / 2):
+    elif state == "shrunk" or (state == "other" and 0 < missing < len(known.hashes) / 2):
         more = f" and contain {new:,} new row{'s' * (new != 1)}" if new else ""
         warnings.warn(
             f"these data lack {missing:,} of the rows of the run {folder}{more}; {split}",

@@ -39,7 +39,7 @@ from ..data.folders import IMAGE_SUFFIXES, pictures_in
 from ..data.given import Sources
 from ..data.pictures import TEXT, mask_from_file, read_pictures
 from ..data.raw import AS_IS, Array, Reading
-from ..data.table import LABELS, Sheet, is_table, read_sheet
+from ..data.table import LABELS, Sheet, is_table, place_columns, read_sheet
 from ..guidance.measured import check_linear
 from ..operators import Crop, Mask, Masking, Operator, choices, parse
 from .plausible import FarCells, warn_of_cells
@@ -594,13 +594,11 @@ def _columns_of(sheet: Sheet, sources: Sources, run: Run) -> list[int]:
 
 def _places(sheet: Sheet, run: Run, taken: Sequence[int]) -> list[int | None]:
     """Return the column index of each value of a sample, or ``None`` for a value without a column."""
-    names, count = _data_names(run), run.info.dims
+    names = _data_names(run)
     if run.info.kind != "vector":
         return []
-    if not any(sheet.names) or (not run.info.names and not set(names) & set(sheet.names)):
-        free = [i for i in range(len(sheet.names)) if i not in taken]
-        return list(free) if len(free) == count else [None] * count
-    return [sheet.names.index(name) if name in sheet.names else None for name in names]
+    unnamed = not run.info.names and not set(names) & set(sheet.names)
+    return place_columns([""] * len(sheet.names) if unnamed else sheet.names, names, taken)
 
 
 def _masked(run: Run, questions: Questions, file: Path, trained: bool) -> Questions:

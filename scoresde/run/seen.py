@@ -88,11 +88,9 @@ class Seen:
             missing = self.y.isnan()
             rows = missing.flatten(1).any(1)
             return missing | ~rows.reshape(-1, *[1] * (missing.ndim - 1)) if bool(rows.any()) else None
-        if isinstance(self.operator, Crop):
-            return self.operator.shown(self.y[:1].double()).isnan()
-        if not isinstance(self.operator, Masking):
+        if not isinstance(self.operator, Masking | Crop):
             return None
-        return ~self.operator.known(tuple(self.y.shape[1:])).expand(-1, *self.y.shape[1:])
+        return self.operator.hidden(self.operator.event or tuple(self.y.shape[1:]))
 
     def agreeing(self, x: Tensor, codec: Codec, info: DataInfo) -> tuple[Tensor, Tensor | None]:
         """Change samples so that they agree with the measurements, and round them to the levels of the data.

@@ -12,7 +12,8 @@ error as large as the standard deviation.
 
 The PSNR and the structural similarity of the answers are reported next to those of *training rows*. These rows are
 drawn at random for each question, and serve as answers that ignore the question. Because they are drawn from the
-distribution of all rows, they pass every test of calibration, although they are useless as answers.
+distribution of all rows, they pass every test of calibration, although they are useless as answers. The PSNR and the
+structural similarity of simple estimates (:mod:`.baselines`) say what the network adds.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from ..run.run import Run
 from ..run.seen import Seen, tolerance
 from ..solvers import Multistep, Solution, Solver
 from ..solvers.base import Watch
+from .baselines import estimates
 from .evaluate import plain_of
 
 __all__ = [
@@ -85,6 +87,8 @@ class Answers:
         failed: Number of questions that were left out because at least one of their answers failed.
         solution: The solver's result for all answers, including those to the questions that were left out, or ``None``
             if it is not available.
+        numbers: The numbers of the condition, ``(N, K)`` in data units with NaN where a number is missing, or ``None``
+            if the condition has no numbers.
     """
 
     truth: Tensor
@@ -96,6 +100,7 @@ class Answers:
     split: str = "test"
     failed: int = 0
     solution: Solution | None = None
+    numbers: Tensor | None = None
 
     @property
     def each(self) -> int:
@@ -181,6 +186,8 @@ class Judgement:
             is 1 for exact answers.
         ignorant: The PSNR and the structural similarity of training rows that serve as answers. The keys are the names
             of the corresponding attributes, such as ``psnr_one``.
+        baselines: The PSNR and the structural similarity (``psnr`` and ``ssim``) of estimates that need no network,
+            keyed by estimate.
         skipped: The reasons why metrics could not be computed, keyed by metric.
     """
 
@@ -200,6 +207,7 @@ class Judgement:
     columns: tuple[Column, ...] = ()
     spread: Measurement | None = None
     ignorant: Mapping[str, Measurement] = field(default_factory=dict)
+    baselines: Mapping[str, Mapping[str, Measurement]] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -291,8 +299,10 @@ def ask(
     kept = fine.nonzero().flatten()
     x = drawn.x.reshape(len(rows), each, *truth.shape[1:])[kept]
     measured = None if asked.seen is None else asked.seen.rows(kept * each)
+    known = (data.test_given if split == "test" else data.train_given).vector
+    numbers = None if known is None or run.config is None or not run.config.sources.vector else known[rows[kept]]
     return Answers(
-        truth[kept], x, run.info, run.codec, measured, rows[kept], split, len(rows) - len(kept), drawn.solution
+        truth[kept], x, run.info, run.codec, measured, rows[kept], split, len(rows) - len(kept), drawn.solution, numbers
     )
 
 
@@ -320,7 +330,7 @@ def evaluate_answers(
     found = ask(
         run, data, rows, split=split, each=each, solver=solver, operator=operator, seed=seed, batch=batch, watch=watch
     )
-    return judge(found, metrics, training=training_rows(data), seed=seed)
+    return judge(found, metrics, training=training_rows(data), others=estimates(found, data), seed=seed)
 
 
 def check_metrics(metrics: Sequence[str], each: int, run: Run | None = None) -> None:
@@ -345,8 +355,9 @@ def check_metrics(metrics: Sequence[str], each: int, run: Run | None = None) -> 
 
 @checked(seed=SEED)
 def judge(
-    answers: Answers, metrics: Sequence[str] | None = None, *, training: Tensor | None = None, seed: int = 0
-) -> Judgement:
+    answers: Answers, metrics: Sequence[str] | None = None, *, training: Tensor | None = None,
+    others: Mapping[str, Tensor] | None = None, seed: int = 0,
+) -> Judgement:  # fmt: skip
     """Compare answers with the truth.
 
     Args:
@@ -354,10 +365,12 @@ def judge(
         metrics: Names in :data:`scoresde.core.tables.ANSWERS`, or ``None`` for all metrics that can be computed.
         training: Training rows ``(T, *event)`` to use as answers that ignore the question, or ``None`` to leave these
             out.
+        others: Other estimates of the truth, ``(N, *event)`` in data units, keyed by name (:mod:`.baselines`).
         seed: Seed for breaking ties between ranks, and for choosing training rows.
 
     Raises:
-        UsageError: If a metric is unknown, or cannot be computed for these answers.
+        UsageError: If a metric is unknown, or cannot be computed for these answers, or if a mask hides no value of any
+            question.
     """
     check_metrics(metrics or (), answers.each)
     reasons = {name: reason for name in metrics or ANSWERS if (reason := answers.reason_against(name))}
@@ -369,6 +382,11 @@ def judge(
     truth, x = answers.truth.double(), answers.x.double()
     hidden = None if answers.seen is None else answers.seen.hidden
     hidden = None if hidden is None else hidden.cpu().expand(truth.shape)
+    if hidden is not None and not bool(hidden.any()):
+        raise UsageError(
+            f"no value is hidden in {_count(len(truth), 'question')}, so there is nothing to compare; ask about more "
+            "rows, or choose another seed"
+        )
     unit = (
         "the standard deviation of each column" if info.kind == "vector" else "the standard deviation of each channel"
     )
@@ -376,17 +394,21 @@ def judge(
         span, unit = info.high - info.low or 1.0, f"the range of the data ({info.low:g} to {info.high:g})"
     else:
         span, truth, x = 1.0, truth / scale, x / scale
-    others = None if training is None else _ignorant(training, len(truth), several, seed)
-    if others is not None and scale is not None:
-        others = others / scale
+    estimated = {name: x.double() if scale is None else x.double() / scale for name, x in (others or {}).items()}
+    random = None if training is None else _ignorant(training, len(truth), several, seed)
+    if random is not None and scale is not None:
+        random = random / scale
     found: dict[str, Any] = {}
     ignorant: dict[str, Measurement] = {}
+    baselines: dict[str, dict[str, Measurement]] = {key: {} for key in estimated}
     for name, measure in (("psnr", psnr), ("ssim", ssim)):
         if name in wanted:
             compare = partial(measure, truth, span=span, hidden=hidden)
-            for values, into in ((x, found), (others, ignorant)):
+            for values, into in ((x, found), (random, ignorant)):
                 if values is not None:
                     into[f"{name}_one"], into[f"{name}_mean"] = compare(values), compare(values.mean(1))
+            for key, values in estimated.items():
+                baselines[key][name] = compare(values)
     if "psnr" in wanted and several > 1:
         found["gap"] = gap(truth, x, span, hidden)
     if "seen" in wanted:
@@ -398,7 +420,10 @@ def judge(
         found |= {"ranks": _ranks(truth, x, hidden, seed), "coverage": _coverage(truth, x, hidden)}
         if info.kind == "vector" and info.dims <= COLUMNS:
             found["columns"] = tuple(_column(info, truth, x, hidden, seed, i) for i in range(info.dims))
-    return Judgement(len(truth), several, hidden is not None, unit, ignorant=ignorant, skipped=reasons, **found)
+    return Judgement(
+        len(truth), several, hidden is not None, unit, ignorant=ignorant, skipped=reasons,
+        baselines={key: values for key, values in baselines.items() if values}, **found,
+    )  # fmt: skip
 
 
 def _ignorant(training: Tensor, count: int, each: int, seed: int) -> Tensor | None:
@@ -456,6 +481,11 @@ def answers_table(found: Judgement) -> str:
         lines.append(("ranks", str(found.ranks.measured), f"below {found.ranks.band:.2g}", ""))
         lines += [(f"within {level:.0%}", str(found.coverage[level]), f"{level:g}", "") for level in SHOWN]
     text = _aligned(lines)
+    if found.baselines:
+        both = [name for name in ("psnr", "ssim") if any(name in values for values in found.baselines.values())]
+        lines = [("without a network", *both)]
+        lines += [(name, *(str(values[m]) for m in both)) for name, values in found.baselines.items()]
+        text += ["", *_aligned(lines)]
     if len(found.columns) > 1:
         lines = [("", "ranks", "p", *(f"within {level:.0%}" for level in SHOWN))]
         for column in found.columns[:LINES]:
@@ -465,9 +495,9 @@ def answers_table(found: Judgement) -> str:
         text += ["", *_aligned(lines)]
         if len(found.columns) > LINES:
             text.append(f"... and {len(found.columns) - LINES} more columns")
-    s = "s" if found.each > 1 else ""
     what = "; only the hidden values are compared" if found.hidden else ""
-    text += ["", f"{found.each} answer{s} to each of {found.questions:,} question{'s' * (found.questions > 1)}{what}"]
+    each = "each of " if found.questions > 1 else ""
+    text += ["", f"{_count(found.each, 'answer')} to {each}{_count(found.questions, 'question')}{what}"]
     if found.psnr_one is not None:
         text.append(f"psnr in decibels, relative to {found.unit}")
     if found.largest is not None:
@@ -476,6 +506,10 @@ def answers_table(found: Judgement) -> str:
         text.append(_told_of_ranks(found.ranks))
     text += [f"not computed: {name}, because {reason}" for name, reason in found.skipped.items()]
     return "\n".join(text)
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'s' * (n != 1)}"
 
 
 def _told_of_ranks(found: Ranks) -> str:
@@ -503,6 +537,10 @@ def described_answers(found: Judgement) -> dict[str, Any]:
         "coverage": _plain_coverage(found.coverage),
         "columns": {c.name: {**_plain_ranks(c.ranks), "coverage": _plain_coverage(c.coverage)} for c in found.columns},
         "training_rows": {name: plain_of(value) for name, value in found.ignorant.items()},
+        "baselines": {
+            name: {metric: plain_of(value) for metric, value in values.items()}
+            for name, values in found.baselines.items()
+        },
         "skipped": dict(found.skipped),
     }  # fmt: skip
 

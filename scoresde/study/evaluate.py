@@ -90,7 +90,7 @@ class Evaluation:
         reference: The statistics with which the samples were compared, and the name, hash and resizing of the features.
         n: Number of samples.
         n_real: Number of real rows used for the floor.
-        copies_by: Name and hash of the features for detecting copies, or ``None`` if there are no such features.
+        copies_by: Name and hash of the features for detecting copies, or ``None`` if there was no check.
         origins: For each sample, the origin of the nearest training row: its file, or its position in the source (see
             :meth:`scoresde.data.Dataset.origin`). The tuple is empty if there was no check for copies.
     """
@@ -182,6 +182,9 @@ def evaluate(
             stacklevel=2,
         )
         copies = None
+    if copies is not None and not len(data.train):
+        warnings.warn("the check for copies was skipped: there are no training rows to compare with", stacklevel=2)
+        copies = None
     found = None if copies is None else find_copies(copies(x), copies(data.train), copies(data.test))
     by = None if copies is None else (copies.name, copies.hash)
     origins = () if found is None else tuple(data.origin(i) for i in found.nearest.tolist())
@@ -207,9 +210,8 @@ def evaluate_features(path: Path, metrics: Mapping[str, Metric], *, copies: bool
     compared = compare(samples, reference, metrics, real=real)
     near = find_copies(samples, train, rows) if copies and train is not None else None
     origins = () if near is None else tuple(near.nearest.tolist())
-    return Evaluation(
-        compared, near, reference, len(samples), 0 if real is None else len(real), (path.name, digest), origins
-    )
+    by = None if near is None else (path.name, digest)
+    return Evaluation(compared, near, reference, len(samples), 0 if real is None else len(real), by, origins)
 
 
 def compare(

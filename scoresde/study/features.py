@@ -258,8 +258,11 @@ def extractor_by_name(
     info, (kind, _, path) = data.info, spec.partition(":")
     if spec == "auto":
         enough = data.train_labels is not None and len(data.train) >= ENOUGH * len(info.classes) > ENOUGH
-        kind = "classifier" if enough and info.kind != "vector" else "pixels"
-    if kind == "pixels" and not path:
+        # Without labels of held-out samples, nothing would say whether the classifier is better than chance.
+        kind = "classifier" if enough and data.test_labels is not None and info.kind != "vector" else "pixels"
+    elif kind in ("auto", "pixels") and kind != spec:
+        raise UsageError(f"features {spec!r}: {kind} takes nothing after a colon; use {kind}", parameter="features")
+    if kind == "pixels":
         return pixels(data.codec)
     if kind == "inception":
         return inception(info, Path(path) if path else None, device)

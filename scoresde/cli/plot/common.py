@@ -34,7 +34,8 @@ def target(out: Path | None, default: Path) -> Path:
     suffix = file.suffix.lstrip(".").lower()
     if suffix not in FORMATS:
         raise UsageError(
-            f"--out {file}: the format of the picture must be one of {', '.join(FORMATS)}; {closest(suffix, FORMATS)}"
+            f"--out {file}: a picture cannot be written as {file.suffix or 'a file without a suffix'}; "
+            f"{closest(suffix, FORMATS)}"
         )
     return file
 

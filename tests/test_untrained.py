@@ -197,7 +197,7 @@ def test_the_command_line_answers_what_was_trained(
     from scoresde.train import reflow as straight
 
     monkeypatch.setattr(benches, "_at", lambda solver, tolerance: RungeKutta(steps=2))
-    monkeypatch.setattr(loop, "_sample_sheet", lambda *given: None)
+    monkeypatch.setattr(loop, "sample_sheet", lambda *given: None)
     monkeypatch.setattr(straight, "straightness", partial(straight.straightness, steps=1))
     shell(f"{line.format(folder)} --quiet --threads 1")
 

@@ -26,7 +26,8 @@ from scoresde.objective.draw import Draw, Draws
 from scoresde.objective.loss import Objective
 from scoresde.run.files import BEST, save_best
 from scoresde.run.spec import ModelSpec
-from scoresde.train.loop import _parts, previews
+from scoresde.train.loop import previews
+from scoresde.train.prepare import parts
 from scoresde.train.reflow import reflow
 from scoresde.train.validation import Best, Validation, sentence
 
@@ -113,7 +114,7 @@ def test_the_losses_are_weighted_and_of_each_row(tmp_path: Path) -> None:
 
 def test_validation_rows_are_not_trained_on() -> None:
     data = Dataset.of(table())
-    train, validating = _parts(data, cast(ModelSpec, SimpleNamespace(codec=data.codec, classes=0)), CONFIG, True, None)
+    train, validating = parts(data, cast(ModelSpec, SimpleNamespace(codec=data.codec, classes=0)), CONFIG, True, None)
     assert validating is not None and len(train) + len(validating) == len(data.train) and len(validating) > 2
     assert not {tuple(r) for r in train.x.tolist()} & {tuple(r) for r in validating.x.tolist()}
     assert torch.equal(validating.x, data.train[data.validates])

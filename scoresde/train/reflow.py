@@ -38,7 +38,8 @@ from ..ode.fixed import rule_step
 from ..run.run import Run
 from ..solvers import ProbabilityFlow, Solver
 from ..solvers.flow import slope
-from .loop import fit, prepared
+from .loop import fit
+from .prepare import prepared
 
 __all__ = ["draw_pairs", "reflow", "straightness"]
 

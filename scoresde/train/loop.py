@@ -5,7 +5,6 @@ A single training step is defined in :mod:`scoresde.train.state`.
 
 from __future__ import annotations
 
-import copy
 import math
 import sys
 import time
@@ -36,7 +35,6 @@ from ..core.text import printable
 from ..data import DataInfo, Dataset
 from ..data.batch import Batches
 from ..metrics.copies import nearest_line
-from ..model.network import ScoreModel
 from ..objective.coupling import Pairs
 from ..run.config import TrainConfig
 from ..run.files import (
@@ -44,17 +42,17 @@ from ..run.files import (
     checkpoints,
     clear_start,
     find_run,
-    load_weights,
     make_run_folder,
     refuse_taken,
 )
 from ..run.origin import beside, keep_identity
 from ..run.run import Run, warn_of_prior
 from ..run.seen import keep_mask
-from .pictures import few_samples, loss_figure, previews, sample_sheet
-from .prepare import begun, measured, operator_of, parts, prepared
+from .pictures import evaluations, few_samples, loss_figure, sample_sheet
+from .prepare import averaged_model, begun, measured, operator_of, parts, prepared
 from .resume import data_for, kept_pairs, restore, writing
-from .state import Record, TrainState, steps
+from .schedule import affordable, older, previews
+from .state import Record, steps
 from .validation import Validation, sentence
 
 __all__ = ["fit", "prepared", "previews"]
@@ -147,8 +145,11 @@ def _fit(
         )
     state, objective = begun(config, model, device, dtype)
     operator = operator_of(config, data.info, start, folder)
-    train, validating = parts(data, spec, config, config.coupling != "reflow", operator)
-    validation = Validation(validating, state.draw, objective, config.seed, dtype) if validating is not None else None
+    train, validating = parts(data, spec, config, operator)
+    every = config.validate_every or older(config.steps)
+    validation = None
+    if validating is not None and every <= config.steps:
+        validation = Validation(validating, state.draw, objective, config.seed, dtype)
 
     if save:
         made_of = spec.to_dict()  # rejects what could not be read back, before a folder is created
@@ -163,7 +164,7 @@ def _fit(
                 )
             restore(folder, config, state, edited)
             if validation is not None:
-                validation.resume(folder, state.step, lambda weights: _averaged(state, weights), edited=edited)
+                validation.resume(folder, state.step, lambda weights: averaged_model(state, weights), edited=edited)
         else:
             there, above = out is not None and Path(out).exists(), [] if out is None else missing_above(Path(out))
             folder = make_run_folder(out, f"{info.name}-{config.name('sde').rpartition(':')[2].lower()}")
@@ -191,12 +192,12 @@ def _fit(
     batches = Batches(train if pairs is None else pairs, config.batch, config.seed, config.augmentation)
 
     def trained(weights: Mapping[str, Tensor] | None = None, step: int = 0) -> Run:
-        return Run(
-            _averaged(state, weights), spec.codec, info, config, spec, step or state.step, folder, operator=operator
-        )
+        model = averaged_model(state, weights)
+        return Run(model, spec.codec, info, config, spec, step or state.step, folder, operator=operator)
 
-    save_every, look_every, log_every = (max(1, config.steps // n) for n in (5, 20, 200))
-    shown_at = previews(config.steps, config.sample_every)
+    save_every, log_every = (max(1, config.steps // n) for n in (5, 200))
+    pictures = affordable(evaluations(info, model.domain.nodes), config.steps, config.batch)
+    shown_at = previews(config.steps, config.sample_every, pictures)
     first, average, began = state.step, 0.0, time.monotonic()
     saved, kept_step = began, first
     losses: Tensor | None = None
@@ -214,10 +215,10 @@ def _fit(
             average = keep * average + (1 - keep) * record.loss
             last = record.step == config.steps
             shown, line = {"loss": average}, {"step": record.step, "loss": record.loss, "lr": record.lr}
-            looked = validation is not None and (record.step % look_every == 0 or last)
+            looked = validation is not None and (record.step % every == 0 or last)
             if looked:
                 assert validation is not None and state.average is not None
-                losses = validation.look(_averaged(state), state.averaged(), record.step, folder)
+                losses = validation.look(averaged_model(state), state.averaged(), record.step, folder)
                 line["validation"] = float(losses.mean())
             if losses is not None:
                 shown["validation"] = float(losses.mean())
@@ -244,7 +245,7 @@ def _fit(
     run, lines, best = trained(), [], None
     if validation is not None and validation.best is not None:
         if losses is None:  # a run that had already completed all its steps
-            losses = validation.losses(_averaged(state))
+            losses = validation.losses(averaged_model(state))
         choice, best = validation.choose(losses, state.step, folder), validation.best
         lines.append(sentence(choice))
         if choice["used"] == "best":
@@ -253,10 +254,7 @@ def _fit(
                 with optional(f"the figure of samples at step {best.step}"):
                     shown_samples = sample_sheet(folder / "samples", run, data)
     elif validation is None and data.identity is not None and config.coupling != "reflow":
-        lines.append(
-            f"validation: none, because the training samples (count: {len(data.train)}) are too few to spare any; to "
-            "detect overfitting, use the likelihood of the test samples"
-        )
+        lines.append(_without_validation(config.steps, every, None if validating is not None else len(data.train)))
     if folder is not None:
         with optional("the figure of the loss"):
             loss_figure(folder, None if best is None else best.step)
@@ -276,12 +274,18 @@ def _rate(config: TrainConfig, step: int) -> float:
     return config.lr * factor
 
 
-def _averaged(state: TrainState, weights: Mapping[str, Tensor] | None = None) -> ScoreModel:
-    """Return a copy of the model for evaluation, with ``weights`` or, by default, the averaged weights."""
-    assert isinstance(state.model, ScoreModel) and state.average is not None
-    averaged = copy.deepcopy(state.model)
-    load_weights(averaged.learned, state.average.state_dict() if weights is None else weights, Path("the best weights"))
-    return averaged.eval().requires_grad_(False)
+def _without_validation(steps: int, every: int, few: int | None) -> str:
+    """Explain why a run of ``steps`` steps has no validation: it is too short, or it has only ``few`` training rows."""
+    if few is not None:
+        return (
+            f"validation: none, because the training samples (count: {few}) are too few to spare any; to detect "
+            "overfitting, use the likelihood of the test samples"
+        )
+    return (
+        f"validation: none, because the number of training steps ({steps:,}) is less than validate_every ({every:,}); "
+        "to detect overfitting, train longer, choose a smaller validate_every, or use the likelihood of the test "
+        "samples"
+    )
 
 
 def _explained(records: Iterator[Record], folder: Path | None) -> Iterator[Record]:

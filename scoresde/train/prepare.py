@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,15 +23,17 @@ from ..objective.times import Setting, Times, make_times
 from ..objective.weighting import Weight, check_weight, make_weighting
 from ..operators import Operator
 from ..run.config import TrainConfig
-from ..run.files import read_config
+from ..run.files import load_weights, read_config
 from ..run.run import Run, described
 from ..run.seen import kept_mask
 from ..run.spec import ModelSpec
 from ..sde.reach import explodes, sigma_for
 from .averages import EMA
+from .schedule import interval
 from .state import TrainState, keyed_rng
+from .validation import evaluations
 
-__all__ = ["begun", "measured", "operator_of", "parts", "prepared"]
+__all__ = ["averaged_model", "begun", "measured", "operator_of", "parts", "prepared"]
 
 
 def prepared(
@@ -56,6 +59,8 @@ def prepared(
     config = config.resolved(data.info, data_std=_spread(data, codec), operator=operator)
     if resumed is not None:
         config = replace(config, batch=given)  # even if the number of rows has changed
+    elif (count := _validating(config, data)) and not config.validate_every:
+        config = replace(config, validate_every=interval(evaluations(count), config.steps, config.batch))
     if start is not None:
         assert isinstance(start.base, ScoreModel)
         spec = start.spec or config.spec(data.info, start.codec)
@@ -150,9 +155,20 @@ def begun(
     return TrainState(model, optimiser, draw, EMA(model.learned, config.ema)), Denoising(weighting)
 
 
-def parts(
-    data: Dataset, spec: ModelSpec, config: TrainConfig, split: bool, operator: Operator | None
-) -> tuple[Rows, Rows | None]:
+def averaged_model(state: TrainState, weights: Mapping[str, Tensor] | None = None) -> ScoreModel:
+    """Return a copy of the model for evaluation, with ``weights`` or, by default, the averaged weights."""
+    assert isinstance(state.model, ScoreModel) and state.average is not None
+    averaged = copy.deepcopy(state.model)
+    load_weights(averaged.learned, state.average.state_dict() if weights is None else weights, Path("the best weights"))
+    return averaged.eval().requires_grad_(False)
+
+
+def _validating(config: TrainConfig, data: Dataset) -> int:
+    """Return the number of validation rows. Pairs of noise and samples are not rows of the data, so they have none."""
+    return 0 if config.coupling == "reflow" or data.validates is None else len(data.validates)
+
+
+def parts(data: Dataset, spec: ModelSpec, config: TrainConfig, operator: Operator | None) -> tuple[Rows, Rows | None]:
     """Return the training rows and the validation rows (``None`` if no rows are set aside)."""
 
     def rows(index: Tensor | None) -> Rows:
@@ -166,7 +182,7 @@ def parts(
             complete = None if complete is None else complete[index]
         return Rows(x, spec.codec, y, spec.classes, known, data.info.known, complete, operator)
 
-    if not split or data.validates is None or not len(data.validates):
+    if not _validating(config, data):
         return rows(None), None
     return rows(data.trains), rows(data.validates)
 

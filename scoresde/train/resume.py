@@ -13,19 +13,20 @@ from torch import Tensor
 
 from ..core.condition import SLOTS, Condition
 from ..core.errors import CheckpointError, DataError, UsageError
-from ..core.files import clear_leftovers, read_object, read_tensors, write_tensors
+from ..core.files import clear_leftovers, read_lines, read_object, read_tensors, write_tensors
 from ..core.lock import locked
 from ..data import NAMES, DataInfo, Dataset
 from ..data.dataset import ARRAY
 from ..data.given import Sources
 from ..objective.coupling import Pairs
 from ..run.config import AUTO, TrainConfig, plain
-from ..run.files import checkpoints, drop_older, newest_checkpoint, read_config
+from ..run.files import BEFORE, BEST, CHOICE, checkpoints, drop_older, newest_checkpoint, read_config
 from ..run.origin import UNITS, became, placed, read_again
+from ..run.run import described
 from ..run.spec import ModelSpec
 from .state import TrainState
 
-__all__ = ["data_for", "kept_pairs", "restore", "writing"]
+__all__ = ["data_for", "finished", "kept_pairs", "restore", "writing"]
 
 
 def data_for(
@@ -59,7 +60,8 @@ def _as_begun(config: TrainConfig, stored: TrainConfig, info: DataInfo) -> Train
     """Return ``config`` with the automatic settings that were chosen when the run started."""
     # Only numbers are copied. Names read from a file are not trusted, because the user did not type them
     # (scoresde.core.registry).
-    kept: dict[str, Any] = {n: getattr(stored, n) for n in ("batch", "lr", "warmup", "steps") if not getattr(config, n)}
+    names = ("batch", "lr", "warmup", "steps", "validate_every")
+    kept: dict[str, Any] = {n: getattr(stored, n) for n in names if not getattr(config, n)}
     for part in ("predict", "weighting"):
         spread = getattr(stored, f"{part}_options").get("data_std")
         if isinstance(spread, int | float) and config.name(part) in ("auto", stored.name(part)):
@@ -111,6 +113,49 @@ def _same_units(folder: Path, data: Dataset, sources: Sources) -> None:
             )
 
 
+def finished(folder: Path, config: TrainConfig, *, edited: bool = False) -> bool:
+    """Return whether a run has nothing left to do. This is known without reading its data.
+
+    A run that was stopped after its last step, before its weights were chosen and its losses drawn, is not finished.
+
+    Args:
+        folder: The run folder.
+        config: The configuration of the run, with the wanted total number of steps.
+        edited: Whether to accept files of the run that were changed after they were written.
+
+    Raises:
+        UsageError: If the run has already been trained for more steps.
+        CheckpointError: If the files that describe the run are missing, damaged or contradict each other.
+    """
+    described(folder, config)
+    if not checkpoints(folder):
+        return False
+    newest = newest_checkpoint(folder, edited=edited)
+    done = _step_of(newest)
+    _check_steps(folder, config.steps, done)
+    if done < config.steps:
+        return False
+    chosen, figure = folder / CHOICE, folder / "plots" / "loss.png"
+    if any((folder / "checkpoints" / name).is_dir() for name in (BEST, BEFORE)):
+        if not chosen.is_file() or read_object(chosen).get("last_step") != done:
+            return False
+    if len(list(read_lines(folder / "metrics.jsonl"))) < 2:  # too few for a figure
+        return True
+    return figure.is_file() and figure.stat().st_mtime_ns >= (newest / "state.json").stat().st_mtime_ns
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(read_object(checkpoint / "state.json")["step"])
+
+
+def _check_steps(folder: Path, steps: int, done: int) -> None:
+    if steps < done:
+        raise UsageError(
+            f"{folder} has already been trained for {done:,} steps, but steps is {steps:,}; use a larger number",
+            parameter="steps",
+        )
+
+
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
     """Lock a run folder for writing, and delete the leftovers of interrupted writes."""
@@ -144,12 +189,7 @@ def restore(folder: Path, config: TrainConfig, state: TrainState, edited: bool) 
             raise CheckpointError(f"{folder} has neither a checkpoint nor its starting weights; run reflow again")
         return
     checkpoint = newest_checkpoint(folder, edited=edited)
-    done = read_object(checkpoint / "state.json")["step"]
-    if config.steps < done:
-        raise UsageError(
-            f"{folder} has already been trained for {done:,} steps, but steps is {config.steps:,}; use a larger number",
-            parameter="steps",
-        )
+    _check_steps(folder, config.steps, _step_of(checkpoint))
     state.load(checkpoint)
     drop_older(folder, checkpoint, config.keep)  # the interrupted run had no time to do this
 

@@ -31,7 +31,7 @@ from ..core.limits import SEED, SHARE, checked
 from ..core.text import one_line
 from .arrays import raw_of
 from .captions import captioned
-from .content import LARGE, Identity, contents, held_out, known_again, told
+from .content import LARGE, Identity, contents, ends, held_out, known_again, told
 from .given import CondInfo
 from .raw import AS_IS, Array, Raw, Reading
 from .readers import READABLE, read_digits, read_path
@@ -624,7 +624,7 @@ def _by_content(raw: Raw, how: How) -> _Parts:
     conditions = None
     if raw.train_known.some:
         conditions = told(rows[:n], raw.train_known) + (told(rows[n:], raw.test_known) if own_test else [])
-    identity = Identity.of_files(raw.files) if large else Identity.of(rows, own_test, conditions)
+    identity = replace(Identity.of(rows, own_test, conditions), files=ends(raw.files) if large else None)
     # Copies of an image are in the same part even if their classes differ.
     alike = contents(x, None, raw.hashes[:n]) if raw.hashes else rows[:n]
     train, validates, test = held_out(

@@ -171,7 +171,7 @@ REFUSED = [
 @pytest.mark.parametrize("line", REFUSED)
 def test_the_command_line_refuses_and_says_how_to_train(shell: Shell, folder: str, line: str) -> None:
     before = sorted(Path(folder).rglob("*"))
-    shell.refuses(line.format(folder), 2, "cond_drop=0", "(on the command line: scoresde train --set cond_drop=0.1)")
+    shell.refuses(line.format(folder), 2, "cond_drop=0", "(on the command line: scoresde train --cond-drop 0.1)")
     assert sorted(Path(folder).rglob("*")) == before, "nothing is left behind"
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..core.errors import UsageError
-from ..core.limits import COUNT, LR, TRAINED, Range
+from ..core.limits import COUNT, FRACTION, LR, TRAINED, Range
 from ..core.registry import build, closest, resolve
 from ..core.tables import NETWORKS, PARAMETRIZATIONS, PRESETS, SDES, TIME_SAMPLERS, WEIGHTINGS
 from .command import Fields, Real, Whole, option, settings, verb
@@ -52,7 +52,11 @@ PARTS = (
         help="What the model is conditioned on: class, vector (numbers; vector:age,dose for columns of a table), image "
              "(another image), text, or a measurement of the sample. The measurement operators are cells (random "
              "values are missing), hole, half, mask:FILE, pool:K (low resolution), grey, crop, blur, noise:S, jpeg:Q "
-             "and module:Class. Join conditions with +; hole/pool:4 trains one model for both operators.")  # fmt: skip
+             "and module:Class. Join conditions with +; hole/pool:4 trains one model for both operators. The whole "
+             "condition is dropped in training with the probability --cond-drop (0.1 by default).")  # fmt: skip
+@option("--cond-drop", under="Data", type=Real(FRACTION), default=0.1,
+        help="Probability of dropping the whole condition of a sample, for guidance and for samples without a "
+             "condition; 0 trains for the condition only.")  # fmt: skip
 @reading_options()
 @sde_option
 @option("--shift", under="Path", type=Real(Range(1e-6, 1e6)), default=1.0,
@@ -87,10 +91,10 @@ PARTS = (
 @session(first=("device",))
 @builds(SETTINGS, *PARTS)
 def train(
-    data: str, augment: str, cond: str, sde: str, shift: float, coupling: str, preset: str, network: str | None,
-    predict: str, weighting: str, t_sampler: str, steps: int | None, batch: int | None, lr: float | None,
-    assignments: tuple[str, ...], resume: str | None, changed_data: bool, edited: bool, sample_every: int | None,
-    dry_run: bool, out: Path | None, session: Session, reading: Reading,
+    data: str, augment: str, cond: str, cond_drop: float, sde: str, shift: float, coupling: str, preset: str,
+    network: str | None, predict: str, weighting: str, t_sampler: str, steps: int | None, batch: int | None,
+    lr: float | None, assignments: tuple[str, ...], resume: str | None, changed_data: bool, edited: bool,
+    sample_every: int | None, dry_run: bool, out: Path | None, session: Session, reading: Reading,
 ) -> None:  # fmt: skip
     """Train a model by denoising score matching, and print the folder of the run."""
     from dataclasses import replace
@@ -125,9 +129,10 @@ def train(
         config = TrainConfig(
             **{
                 "data": data, "coupling": coupling, "shift": shift, "preset": preset, "cond": cond,
-                "augment": augment, "steps": steps or 0, "batch": batch or 0, "lr": lr or 0.0, "seed": session.seed,
-                "size": reading.size, "fit": reading.fit, "layout": reading.layout, "on_bad": reading.on_bad,
-                "sample_every": sample_every or 0, **typed, **options, **SETTINGS.read(None, texts[""]),
+                "cond_drop": cond_drop, "augment": augment, "steps": steps or 0, "batch": batch or 0,
+                "lr": lr or 0.0, "seed": session.seed, "size": reading.size, "fit": reading.fit,
+                "layout": reading.layout, "on_bad": reading.on_bad, "sample_every": sample_every or 0, **typed,
+                **options, **SETTINGS.read(None, texts[""]),
             }
         )  # fmt: skip
         # Report misspelt names before reading the data.

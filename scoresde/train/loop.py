@@ -25,6 +25,7 @@ from ..core.files import (
     read_lines,
     read_object,
     remove_empty,
+    taken,
     write_json,
     write_lines,
 )
@@ -167,7 +168,10 @@ def _fit(
                 validation.resume(folder, state.step, lambda weights: averaged_model(state, weights), edited=edited)
         else:
             there, above = out is not None and Path(out).exists(), [] if out is None else missing_above(Path(out))
-            folder = make_run_folder(out, f"{info.name}-{config.name('sde').rpartition(':')[2].lower()}")
+            name = f"{info.name}-{config.name('sde').rpartition(':')[2].lower()}"
+            folder = make_run_folder(out, name)
+            if out is None and folder.name != name and not quiet:
+                print(printable(taken(folder.with_name(name), folder)), file=sys.stderr)
             if not there:
                 held.callback(remove_empty, folder, above)  # for example if the disk is full
             held.enter_context(writing(folder))

@@ -273,7 +273,7 @@ RUNS = {
     "smld": dataclasses.replace(
         MOONS, sde="smld", sde_options={"steps": 12, "sigma_max": 5.0}, predict="score", learn_variance=True
     ),
-    "given": dataclasses.replace(MOONS, sde_options={"betas": [0.1, 0.2, 0.5, 0.9]}),
+    "given": dataclasses.replace(MOONS, sde_options={"betas": [0.1, 0.2, 0.5, 0.9]}, sample_every=1),
     "digits": TrainConfig(
         sde="ddpm", sde_options={"schedule": "cosine", "steps": 20}, steps=2, batch=8, network_options={"channels": 4},
         learn_variance=True, cond="class",

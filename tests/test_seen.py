@@ -809,8 +809,9 @@ def test_a_run_is_the_same_after_saving_loading_and_resuming(
     own = "own_operator:First" if "own" in cond else None
     options = MLP if len(KINDS[cond]) == 1 else UNET
     config = TrainConfig(
-        data=stored(here, cond), cond=cond, steps=6, batch=8, warmup=1, decay="none", network_options=options
-    )
+        data=stored(here, cond), cond=cond, steps=6, batch=8, warmup=1, decay="none", network_options=options,
+        validate_every=1,
+    )  # fmt: skip
     whole = fit(config, out=here / "whole", quiet=True)
     fit(replace(config, steps=3), out=here / "parts", quiet=True)
     # From here on, the run has to do without the mask, and without importing anything that it was not given.

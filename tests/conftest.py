@@ -15,6 +15,7 @@ from shell import OWN, Shell
 
 from scoresde import RungeKutta, TrainConfig, fit
 from scoresde.train import loop
+from scoresde.train import pictures as train_pictures
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -38,23 +39,23 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-SHEET, FIGURE = loop._sample_sheet, loop._loss_figure
+SHEET, FIGURE = loop.sample_sheet, loop.loss_figure
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_pictures() -> Iterator[None]:
     """Drawing takes longer than all else of a tiny run, and a picture that fails ends none: see ``pictures``."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "_sample_sheet", lambda *_: None)
-        patch.setattr(loop, "_loss_figure", lambda *_: None)
+        patch.setattr(loop, "sample_sheet", lambda *_: None)
+        patch.setattr(loop, "loss_figure", lambda *_: None)
         yield
 
 
 def draw(patch: pytest.MonkeyPatch) -> None:
     """Let training draw its pictures, of samples in two steps of the solver in the place of sixteen."""
-    patch.setattr(loop, "_sample_sheet", SHEET)
-    patch.setattr(loop, "_loss_figure", FIGURE)
-    patch.setattr(loop, "RungeKutta", lambda steps: RungeKutta(steps=min(steps, 2)))
+    patch.setattr(loop, "sample_sheet", SHEET)
+    patch.setattr(loop, "loss_figure", FIGURE)
+    patch.setattr(train_pictures, "RungeKutta", lambda steps: RungeKutta(steps=min(steps, 2)))
 
 
 @pytest.fixture

@@ -44,8 +44,8 @@ def told(flip: float = 0, vflip: float = 0, scale: float = 0, right: float = 0, 
 
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "_sample_sheet", lambda folder, run: None)
-    monkeypatch.setattr(loop, "_loss_figure", lambda folder: None)
+    monkeypatch.setattr(loop, "sample_sheet", lambda folder, run: None)
+    monkeypatch.setattr(loop, "loss_figure", lambda folder: None)
 
 
 # -------------------------------------------------------------------------------------------------------- what is done

@@ -378,7 +378,8 @@ def test_the_command(shell: Shell) -> None:
     assert f"\n\n{folder}/work-precision.png  16 samples  " in out and out.endswith("s  seed 0\n")
     newest, _, rest = err.partition("\n")
     assert newest == "no run is named, so the newest is used: runs/moons"
-    assert rest.startswith("comparing ddim, heun, ode, sde with 16 samples from runs/moons (step 3)\n  1/11  converged ")
+    told = "comparing ddim, heun, ode, sde with 16 samples from runs/moons (step 3)"
+    assert rest.startswith(f"{told}\n  1/11  converged ")
     assert " 11/11  sde                8 evaluations" in err
     made = json.loads((folder / "bench.json").read_text())
     assert made["nfe"] == [3, 8] and made["n"] == 16 and made["data"] == "moons" and made["floor"]["samples"] == 16

@@ -493,7 +493,7 @@ def test_everything_that_a_run_was_told_must_be_given(shell: Shell, of: Callable
     Path("a.txt").write_text("red")
     shell.refuses(f"sample {run} --given a.txt", 3, "a condition cannot be read from a.txt")
     always = of("always")
-    shell.refuses(f"sample {always} --n 2", 2, "every training sample had its condition", "--set cond_drop=0.1")
+    shell.refuses(f"sample {always} --n 2", 2, "every training sample had its condition", "--cond-drop 0.1")
 
 
 @pytest.fixture

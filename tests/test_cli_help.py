@@ -220,3 +220,14 @@ def test_the_manual_prints_the_full_help_of_a_command_that_was_not_typed(line: s
     command = COMMANDS[line]
     assert isinstance(command, Command)
     assert "--help-all" in command.full_help(click.Context(command, click.Context(cli, info_name="scoresde")))
+
+
+def test_the_short_help_names_the_options_of_a_condition(shell: Shell) -> None:
+    assert "--cond-drop" in shell("train -h")
+    full = shell("train --help-all")
+    assert full.count("--cond-drop") == 2 and full.index("  --cond TEXT") < full.index("  --cond-drop")
+    assert full.index("  --cond-drop") < full.index("  --size")  # in the section of the data, not among the fields
+    line = "train --data moons --dry-run --quiet --set network.width=8 --batch 8"
+    for given, value in (("", 0.1), (" --cond-drop 0", 0.0), (" --set cond_drop=0.3", 0.3)):
+        assert shell.json(line + given)["config"]["cond_drop"] == value
+    shell.refuses(f"{line} --cond-drop 1.5", 2, "--cond-drop", "1.5")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch
 
 from scoresde.core.errors import DataError, UsageError
 from scoresde.data import Dataset, load_data
-from scoresde.data.content import MOST, Identity, contents, held_out, known_again
+from scoresde.data.content import MOST, Identity, _more, contents, ends, held_out, known_again
 
 
 def rows(part: torch.Tensor) -> set[tuple[float, ...]]:
@@ -91,18 +93,27 @@ def test_what_has_become_of_data() -> None:
     assert same.compared(Identity.of(x[3:])) == ("shrunk", 0, 3)
     assert same.compared(Identity.of([*x[3:], b"0" * 16])) == ("other", 1, 3)
     assert same.compared(Identity.of(x, own_test=1))[0] == "other"  # the same row on another side
-    assert same.compared(Identity.of_files([]))[0] == "other"
+    assert replace(same, large=True).compared(same)[0] == "other"  # the data of a run that hashed large files
 
 
-def test_large_files_are_known_by_size_and_ends(tmp_path: Path) -> None:
+def test_earlier_runs_know_large_files_by_size_and_ends(tmp_path: Path) -> None:
     path, other = tmp_path / "a", tmp_path / "b"
     path.write_bytes(b"x" * 200_000)
     other.write_bytes(b"x" * 200_000)
-    known = Identity.of_files([path])
-    assert known.compared(Identity.of_files([other]))[0] == "same"  # whatever its name
+    rows, whole = Identity.of(contents(table(5))), ends([path])
+    known = Identity(np.array([whole], np.uint64), whole, large=True)
+    assert known.compared(replace(rows, files=ends([other])))[0] == "same"  # whatever its name
+    assert known.joined(replace(rows, files=ends([other]))) is known
     for change in (b"y" + b"x" * 199_999, b"x" * 199_999 + b"y", b"x" * 200_001):
         other.write_bytes(change)
-        assert known.compared(Identity.of_files([other]))[0] == "other"
+        assert known.compared(replace(rows, files=ends([other])))[0] == "other"
+
+
+def test_copies_are_counted() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        these, those = (np.sort(rng.integers(0, 6, rng.integers(0, 9))).astype(np.uint64) for _ in range(2))
+        assert _more(these, those) == (Counter(these.tolist()) - Counter(those.tolist())).total()
 
 
 def test_toys_and_digits_keep_their_permutation() -> None:

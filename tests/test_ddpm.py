@@ -21,7 +21,7 @@ from scoresde.objective import loss as objective
 from scoresde.objective.loss import denoising_loss
 from scoresde.solvers import DDIM, Ancestral, MultistepSDE, sample
 from scoresde.solvers.pc import PredictorCorrector, annealed_langevin
-from scoresde.train import loop
+from scoresde.train import pictures as train_pictures
 
 N = 50
 
@@ -273,7 +273,7 @@ RUNS = {
     "smld": dataclasses.replace(
         MOONS, sde="smld", sde_options={"steps": 12, "sigma_max": 5.0}, predict="score", learn_variance=True
     ),
-    "given": dataclasses.replace(MOONS, sde_options={"betas": [0.1, 0.2, 0.5, 0.9]}),
+    "given": dataclasses.replace(MOONS, sde_options={"betas": [0.1, 0.2, 0.5, 0.9]}, sample_every=1),
     "digits": TrainConfig(
         sde="ddpm", sde_options={"schedule": "cosine", "steps": 20}, steps=2, batch=8, network_options={"channels": 4},
         learn_variance=True, cond="class",
@@ -286,7 +286,7 @@ def test_train_save_load_sample(name, tmp_path, request, monkeypatch):
     config = RUNS[name]
     if name == "given":  # shorter than the 16 steps of the pictures during training, which are two elsewhere
         request.getfixturevalue("pictures")
-        monkeypatch.setattr(loop, "RungeKutta", RungeKutta)
+        monkeypatch.setattr(train_pictures, "RungeKutta", RungeKutta)
     run = fit(config, out=tmp_path / "r", quiet=True)
     if name == "given":
         assert len(list((tmp_path / "r" / "samples").iterdir())) == config.steps

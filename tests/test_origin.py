@@ -18,7 +18,7 @@ from shell import Shell
 
 from scoresde import TrainConfig, fit, load, load_data
 from scoresde.core.errors import DataError, UsageError
-from scoresde.data import Reading
+from scoresde.data import Reading, content, dataset
 
 SMALL = {"width": 8, "blocks": 1}
 LINE = "likelihood runs/own --limit 4 --rtol 1e-2 --no-check --save csv"
@@ -150,6 +150,36 @@ def test_a_run_knows_the_conditions_of_its_rows(tmp_path: Path, monkeypatch: pyt
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load("runs/told").data()  # both conditions are known by now
+
+
+@pytest.mark.parametrize("column", [0, 2])
+def test_large_data_are_known_by_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: int) -> None:
+    """The rows and their conditions, not only the ends of the files."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dataset, "LARGE", 2**17)
+    x = np.random.default_rng(0).uniform(1, 2, size=(6_000, 3))
+    config = TrainConfig(data="z.csv", cond="vector:age", steps=1, batch=8, network_options=SMALL)
+    np.savetxt("z.csv", x, "%.7f", ",", header="a,b,age", comments="")
+    fit(config, out="runs/z", quiet=True)
+    load("runs/z").data()
+    before = Path("z.csv").read_bytes()
+    x[3_000, column] = 3 - x[3_000, column]
+    np.savetxt("z.csv", x, "%.7f", ",", header="a,b,age", comments="")
+    after = Path("z.csv").read_bytes()
+    assert all(before[part] == after[part] for part in (slice(2**16), slice(-(2**16), None))) and before != after
+    told = "1 of the 6,000 rows" if column == 0 else "the conditions of 1 of the 6,000 rows are different"
+    with pytest.raises(DataError, match=told):
+        fit(replace(config, steps=2), out="runs/z", resume=True, quiet=True)
+
+
+def test_an_earlier_run_on_large_data_is_recognised(own: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset, "LARGE", 100)
+    whole = np.uint64(content.ends([Path("x.npy")]))
+    np.savez(own / "rows.npz", hashes=np.array([whole]), order=whole, large=np.bool_(True))
+    shell("train --resume runs/own --steps 3")
+    assert "changed" not in shell.err and "order" not in shell.err
+    np.save("x.npy", table()[::-1])
+    shell.refuses("train --resume runs/own --steps 4", 3, "the data are different", "--changed-data")
 
 
 def test_a_run_without_conditions_ignores_those_of_its_data(own: Path) -> None:

@@ -39,7 +39,8 @@ from scoresde.run.files import (
 )
 from scoresde.train.reflow import reflow
 
-CONFIG = TrainConfig(data="(array)", steps=20, batch=16, lr=0.05, network_options={"width": 8, "blocks": 1})
+SMALL = {"width": 8, "blocks": 1}
+CONFIG = TrainConfig(data="(array)", steps=20, batch=16, lr=0.05, network_options=SMALL, validate_every=1)
 
 
 def table() -> np.ndarray:

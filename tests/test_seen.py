@@ -36,8 +36,9 @@ from scoresde.operators import Blur, Cells, Crop, Grey, Half, Hole, Linear, Mask
 from scoresde.run.seen import Seen, tolerance, understood
 from scoresde.solvers import Ancestral, ProbabilityFlow, RungeKutta, sample
 from scoresde.train import validation
-from scoresde.train.loop import _kept, prepared
+from scoresde.train.loop import prepared
 from scoresde.train.reflow import draw_pairs, reflow
+from scoresde.train.resume import kept_pairs
 
 F64 = torch.float64
 MLP = {"width": 16, "blocks": 1}
@@ -808,8 +809,9 @@ def test_a_run_is_the_same_after_saving_loading_and_resuming(
     own = "own_operator:First" if "own" in cond else None
     options = MLP if len(KINDS[cond]) == 1 else UNET
     config = TrainConfig(
-        data=stored(here, cond), cond=cond, steps=6, batch=8, warmup=1, decay="none", network_options=options
-    )
+        data=stored(here, cond), cond=cond, steps=6, batch=8, warmup=1, decay="none", network_options=options,
+        validate_every=1,
+    )  # fmt: skip
     whole = fit(config, out=here / "whole", quiet=True)
     fit(replace(config, steps=3), out=here / "parts", quiet=True)
     # From here on, the run has to do without the mask, and without importing anything that it was not given.
@@ -937,7 +939,7 @@ def test_reflow_pairs_every_sample_with_its_condition(cond: str, tmp_path: Path)
     data = everything((3,))
     run = trained(cond, data, dtype=torch.float32, cond_drop=0.0 if cond != "none" else 0.1)
     made = reflow(run, pairs=70, steps=3, data=data, out=tmp_path / "run", quiet=True, solver=HEUN)
-    pairs = _kept(tmp_path / "run" / "pairs.safetensors", None, 3)
+    pairs = kept_pairs(tmp_path / "run" / "pairs.safetensors", None, 3)
     index = torch.arange(70) % len(data.train)
     asked = run.given_rows(data, index, split="train") if cond != "none" else run
     expected = draw_pairs(asked, 70, HEUN, quiet=True)

@@ -244,8 +244,9 @@ def test_every_verb(
 
 @pytest.mark.usefixtures("pictures")
 def test_a_signal_during_the_picture_has_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "_sample_sheet", lambda *_: send(signal.SIGTERM))
-    config = TrainConfig(data="moons", steps=100, batch=8, network_options={"width": 8, "blocks": 1})
+    monkeypatch.setattr(loop, "sample_sheet", lambda *_: send(signal.SIGTERM))
+    small = {"width": 8, "blocks": 1}
+    config = TrainConfig(data="moons", steps=100, batch=8, network_options=small, sample_every=1)
     with pytest.raises(Preempted, match="SIGTERM after step 1: the checkpoint is saved"):
         fit(config, out=tmp_path / "r", quiet=True)
     assert newest_checkpoint(tmp_path / "r").name == "step-000000001"

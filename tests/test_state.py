@@ -109,7 +109,7 @@ def test_a_step_that_fails_leaves_the_state_before_it() -> None:
     assert same(state, fine)
 
 
-@pytest.mark.parametrize("name", ["_sample_sheet", "_loss_figure"])
+@pytest.mark.parametrize("name", ["sample_sheet", "loss_figure"])
 def test_a_picture_that_fails_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     def broken(*args: object) -> None:
         raise OSError("no space left")

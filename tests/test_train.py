@@ -399,7 +399,7 @@ def test_what_a_run_folder_holds(trained: Path) -> None:
         assert {p.name for p in folder.iterdir()} == {
             "config.json", "data.json", "model.json", "metrics.jsonl", "samples", "plots", "checkpoints",
         }  # fmt: skip
-        assert sorted(p.name for p in (folder / "samples").iterdir()) == [f"step-00000{i}.png" for i in (1, 2, 3)]
+        assert [p.name for p in (folder / "samples").iterdir()] == ["step-000003.png"]  # too short for more
         assert [p.name for p in (folder / "plots").iterdir()] == ["loss.png"]
         assert (folder / "checkpoints" / "LATEST").read_text().strip() == newest_checkpoint(folder).name
 

@@ -171,7 +171,7 @@ REFUSED = [
 @pytest.mark.parametrize("line", REFUSED)
 def test_the_command_line_refuses_and_says_how_to_train(shell: Shell, folder: str, line: str) -> None:
     before = sorted(Path(folder).rglob("*"))
-    shell.refuses(line.format(folder), 2, "cond_drop=0", "(on the command line: scoresde train --set cond_drop=0.1)")
+    shell.refuses(line.format(folder), 2, "cond_drop=0", "(on the command line: scoresde train --cond-drop 0.1)")
     assert sorted(Path(folder).rglob("*")) == before, "nothing is left behind"
 
 
@@ -197,7 +197,7 @@ def test_the_command_line_answers_what_was_trained(
     from scoresde.train import reflow as straight
 
     monkeypatch.setattr(benches, "_at", lambda solver, tolerance: RungeKutta(steps=2))
-    monkeypatch.setattr(loop, "_sample_sheet", lambda *given: None)
+    monkeypatch.setattr(loop, "sample_sheet", lambda *given: None)
     monkeypatch.setattr(straight, "straightness", partial(straight.straightness, steps=1))
     shell(f"{line.format(folder)} --quiet --threads 1")
 

@@ -26,19 +26,20 @@ from scoresde.objective.draw import Draw, Draws
 from scoresde.objective.loss import Objective
 from scoresde.run.files import BEST, save_best
 from scoresde.run.spec import ModelSpec
-from scoresde.train.loop import _parts, previews
+from scoresde.train.loop import previews
+from scoresde.train.prepare import parts
 from scoresde.train.reflow import reflow
 from scoresde.train.validation import Best, Validation, sentence
 
 SMALL = {"width": 8, "blocks": 1}
-CONFIG = TrainConfig(steps=8, batch=16, network_options=SMALL)
+CONFIG = TrainConfig(steps=8, batch=16, network_options=SMALL, validate_every=1)
 
 
 def table(n: int = 200, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(n, 2))
 
 
-WIDE = TrainConfig(steps=120, batch=64, lr=1e-2, network_options={"width": 128, "blocks": 1})
+WIDE = TrainConfig(steps=120, batch=64, lr=1e-2, validate_every=6, network_options={"width": 128, "blocks": 1})
 
 
 def many() -> np.ndarray:
@@ -113,7 +114,7 @@ def test_the_losses_are_weighted_and_of_each_row(tmp_path: Path) -> None:
 
 def test_validation_rows_are_not_trained_on() -> None:
     data = Dataset.of(table())
-    train, validating = _parts(data, cast(ModelSpec, SimpleNamespace(codec=data.codec, classes=0)), CONFIG, True, None)
+    train, validating = parts(data, cast(ModelSpec, SimpleNamespace(codec=data.codec, classes=0)), CONFIG, None)
     assert validating is not None and len(train) + len(validating) == len(data.train) and len(validating) > 2
     assert not {tuple(r) for r in train.x.tolist()} & {tuple(r) for r in validating.x.tolist()}
     assert torch.equal(validating.x, data.train[data.validates])

@@ -52,7 +52,6 @@ def bench(
     built = solvers_by_name(in_list(solvers), grid)
     count = len(plan(built, budgets)) + 1
     run = session.loaded
-    from ..core.files import new_folder
     from ..core.progress import Progress
 
     asked = condition.all_of(run, n, session.seed)
@@ -70,7 +69,7 @@ def bench(
         progress.note(f"{progress.done + 1:3}/{count}  {row}")
         progress.update()
 
-    with new_folder(out or session.folder / "bench") as folder:
+    with session.new_folder(out or session.folder / "bench") as folder:
         with progress:
             found = measure(asked, built, budgets, n=n, seed=session.seed, data=data, batch=batch, on_row=on_row)
         facts = {

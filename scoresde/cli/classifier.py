@@ -44,7 +44,6 @@ def classifier(
     --noisy, the classifier can also guide a run to a class: use `scoresde sample --classifier FOLDER --label CLASS`.
     """
     chosen = session.on
-    from ..core.files import new_folder
     from ..core.progress import Progress
     from ..data import load_data
     from ..study.classifier import ClassifierConfig, train_classifier
@@ -58,7 +57,7 @@ def classifier(
             dataset, config, device=chosen, dtype=session.precision,
             on_step=lambda step, loss: progress.update(1, {"loss": loss}),
         )  # fmt: skip
-    with new_folder(out or Path("runs") / f"{dataset.info.name}-classifier") as folder:
+    with session.new_folder(out or Path("runs") / f"{dataset.info.name}-classifier") as folder:
         files = trained.save(folder)
     facts = {
         "folder": str(folder), "data": dataset.info.name, "accuracy": trained.accuracy, "stderr": trained.stderr,

@@ -11,7 +11,8 @@ import functools
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -198,6 +199,16 @@ class Session:
         """Print a line to standard error, unless ``quiet``."""
         if not self.quiet:
             echo(text, err=True)
+
+    @contextmanager
+    def new_folder(self, path: Path) -> Iterator[Path]:
+        """Create a folder for results (:func:`scoresde.core.files.new_folder`), and say so if its name is another."""
+        from ..core.files import new_folder, taken
+
+        with new_folder(path) as folder:
+            if folder != path:
+                self.say(taken(path, folder))
+            yield folder
 
     def print(self, facts: Mapping[str, Any], *lines: str) -> None:
         """Print the result to standard output, as one JSON object or as lines."""

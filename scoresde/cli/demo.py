@@ -50,6 +50,7 @@ def single_image(
     takes a few minutes on a CPU. The result is an ordinary run, so `scoresde sample` can draw samples from it.
     """
     chosen = session.on
+    from ..core.files import taken
     from ..core.optional import optional
     from ..core.registry import build
     from ..data import load_data
@@ -60,6 +61,8 @@ def single_image(
 
     picture = read_picture(file or EXAMPLE, size)
     with _begun(lambda: make_run_folder(out, "single-image")) as folder:
+        if out is None and folder.name != "single-image":
+            session.say(taken(folder.with_name("single-image"), folder))
         config = picture_config(save_picture(folder, picture), sde, steps, session.seed)
         data = load_data(config.data)
         shape = f"{picture.shape[2]} x {picture.shape[1]}"

@@ -146,7 +146,6 @@ def evaluate(
     began = time.monotonic()
     chosen = session.on
     facts: dict[str, Any]
-    from ..core.files import new_folder
     from ..study.answers import answers_table, described_answers, write_calibration
     from ..study.evaluate import described, evaluate_features, evaluation_table, metrics_by_name, write_evaluation
     from ..study.evaluate import evaluate as measure
@@ -162,7 +161,7 @@ def evaluate(
                     f"--features {features} provides both the samples and the reference; omit RUN, --samples, --data, "
                     "--reference and --save-reference"
                 )
-            folder = stack.enter_context(new_folder(out or Path("evaluation")))
+            folder = stack.enter_context(session.new_folder(out or Path("evaluation")))
             found, facts = evaluate_features(Path(features), wanted, copies=copies), {"file": features}
         else:
             source = _source(session, samples, units, data, reading)
@@ -178,7 +177,7 @@ def evaluate(
                     spec, source.data, folder=source.classifier, device=chosen, told=session.say, edited=session.edited
                 )
 
-            folder = stack.enter_context(new_folder(out or source.home / "evaluation"))
+            folder = stack.enter_context(session.new_folder(out or source.home / "evaluation"))
             by = extractor(features) if names else None
             if known is not None and by is not None:
                 known.check(by)

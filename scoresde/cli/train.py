@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Collection, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..core.errors import UsageError
-from ..core.limits import COUNT, LR, TRAINED, Range
+from ..core.limits import COUNT, FRACTION, LR, TRAINED, Range
 from ..core.registry import build, closest, resolve
 from ..core.tables import NETWORKS, PARAMETRIZATIONS, PRESETS, SDES, TIME_SAMPLERS, WEIGHTINGS
 from .command import Fields, Real, Whole, option, settings, verb
 from .common import Session, builds, edited_option, out_option, reading_options, sde_option, session, set_option
 
 if TYPE_CHECKING:
-    from ..data import Reading
+    from ..data import Dataset, Reading
     from ..run.config import TrainConfig
 
 __all__ = ["train"]
@@ -52,7 +52,11 @@ PARTS = (
         help="What the model is conditioned on: class, vector (numbers; vector:age,dose for columns of a table), image "
              "(another image), text, or a measurement of the sample. The measurement operators are cells (random "
              "values are missing), hole, half, mask:FILE, pool:K (low resolution), grey, crop, blur, noise:S, jpeg:Q "
-             "and module:Class. Join conditions with +; hole/pool:4 trains one model for both operators.")  # fmt: skip
+             "and module:Class. Join conditions with +; hole/pool:4 trains one model for both operators. The whole "
+             "condition is dropped in training with the probability --cond-drop (0.1 by default).")  # fmt: skip
+@option("--cond-drop", under="Data", type=Real(FRACTION), default=0.1,
+        help="Probability of dropping the whole condition of a sample, for guidance and for samples without a "
+             "condition; 0 trains for the condition only.")  # fmt: skip
 @reading_options()
 @sde_option
 @option("--shift", under="Path", type=Real(Range(1e-6, 1e6)), default=1.0,
@@ -80,17 +84,17 @@ PARTS = (
 @edited_option
 @option("--sample-every", under="Training", type=Whole(COUNT),
         help="Number of steps between pictures of samples.  [default: pictures after 1, 2, 5, 10, 20, 50 and 100 % of "
-             "the steps]")  # fmt: skip
+             "the steps; in a short run, only the last of these]")  # fmt: skip
 @option("--dry-run", under="Training", is_flag=True,
         help="Print the resolved settings, the model size and a time estimate, without creating a run.")  # fmt: skip
 @out_option("runs/DATA-SDE", "Folder of the new run.")
 @session(first=("device",))
 @builds(SETTINGS, *PARTS)
 def train(
-    data: str, augment: str, cond: str, sde: str, shift: float, coupling: str, preset: str, network: str | None,
-    predict: str, weighting: str, t_sampler: str, steps: int | None, batch: int | None, lr: float | None,
-    assignments: tuple[str, ...], resume: str | None, changed_data: bool, edited: bool, sample_every: int | None,
-    dry_run: bool, out: Path | None, session: Session, reading: Reading,
+    data: str, augment: str, cond: str, cond_drop: float, sde: str, shift: float, coupling: str, preset: str,
+    network: str | None, predict: str, weighting: str, t_sampler: str, steps: int | None, batch: int | None,
+    lr: float | None, assignments: tuple[str, ...], resume: str | None, changed_data: bool, edited: bool,
+    sample_every: int | None, dry_run: bool, out: Path | None, session: Session, reading: Reading,
 ) -> None:  # fmt: skip
     """Train a model by denoising score matching, and print the folder of the run."""
     from dataclasses import replace
@@ -101,7 +105,8 @@ def train(
     from ..run.config import TrainConfig, build_sde
     from ..run.files import find_run, read_config, refuse_taken
     from ..run.origin import read_again
-    from ..train import fit
+    from ..train import finished, fit
+    from ..train.resume import writing
 
     if resume is not None:
         _refuse_new_settings(resume)
@@ -124,9 +129,10 @@ def train(
         config = TrainConfig(
             **{
                 "data": data, "coupling": coupling, "shift": shift, "preset": preset, "cond": cond,
-                "augment": augment, "steps": steps or 0, "batch": batch or 0, "lr": lr or 0.0, "seed": session.seed,
-                "size": reading.size, "fit": reading.fit, "layout": reading.layout, "on_bad": reading.on_bad,
-                "sample_every": sample_every or 0, **typed, **options, **SETTINGS.read(None, texts[""]),
+                "cond_drop": cond_drop, "augment": augment, "steps": steps or 0, "batch": batch or 0,
+                "lr": lr or 0.0, "seed": session.seed, "size": reading.size, "fit": reading.fit,
+                "layout": reading.layout, "on_bad": reading.on_bad, "sample_every": sample_every or 0, **typed,
+                **options, **SETTINGS.read(None, texts[""]),
             }
         )  # fmt: skip
         # Report misspelt names before reading the data.
@@ -145,11 +151,15 @@ def train(
             make_weighting(config.weighting, config.weighting_options, True)
     if resume is None and out is not None and not dry_run:
         refuse_taken(out)  # before reading the data
+    if resume is not None and out is not None and finished(out, config, edited=edited):
+        with nullcontext() if dry_run else writing(out):  # also removes what an interrupted process left behind
+            _say_finished(out, session, edited)
+        return
     place = _typed("data") if resume is not None else None
     dataset = config.load_data() if resume is None or out is None else read_again(out, config, place)
     session.say(dataset.describe())
     if dry_run:
-        _dry_run(config, dataset, session)
+        _dry_run(config, dataset, session, own, out if resume is not None else None, edited)
         return
     before = 0
     if resume is not None and out is not None:
@@ -164,8 +174,6 @@ def train(
     done = _done(run.folder, edited)  # not run.step: the weights in use may be from an earlier step
     more = f", {done:,} in total" if before else ""
     session.say(f"trained {done - before:,} step{'s' * (done - before != 1)} in {seconds:.0f} s{more}")
-    if done == before:
-        session.say("there was nothing left to do; use a larger --steps to train further")
     session.say(f"samples during training: {run.folder}/samples/")
     session.print({"run": str(run.folder), "step": run.step, "seconds": round(seconds, 1)}, str(run.folder))
 
@@ -175,6 +183,19 @@ def _done(folder: Path, edited: bool) -> int:
     from ..run.files import checkpoints, newest_checkpoint
 
     return int(newest_checkpoint(folder, edited=edited).name.removeprefix("step-")) if checkpoints(folder) else 0
+
+
+def _say_finished(run: Path, session: Session, edited: bool) -> None:
+    """Report that a resumed run has nothing left to do."""
+    from ..core.files import read_object
+    from ..run.files import chosen_checkpoint
+
+    session.say(
+        f"{run} has completed all its steps ({_done(run, edited):,}), so there is nothing left to do; use a larger "
+        "--steps to train further"
+    )
+    step = int(read_object(chosen_checkpoint(run, edited=edited) / "state.json")["step"])
+    session.print({"run": str(run), "step": step, "seconds": 0.0}, str(run))
 
 
 def _refuse_unknown(names: Iterable[str], sde: str) -> None:
@@ -247,28 +268,38 @@ def _typed(option: str) -> Any:
     return context.params[option] if source is click.core.ParameterSource.COMMANDLINE else None
 
 
-def _dry_run(config: TrainConfig, dataset: Any, session: Session) -> None:
-    from dataclasses import replace
+def _dry_run(
+    config: TrainConfig, dataset: Dataset, session: Session, own: Any, resumed: Path | None, edited: bool
+) -> None:
+    """Print the resolved settings, the size of the model and how long training will take."""
+    from ..train import prepared, timed
 
-    from ..train import fit, prepared
-
-    resolved, model, spec = prepared(config, dataset)
-    dataset = replace(dataset, validates=None)  # validation is not timed, because it runs only twenty times
-    fit(replace(resolved, steps=1, warmup=1), data=dataset, save=False, device=session.on, quiet=True)
-    began = time.monotonic()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the call above has printed the warnings
-        fit(replace(resolved, steps=4, warmup=1), data=dataset, save=False, device=session.on, quiet=True)
-    seconds = (time.monotonic() - began) / 4
+    resolved, model, spec = prepared(config, dataset, own, None, resumed)
+    done = 0 if resumed is None else _done(resumed, edited)
+    timing = timed(
+        resolved, model, spec, dataset, folder=resumed, done=done, device=session.on, dtype=session.precision
+    )
     size = sum(p.numel() for p in model.parameters())
     told = resolved.told_in_words(dataset.info)
+    minutes = {part: round(seconds / 60, 1) for part, seconds in timing.parts.items()}
+    counted = (
+        ("steps", timing.steps, timing.step),
+        ("validation", timing.validations, timing.validation),
+        ("pictures", timing.pictures, timing.picture),
+    )
+    rows = [f"{f'  {part}':16} {minutes[part]:6.1f} minutes ({n:,} of {_duration(each)})" for part, n, each in counted]
     facts = {
         "config": resolved.to_dict(),
         "told": told,
         "network": None if spec.network is None else {"name": spec.network.name, **spec.network.options},
         "parameters": size,
-        "seconds_per_step": round(seconds, 4),
-        "estimated_minutes": round(seconds * resolved.steps / 60, 1),
+        "seconds_per_step": round(timing.step, 4),
+        "validations": timing.validations,
+        "seconds_per_validation": round(timing.validation, 4),
+        "pictures": timing.pictures,
+        "seconds_per_picture": round(timing.picture, 4),
+        "minutes": minutes,
+        "estimated_minutes": round(timing.seconds / 60, 1),
     }
     session.print(
         facts,
@@ -276,5 +307,10 @@ def _dry_run(config: TrainConfig, dataset: Any, session: Session) -> None:
         f"{'network':16} {spec.network.name} {dict(spec.network.options)}" if spec.network else "",
         *([f"{'condition':16} {told}"] if told else []),
         f"{'parameters':16} {size:,}",
-        f"{'time':16} about {facts['estimated_minutes']} minutes ({seconds * 1e3:.0f} ms per step on {session.on})",
+        f"{'time':16} about {facts['estimated_minutes']} minutes on {session.on}:",
+        *rows,
     )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds * 1e3:.0f} ms" if seconds < 10 else f"{seconds:.0f} s"

@@ -98,7 +98,7 @@ def work_in(
     Raises:
         UsageError: If the folder contains another command's result, or contains files but nothing to resume from.
     """
-    from ..core.files import new_folder, read_json
+    from ..core.files import read_json
     from ..core.parts import check_request, plain_request
 
     first = out or default
@@ -125,7 +125,7 @@ def work_in(
             f"{first} contains an interrupted result; starting a new result (to continue the interrupted one, use "
             "--resume)"
         )
-    with new_folder(first) if found is None else nullcontext(found) as folder:
+    with session.new_folder(first) if found is None else nullcontext(found) as folder:
         work = replace(work, folder=folder)
         try:
             try:

@@ -44,7 +44,8 @@ __all__ = [
     "check_kinds",
     "clear_leftovers",
     "living",
-    "make_folder", "missing_above",
+    "make_folder",
+    "missing_above",
     "new_folder",
     "read_json",
     "read_lines",
@@ -53,6 +54,7 @@ __all__ = [
     "read_tensors",
     "remove_empty",
     "sync",
+    "taken",
     "was_changed",
     "write_arrays",
     "write_csv",
@@ -262,6 +264,11 @@ def new_folder(path: Path) -> Iterator[Path]:
             if left and isinstance(error, Preempted | Stopped) and error.parameter is None:
                 error.args = (f"{str(error).partition(':')[0]}: the finished work is in {folder}",)
         raise
+
+
+def taken(path: Path, folder: Path) -> str:
+    """Return the line that says that the new folder ``folder`` has a number because ``path`` exists."""
+    return f"{path} already exists, so the results are written to {folder}"
 
 
 def missing_above(path: Path) -> list[Path]:

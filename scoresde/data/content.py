@@ -13,8 +13,9 @@ rows with other content, adding or reordering data never moves a row between tra
 equation 1 omits the number of equal rows, so copies of an image are always in the same part. Tables often have equal
 rows, which may be in different parts.
 
-A run stores the sorted hashes of its rows (:class:`Identity`). For large data, it stores a single hash of the size, the
-beginning and the end of every file.
+A run stores the sorted hashes of its rows (:class:`Identity`). For large data, earlier versions stored a single hash of
+the size, the beginning and the end of every file, which does not notice a change in between. Such runs are still
+recognised by this hash.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ from numpy.typing import NDArray
 from ..core.opened import opened, regular
 from .raw import Array, Known
 
-__all__ = ["LARGE", "MOST", "VALIDATION", "Identity", "contents", "held_out", "known_again", "told"]
+__all__ = ["LARGE", "MOST", "VALIDATION", "Identity", "contents", "ends", "held_out", "known_again", "told"]
 
 VALIDATION = 0.05
 MOST = 2_000
-LARGE = 2**30  # total bytes above which only the ends of the files are hashed
+LARGE = 2**30  # total bytes above which earlier versions hashed only the ends of the files
 END = 2**16  # bytes hashed at each end of a large file
 CHUNK = 2**22  # values hashed at once
 
@@ -132,17 +133,20 @@ class Identity:
     """The identity of data, which depends on their content but not on their name or location.
 
     Attributes:
-        hashes: The sorted hashes of the rows, uint64 ``(N,)``, or a single hash of all files for large data.
-        order: A hash of all rows that depends on their order.
-        large: Whether files were hashed instead of rows.
+        hashes: The sorted hashes of the rows, uint64 ``(N,)``, or a single hash of all files if ``large``.
+        order: A hash of all rows that depends on their order, or the hash of all files if ``large``.
+        large: Whether files were hashed instead of rows. Only earlier versions did this, for large data.
         told: The sorted hashes, each of a row and its condition, uint64 ``(N,)``, or ``None`` if the rows have no
             conditions or files were hashed.
+        files: The hash of all files (:func:`ends`) for large data, to recognise the data of a run with ``large``.
+            ``None`` for other data. It is not stored.
     """
 
     hashes: Hashes
     order: int
     large: bool = False
     told: Hashes | None = None
+    files: int | None = None
 
     @classmethod
     def of(cls, rows: Sequence[bytes], own_test: int = 0, told: Sequence[bytes] | None = None) -> Identity:
@@ -160,30 +164,16 @@ class Identity:
         conditions = None if told is None else np.sort(np.frombuffer(b"".join(row[:8] for row in told), "<u8"))
         return cls(np.sort(hashes), int.from_bytes(order, "little"), told=conditions)
 
-    @classmethod
-    def of_files(cls, files: Iterable[Path]) -> Identity:
-        """Build the identity of large files from the size and the first and last 64 KiB of each file."""
-        ends = []
-        for path in files:
-            size = regular(path)
-            with opened(path) as file:
-                digest = hashlib.blake2b(file.read(END), digest_size=16)
-                file.seek(max(0, size - END))
-                digest.update(file.read(END))
-            ends.append(size.to_bytes(8, "little") + digest.digest())
-        both = hashlib.blake2b(b"".join(sorted(ends)), digest_size=8).digest()
-        whole = int.from_bytes(both, "little")
-        return cls(np.array([whole], np.uint64), whole, large=True)
-
     def compared(self, now: Identity) -> tuple[str, int, int]:
         """Compare this identity with the identity ``now`` of the current data.
 
         Returns:
             The result, the number of new rows, and the number of missing rows. The result is ``same``, ``re-sorted``,
-            ``grown``, ``shrunk`` or ``other``. For large data, it is ``same`` or ``other``, and both numbers are 0.
+            ``grown``, ``shrunk`` or ``other``. If files were hashed, it is ``same`` or ``other``, and both numbers are
+            0.
         """
-        if self.large or now.large:
-            return ("same", 0, 0) if self.large == now.large and self.order == now.order else ("other", 0, 0)
+        if self.large:
+            return ("same" if self.order == now.files else "other"), 0, 0
         new, missing = _more(now.hashes, self.hashes), _more(self.hashes, now.hashes)
         if new and missing:
             return "other", new, missing
@@ -208,7 +198,7 @@ class Identity:
         """
         _, new, missing = self.compared(now)
         retold = self.retold(now)
-        if self.large or now.large or not (new or retold):
+        if self.large or not (new or retold):
             return self
         if not (missing or retold):
             return now
@@ -226,5 +216,19 @@ def _more(these: Hashes, those: Hashes) -> int:
     """Return the number of hashes in ``these`` but not in ``those``, counting every copy."""
     values, counts = np.unique(these, return_counts=True)
     known, known_counts = np.unique(those, return_counts=True)
-    there = dict(zip(known.tolist(), known_counts.tolist(), strict=True))
-    return sum(max(0, n - there.get(v, 0)) for v, n in zip(values.tolist(), counts.tolist(), strict=True))
+    _, ours, theirs = np.intersect1d(values, known, assume_unique=True, return_indices=True)
+    counts[ours] -= np.minimum(counts[ours], known_counts[theirs])
+    return int(counts.sum())
+
+
+def ends(files: Iterable[Path]) -> int:
+    """Hash the size and the first and last 64 KiB of each file to an integer, whatever the names of the files."""
+    found = []
+    for path in files:
+        size = regular(path)
+        with opened(path) as file:
+            digest = hashlib.blake2b(file.read(END), digest_size=16)
+            file.seek(max(0, size - END))
+            digest.update(file.read(END))
+        found.append(size.to_bytes(8, "little") + digest.digest())
+    return int.from_bytes(hashlib.blake2b(b"".join(sorted(found)), digest_size=8).digest(), "little")

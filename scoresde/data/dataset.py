@@ -32,7 +32,7 @@ from ..core.limits import SEED, SHARE, checked
 from ..core.text import one_line
 from .arrays import raw_of
 from .captions import captioned
-from .content import LARGE, Identity, contents, held_out, known_again, told
+from .content import LARGE, Identity, contents, ends, held_out, known_again, told
 from .given import CondInfo
 from .outliers import Outliers, outliers_of
 from .raw import AS_IS, Array, Raw, Reading
@@ -672,7 +672,8 @@ def identified(raw: Raw) -> tuple[Identity, list[bytes]]:
     conditions = None
     if raw.train_known.some:
         conditions = told(rows[:n], raw.train_known) + (told(rows[n:], raw.test_known) if own_test else [])
-    return Identity.of_files(raw.files) if large else Identity.of(rows, own_test, conditions), rows
+    identity = replace(Identity.of(rows, own_test, conditions), files=ends(raw.files) if large else None)
+    return identity, rows
 
 
 def _by_content(raw: Raw, how: How) -> _Parts:

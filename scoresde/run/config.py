@@ -60,6 +60,7 @@ _BUDGET: dict[str, tuple[int, int, float]] = {
 
 _HINT = "0 means the preset's default"
 _OR_0 = dataclasses.replace(COUNT, low=0, hint=_HINT)
+_RARELY = dataclasses.replace(COUNT, low=0, hint="0 means as often as suits the length of the run")
 
 _PICTURES = 10_000  # maximum number of times that samples are drawn during training
 
@@ -124,7 +125,10 @@ class TrainConfig:
             before this field was added used ``rows``.
         size, fit, layout, on_bad: Settings for reading files (:class:`scoresde.data.Reading`).
         sample_every: Number of steps between pictures of samples; 0 means pictures after 1, 2, 5, 10, 20, 50 and 100 %
-            of the run.
+            of the run, or only the last of these, so that pictures take at most a fifth as long as the training steps.
+        validate_every: Number of steps between validations, if the data have a validation part; the last step is also
+            validated, and there is no validation if the number is larger than ``steps``. 0 means twenty times at most,
+            so that validation takes at most a fifth as long as the training steps.
         save_minutes: Maximum time between checkpoints, in minutes. A checkpoint is also saved after each fifth of the
             run.
         keep: Number of checkpoints to keep. To guide a model by an earlier version of itself
@@ -135,7 +139,8 @@ class TrainConfig:
 
     limits: ClassVar[Mapping[str, Range]] = ranges(
         shift=SHIFT, cond_drop=FRACTION, ema=FRACTION, test_fraction=SHARE, seed=SEED,
-        steps=dataclasses.replace(TRAINED, low=0, hint=_HINT), batch=_OR_0, warmup=_OR_0, sample_every=_OR_0,
+        steps=dataclasses.replace(TRAINED, low=0, hint=_HINT), batch=_OR_0, warmup=_OR_0,
+        sample_every=_RARELY, validate_every=_RARELY,
         lr=dataclasses.replace(LR, above=False, hint=_HINT), save_minutes=Range(0, infinite=True), keep=COUNT,
         clip=Range(0, above=True, infinite=True, hint="inf disables clipping"),
     )  # fmt: skip
@@ -172,6 +177,7 @@ class TrainConfig:
     layout: str = "auto"
     on_bad: str = "stop"
     sample_every: int = 0
+    validate_every: int = 0
     save_minutes: float = 10.0
     keep: int = 2
     typed: Typed = field(default=True, repr=False, compare=False)

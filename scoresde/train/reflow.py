@@ -18,6 +18,7 @@ A rectified model is trained on coupled noise and data, so it does not provide a
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,10 +26,12 @@ import torch
 from torch import Tensor
 
 from ..core.errors import NumericalError, UsageError
+from ..core.files import taken
 from ..core.limits import COUNT, LR, SEED, STEPS, TRAINED, checked, enough_memory
 from ..core.noise import Noise
 from ..core.progress import Progress
 from ..core.shapes import at, expand, sum_flat, time_dtype
+from ..core.text import printable
 from ..data import Dataset
 from ..model.estimate import Denoiser
 from ..objective.coupling import Pairs
@@ -38,7 +41,8 @@ from ..ode.fixed import rule_step
 from ..run.run import Run
 from ..solvers import ProbabilityFlow, Solver
 from ..solvers.flow import slope
-from .loop import fit, prepared
+from .loop import fit
+from .prepare import prepared
 
 __all__ = ["draw_pairs", "reflow", "straightness"]
 
@@ -156,6 +160,8 @@ def reflow(
         out = Path("runs") / name  # created when training begins, not before
         while out.exists():
             out, n = Path("runs") / f"{name}-{n}", n + 1
+        if out.name != name and not quiet:
+            print(printable(taken(out.with_name(name), out)), file=sys.stderr)
     return fit(
         config, data=data, pairs=drawn, start=run, out=out, save=save, device=device, dtype=run.dtype, quiet=quiet
     )

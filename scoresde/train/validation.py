@@ -1,17 +1,18 @@
 """The choice of the final weights by the validation loss.
 
 The validation loss is the loss of the averaged weights on training samples that are set aside for validation. It is
-computed at regular intervals, always for the same rows, times and noise, so that the losses differ only because of the
-weights. The checkpoint with the lowest loss is kept in addition to the last checkpoint. Its weights are used only if
-its mean loss is lower than that of the last weights by more than two standard errors. The standard error is that of the
-mean difference between the two losses of each row. Without this condition, the minimum of many noisy losses could be
-mistaken for an improvement. The test rows are not used for this choice.
+computed at regular intervals (:mod:`.schedule`), always for the same rows, times and noise, so that the losses differ
+only because of the weights. The checkpoint with the lowest loss is kept in addition to the last checkpoint. Its weights
+are used only if its mean loss is lower than that of the last weights by more than two standard errors. The standard
+error is that of the mean difference between the two losses of each row. Without this condition, the minimum of many
+noisy losses could be mistaken for an improvement. The test rows are not used for this choice.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,13 +29,18 @@ from ..objective.draw import Draw, Draws
 from ..objective.loss import Objective
 from ..run.files import BEFORE, BEST, CHOICE, fault_of, save_best
 
-__all__ = ["Best", "Validation"]
+__all__ = ["Best", "Validation", "evaluations", "sentence"]
 
 DRAWS = 1024  # minimum number of (time, noise) pairs
 EACH = 64  # maximum number of such pairs per row, even if this gives fewer than DRAWS
 ERRORS = 2.0  # number of standard errors by which the best weights must be better than the last weights
 CHUNK = 256  # rows evaluated at once
 STEP = 2**32 - 1  # step index for an operator's random numbers, larger than the index of any training step
+
+
+def evaluations(count: int) -> int:
+    """Return the number of evaluations that one validation on ``count`` rows takes, a multiple of ``count``."""
+    return count * max(1, min(EACH, math.ceil(DRAWS / count)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +88,7 @@ class Validation:
         self.count, self.objective = len(source), objective
         # The copies follow each other as 0, 1, ..., n - 1, 0, 1, ..., so times that are spread over a batch are also
         # spread over the copies of each row.
-        copies = max(1, min(EACH, math.ceil(DRAWS / self.count)))
+        copies = evaluations(self.count) // self.count
         generator = keyed(seed, 0, "validation")
         self.batch: Batch = source(torch.arange(self.count).repeat(copies), generator, dtype)
         if source.operator is not None:
@@ -97,15 +103,24 @@ class Validation:
 
         If there are few rows, each row is evaluated at several times with different noise, and its loss is the mean.
         """
-        device = next(model.parameters()).device
-        found = []
-        for rows in torch.split(torch.arange(len(self.batch)), CHUNK):
-            batch, draws = self.batch.rows(rows).to(device), self.draws.rows(rows).to(device)
-            loss = self.objective(model, batch, draws)
-            loss = loss if draws.weight is None else draws.weight.to(loss) * loss
-            ends = self.objective.ends(model, batch)
-            found.append((loss if ends is None else loss + ends).double().cpu())
+        found = [self._part(model, rows) for rows in torch.split(torch.arange(len(self.batch)), CHUNK)]
         return torch.cat(found).reshape(-1, self.count).mean(0)
+
+    def _part(self, model: nn.Module, rows: Tensor) -> Tensor:
+        device = next(model.parameters()).device
+        batch, draws = self.batch.rows(rows).to(device), self.draws.rows(rows).to(device)
+        loss = self.objective(model, batch, draws)
+        loss = loss if draws.weight is None else draws.weight.to(loss) * loss
+        ends = self.objective.ends(model, batch)
+        return (loss if ends is None else loss + ends).double().cpu()
+
+    @torch.no_grad()
+    def seconds(self, model: nn.Module, most: int) -> float:
+        """Measure how long :meth:`losses` takes, in seconds. At most ``most`` evaluations are timed, and scaled."""
+        few = min(len(self.batch), CHUNK, most)
+        began = time.monotonic()
+        self._part(model, torch.arange(few))
+        return (time.monotonic() - began) * len(self.batch) / few
 
     def look(self, model: nn.Module, weights: Mapping[str, Tensor], step: int, folder: Path | None) -> Tensor:
         """Return the validation loss of each row for ``model``, and keep ``weights`` if they are the best so far.

@@ -107,7 +107,7 @@ def pixels(codec: Codec) -> Extractor:
         _hash("pixels", _units(codec)),
         "none",
         # Converting to float64 first gives a level the same value for every input dtype.
-        lambda x: codec.continuous.to_model(x.double()).flatten(1).float(),
+        lambda x: codec.units.to_model(x.double()).flatten(1).float(),
     )
 
 

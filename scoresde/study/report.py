@@ -125,6 +125,14 @@ class Chosen:
             )
         return run.given_rows(*self.source, split="all", seed=seed)
 
+    def padded(self, run: Run) -> Run:
+        """Bind the masks of these samples to a run whose rows are padded. Any other run is returned unchanged."""
+        padded = any("mask" in getattr(part, "needs", ()) for part in run.codec.space.parts)
+        if not padded or (run.condition is not None and run.condition.mask is not None):
+            return run
+        assert self.source is not None
+        return run.masked(run.of_rows(*self.source, split="all").condition.mask)  # type: ignore[union-attr]
+
     @property
     def identity(self) -> dict[str, Any]:
         """JSON-serialisable values that identify the samples."""
@@ -162,6 +170,7 @@ class Chosen:
                 not checked for convergence.
         """
         bound, begins = None, likelihood.t_min
+        run = self.padded(run)
         domain = run.model.domain
         if strata:
             dequantise = likelihood.dequantisation != "none"
@@ -178,6 +187,7 @@ class Chosen:
         )
         plain = None
         if without is not None:
+            without = self.padded(without)
             plain = without.log_likelihood(
                 self.x, likelihood, seed=seed, batch=batch, memory=memory, check=False, watch=watch,
                 keep=None if keep is None else keep / "without",

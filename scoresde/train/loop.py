@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ..codec import Codec
+from ..codec import Codec, named_again
 from ..core.condition import SLOTS, Condition
 from ..core.errors import CheckpointError, DataError, NumericalError, UsageError
 from ..core.files import (
@@ -75,6 +75,7 @@ from ..sde.reach import explodes, sigma_for
 from ..solvers import RungeKutta
 from .averages import EMA
 from .state import Record, TrainState, keyed_rng, steps
+from .stated import aligned, model_rows, stated
 from .validation import Validation, sentence
 
 __all__ = ["fit"]
@@ -151,6 +152,8 @@ def _fit(
     if folder is not None:
         held.enter_context(_writing(folder))
     config, data = _data_for(config, data, folder, changed_data)
+    if folder is None and start is None:
+        data = aligned(config, data)
     config, model, spec = prepared(config, data, network, start, folder)
     # A model keeps the units and the vocabulary of the data that it was first trained on.
     told = data.info.known.told(config.sources)
@@ -159,7 +162,8 @@ def _fit(
     elif folder is not None:
         told = DataInfo.from_dict(read_object(folder / "data.json")).known
     data = data.described(told)
-    info = _measured(data, spec.codec, model)
+    operator = _operator(config, data.info, start, folder)
+    info = _measured(config, data, spec.codec, model, operator)
     warn_of_prior(model.domain, info)
     if not resume and (pairs is None) == (config.coupling == "reflow"):
         raise UsageError(
@@ -171,7 +175,6 @@ def _fit(
     draw = PathDraw(times, model.domain.nodes, config.coupling == "ot", config.cond_drop)
     state = TrainState(model, optimiser, draw, EMA(model.learned, config.ema))
     objective = Denoising(weighting)
-    operator = _operator(config, data.info, start, folder)
     train, validating = _parts(data, spec, config, config.coupling != "reflow", operator)
     validation = Validation(validating, draw, objective, config.seed, dtype) if validating is not None else None
 
@@ -288,7 +291,7 @@ def _fit(
     if not quiet:
         with optional("the line on the nearest training samples"):
             x = _few_samples(run, data) if shown_samples is None else shown_samples
-            lines.append(nearest_line(x, data.filled, data.test, spec.codec.continuous.to_model))
+            lines.append(nearest_line(x, data.filled, data.test, spec.codec.units.to_model))
         print(printable("\n".join(lines)), file=sys.stderr)
     return run
 
@@ -368,10 +371,16 @@ def prepared(
     given = config.batch
     if data.complete is not None:
         _check_incomplete(config, data)
-    codec = data.codec if start is None else start.codec
-    config = config.fitted(lambda: sigma_for(furthest(_model_units(data, codec)), _spread(data, codec)))
     operator = _operator(config, data.info, start, resumed)
-    config = config.resolved(data.info, data_std=_spread(data, codec), operator=operator)
+    if start is not None:
+        codec = start.codec
+    elif resumed is not None and config.space_names:
+        codec = _named_again(config, resumed)
+    else:
+        codec = stated(config, data, operator) if resumed is None else data.codec
+    spread = _spread(config, data, codec, operator)
+    config = config.fitted(lambda: sigma_for(furthest(_model_units(config, data, codec, operator)), spread))
+    config = config.resolved(data.info, data_std=spread, operator=operator)
     if resumed is not None:
         config = replace(config, batch=given)  # even if the number of rows has changed
     if start is not None:
@@ -382,9 +391,10 @@ def prepared(
         model.domain = replace(model.domain, has_score=not spec.coupled)
     else:
         if resumed is None:
-            spec = config.spec(data.info, data.codec, network is None)
+            spec = config.spec(data.info, codec, network is None)
         else:
             spec = described(resumed, TrainConfig.from_dict(read_config(resumed)))[1]
+            spec = replace(spec, codec=codec) if config.space_names else spec
         sde = None if isinstance(config.sde, str) else config.sde
         predict = None if isinstance(config.predict, str) else config.predict
         with keyed_rng(config.seed, -1, "cpu"):
@@ -393,6 +403,12 @@ def prepared(
     config.check_network(model.network)
     _objective(config, model)  # rejects invalid names and combinations before a folder is created
     return config, model, spec
+
+
+def _named_again(config: TrainConfig, resumed: Path) -> Codec:
+    """Return the codec of a resumed run. Its spaces that are not built in must be named in ``config`` by the user."""
+    codec = described(resumed, TrainConfig.from_dict(read_config(resumed)))[1].codec
+    return named_again(codec, config.space, config.typed) if any(":" in name for name in config.space_names) else codec
 
 
 def _operator(config: TrainConfig, info: DataInfo, start: Run | None, resumed: Path | None) -> Operator | None:
@@ -442,7 +458,7 @@ def _continued(config: TrainConfig, start: Run, network: nn.Module | None, data:
         )
     return replace(
         config, sde=start.base.sde, sde_options={}, shift=1.0, predict=start.base.parametrization, predict_options={},
-        cond=start.config.cond, learn_variance=start.config.learn_variance, preset=start.config.preset,
+        cond=start.config.cond, space=start.config.space, learn_variance=start.config.learn_variance, preset=start.config.preset,
         network_options=start.config.network_options,
     )  # fmt: skip
 
@@ -465,27 +481,29 @@ def _rate(config: TrainConfig, step: int) -> float:
     return config.lr * factor
 
 
-def _spread(data: Dataset, codec: Codec) -> float:
+def _spread(config: TrainConfig, data: Dataset, codec: Codec, operator: Operator | None) -> float:
     """Return the root mean square of the first 4,096 training rows in model units."""
-    x = data.train[:4096]
-    x = codec.to_model(x, noise=torch.full(x.shape, 0.5, dtype=torch.float64 if data.info.wide else torch.float32))
+    x, support = model_rows(config, data, torch.arange(min(4096, len(data.train))), codec, operator)
+    if support is not None:
+        x = x[support.expand(x.shape)]
     if data.complete is not None:
         x = x[data.complete[:4096]]
     return float(x.double().square().mean().sqrt())
 
 
-def _model_units(data: Dataset, codec: Codec) -> Tensor:
+def _model_units(config: TrainConfig, data: Dataset, codec: Codec, operator: Operator | None) -> Tensor:
     """Return training rows in model units, evenly thinned if they have more than 2^25 elements."""
     most = max(16, 2**25 // data.info.dims)
     index = torch.linspace(0, len(data.train) - 1, min(most, len(data.train)), dtype=torch.float64)
-    x = data.train[index.round().long()]
-    return codec.to_model(x, noise=torch.full(x.shape, 0.5, dtype=torch.float64 if data.info.wide else torch.float32))
+    return model_rows(config, data, index.round().long(), codec, operator)[0]
 
 
-def _measured(data: Dataset, codec: Codec, model: ScoreModel) -> DataInfo:
+def _measured(
+    config: TrainConfig, data: Dataset, codec: Codec, model: ScoreModel, operator: Operator | None
+) -> DataInfo:
     """Return the description of the data, extended by ``spread`` and, if alpha is constant, by ``furthest``."""
-    across = furthest(_model_units(data, codec)) if explodes(model.sde) else 0.0
-    return replace(data.info, spread=_spread(data, codec) or None, furthest=across or None)
+    across = furthest(_model_units(config, data, codec, operator)) if explodes(model.sde) else 0.0
+    return replace(data.info, spread=_spread(config, data, codec, operator) or None, furthest=across or None)
 
 
 def _averaged(state: TrainState, weights: Mapping[str, Tensor] | None = None) -> ScoreModel:

@@ -322,7 +322,7 @@ def _source(session: Session, samples: Path | None, units: str, data: str | None
     # The codec comes from the run, so that features and model units do not change if rows are added to the data.
     info, spec = described(folder, config)
     if (theirs.shape, theirs.levels) == (info.shape, info.levels):
-        dataset = replace(dataset, codec=spec.codec)
+        dataset = replace(dataset, codec=spec.codec.own)
     given = None if samples is None else read_samples(samples, dataset, units)
     return _Source(dataset, folder, folder / "classifier" if data is None else None, given)
 

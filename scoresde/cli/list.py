@@ -33,7 +33,8 @@ _short = reprlib.Repr()  # shortens long values, such as a table of a thousand b
     "list",
     short_help="List the names that options accept.",
     epilog="Set the options of an entry with --set, as in --set sde.beta_max=18. Options listed without a "
-    "value are set from the data. The option of an operator or of a space follows a colon, as in --cond pool:2 or --space basis:dct.",
+    "value are set from the data. The option of an operator or of a space follows a colon, as in --cond pool:2 or "
+    "--space basis:dct.",
 )
 @click.argument("kind", required=False)
 @session(first=("json",), only=("json",))

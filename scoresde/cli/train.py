@@ -56,8 +56,8 @@ PARTS = (
 @reading_options()
 @sde_option
 @option("--space", under="Path", default="none", metavar="TEXT",
-        help=f"Coordinates in which the path is stated: none, {', '.join(SPACES)}, or module:Class. Join spaces with +, and "
-             "set the first option after a colon, as in log+basis:dct.")  # fmt: skip
+        help=f"Coordinates in which the path is stated: none, {', '.join(SPACES)}, or module:Class. Join spaces with "
+             "+, and set the first option after a colon, as in log+basis:dct.")  # fmt: skip
 @option("--shift", under="Path", type=Real(Range(1e-6, 1e6)), default=1.0,
         help="Multiply sigma/alpha by this factor at every t; use a factor above 1 for large images.")  # fmt: skip
 @option("--coupling", under="Path", type=click.Choice(["independent", "ot"]), default="independent",
@@ -90,8 +90,8 @@ PARTS = (
 @session(first=("device",))
 @builds(SETTINGS, *PARTS)
 def train(
-    data: str, augment: str, cond: str, sde: str, space: str, shift: float, coupling: str, preset: str, network: str | None,
-    predict: str, weighting: str, t_sampler: str, steps: int | None, batch: int | None, lr: float | None,
+    data: str, augment: str, cond: str, sde: str, space: str, shift: float, coupling: str, preset: str, network: str |
+    None, predict: str, weighting: str, t_sampler: str, steps: int | None, batch: int | None, lr: float | None,
     assignments: tuple[str, ...], resume: str | None, changed_data: bool, edited: bool, sample_every: int | None,
     dry_run: bool, out: Path | None, session: Session, reading: Reading,
 ) -> None:  # fmt: skip
@@ -230,8 +230,8 @@ def _named_again(config: TrainConfig, run: str, folder: Path) -> tuple[TrainConf
         )
     if (space := _typed("space")) not in (None, config.space):
         raise UsageError(
-            f"--space {space} cannot be used because {run} was trained with {config.space}, which cannot be changed when a "
-            "run is resumed"
+            f"--space {space} cannot be used because {run} was trained with {config.space}, which cannot be changed "
+            "when a run is resumed"
         )
     own_spaces = () if space is None else tuple(name for name in config.space_names if ":" in name)
     for field in ("sde", "network", "predict", "weighting", "t_sampler"):

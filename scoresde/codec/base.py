@@ -37,7 +37,8 @@ __all__ = ["Codec", "Composed", "Unbuilt", "digest", "from_dict", "mask_of", "su
 
 
 def mask_of(condition: object, x: Tensor) -> Tensor | None:
-    """Return the mask of the real values in ``x: (B, *event)``, bool ``(B or 1, *event)``, or ``None`` without a mask."""
+    """Return the mask of the real values in ``x: (B, *event)``, bool ``(B or 1, *event)``, or ``None`` without a "
+    "mask."""
     mask: Tensor | None = getattr(condition, "mask", None)
     return None if mask is None else mask.to(x.device)
 
@@ -103,10 +104,10 @@ class Codec(ABC):
         """
         return before
 
-    def require(self, condition: object) -> None:
+    def require(self, condition: object) -> None:  # noqa: B027  # most codecs need nothing
         """Check that ``condition`` has everything that the codec needs, and raise a :class:`UsageError` if not."""
 
-    def check(self, x: Tensor, condition: object = None) -> None:
+    def check(self, x: Tensor, condition: object = None) -> None:  # noqa: B027  # most are defined everywhere
         """Raise a :class:`DataError` if rows ``x: (B, *event)`` are outside the set on which the codec is defined."""
 
     @property
@@ -285,8 +286,8 @@ class Unbuilt(Codec):
     def missing(self) -> CheckpointError:
         """Return the error that asks for the class."""
         return CheckpointError(
-            f"the run refers to the space {self.name!r}, which is not a built-in; for safety, names read from files are "
-            "never imported, so pass the name again, or pass the object (space=)",
+            f"the run refers to the space {self.name!r}, which is not a built-in; for safety, names read from files "
+            "are never imported, so pass the name again, or pass the object (space=)",
             parameter="space",
             value=self.name,
         )

@@ -1,7 +1,7 @@
 """Orthonormal bases of the last one or two axes of an event: cosines, waves, Haar wavelets and principal components.
 
-White noise is white in every orthonormal basis, so a basis alone does not change a scalar path. It is the space in which
-bands can be treated differently. Each basis exists for every size, including odd sizes and 1, and has the
+White noise is white in every orthonormal basis, so a basis alone does not change a scalar path. It is the space in
+which bands can be treated differently. Each basis exists for every size, including odd sizes and 1, and has the
 log-determinant 0. Networks see and return pictures.
 """
 
@@ -58,7 +58,8 @@ KINDS = {"dct": _dct, "fft": _fft, "haar": _haar}
 
 @lru_cache(maxsize=64)
 def basis_matrix(kind: str, n: int) -> Tensor:
-    """Return the orthonormal matrix of a basis, float64 ``(n, n)``. The rows are the basis vectors, coarse ones first."""
+    """Return the orthonormal matrix of a basis, float64 ``(n, n)``. The rows are the basis vectors, coarse ones "
+    "first."""
     return KINDS[kind](n)
 
 

@@ -48,14 +48,14 @@ class ZeroMean(Space):
     def model_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         if not 0 <= self.axis < len(shape) or len(shape) < 2:
             raise UsageError(
-                f"the space 'zero-mean' needs samples of points, (n, d) or (d, n), but axis {self.axis} of samples of shape "
-                f"{shape} cannot count the points; pass the axis, as in zero-mean:1",
+                f"the space 'zero-mean' needs samples of points, (n, d) or (d, n), but axis {self.axis} of samples of "
+                f"shape {shape} cannot count the points; pass the axis, as in zero-mean:1",
                 parameter="space",
             )
         if shape[self.axis] < 2:
             raise UsageError(
-                f"the space 'zero-mean' needs at least two points, but axis {self.axis} of samples of shape {shape} has "
-                f"{shape[self.axis]}; pass the axis of the points, as in zero-mean:{1 - min(self.axis, 1)}",
+                f"the space 'zero-mean' needs at least two points, but axis {self.axis} of samples of shape {shape} "
+                f"has {shape[self.axis]}; pass the axis of the points, as in zero-mean:{1 - min(self.axis, 1)}",
                 parameter="space",
                 value=f"zero-mean:{1 - min(self.axis, 1)}",
             )
@@ -134,8 +134,8 @@ class ZeroMean(Space):
             count = real.any(2).sum(1)
             if bool((count < 2).any()):
                 raise DataError(
-                    f"row {int((count < 2).nonzero()[0])} has fewer than two real points, so there is nothing left when "
-                    "the centre is fixed; remove such rows"
+                    f"row {int((count < 2).nonzero()[0])} has fewer than two real points, so there is nothing left "
+                    "when the centre is fixed; remove such rows"
                 )
             count = count[:, None]
             points = torch.where(mask.movedim(self.axis + 1, 1), points, 0)
@@ -146,8 +146,8 @@ class ZeroMean(Space):
             i = int(off.nonzero()[0])
             raise DataError(
                 f"the space 'zero-mean' needs points whose centre is 0, but the centre of row {i} is "
-                f"{float(centre[i].abs().max()):.3g} from it (in {int(off.sum()):,} of {len(x):,} rows the distance is too "
-                "large); subtract the centre of each row, or name the axis of the points, as in zero-mean:1"
+                f"{float(centre[i].abs().max()):.3g} from it (in {int(off.sum()):,} of {len(x):,} rows the distance is "
+                "too large); subtract the centre of each row, or name the axis of the points, as in zero-mean:1"
             )
 
     def show(self, m: Tensor, condition: object = None) -> Tensor:

@@ -1,4 +1,5 @@
-"""Spaces as text, such as ``log+basis:dct``: reading them, naming their classes, and naming classes of the user again."""
+"""Spaces as text, such as ``log+basis:dct``: reading them, naming their classes, and naming classes of the user "
+"again."""
 
 from __future__ import annotations
 
@@ -67,8 +68,8 @@ def _parse(part: str, typed: Typed) -> Space:
         made = construct(resolve(part, SPACES, "space", typed=typed), "space", part, {}, typed=True)
         if not isinstance(made, Space):
             raise UsageError(
-                f"{part!r} creates an object of type {type(made).__name__}, which is not a space; derive that class from "
-                "scoresde.codec.Space",
+                f"{part!r} creates an object of type {type(made).__name__}, which is not a space; derive that class "
+                "from scoresde.codec.Space",
                 parameter="space",
             )
         return made

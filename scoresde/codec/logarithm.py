@@ -67,12 +67,13 @@ class Log(Space):
         return x if mask is None else torch.where(mask, x, 1)
 
     def to_model(self, x: Tensor, condition: object = None, noise: Tensor | None = None) -> Tensor:
-        m = (self._positive(x, condition).log() - self.shift.to(x)) / self.scale.to(x)
+        m: Tensor = (self._positive(x, condition).log() - self.shift.to(x)) / self.scale.to(x)
         mask = mask_of(condition, x)
         return m if mask is None else torch.where(mask, m, 0)
 
     def to_data(self, m: Tensor, condition: object = None) -> Tensor:
-        return (m.double() * self.scale.to(m.device) + self.shift.to(m.device)).exp().to(m.dtype)
+        x: Tensor = (m.double() * self.scale.to(m.device) + self.shift.to(m.device)).exp()
+        return x.to(m.dtype)
 
     def log_det(self, x: Tensor, condition: object = None) -> Tensor:
         logs = self._positive(x.double(), condition).log() + self.scale.log().to(x.device)

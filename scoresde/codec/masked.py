@@ -49,8 +49,8 @@ class Masked(Space):
         mask = mask_of(condition, m)
         if mask is None:
             raise UsageError(
-                "the space 'masked' needs the array 'mask' of an .npz file, (N, ...), which is true for real values; use "
-                "data with a mask",
+                "the space 'masked' needs the array 'mask' of an .npz file, (N, ...), which is true for real values; "
+                "use data with a mask",
                 parameter="space",
                 value="none",
             )
@@ -87,8 +87,8 @@ class Masked(Space):
         assert mask is not None
         if mask.dtype != torch.bool or mask.shape[1:] != x.shape[1:] or len(mask) not in (1, len(x)):
             raise UsageError(
-                f"the mask must be bool, with the shape of the samples, {tuple(x.shape)}, but it is {mask.dtype} of shape "
-                f"{tuple(mask.shape)}",
+                f"the mask must be bool, with the shape of the samples, {tuple(x.shape)}, but it is {mask.dtype} of "
+                f"shape {tuple(mask.shape)}",
                 parameter="given",
             )
         return mask

@@ -1,7 +1,8 @@
 """Coordinates relative to a condition y, z = x - y, in which a drift to y is a scalar path.
 
-A process that takes x_0 to y, such as the mean-reverting SDE and OUVE (Luo et al. 2023, arXiv:2301.11699; Richter et al.
-2022, arXiv:2208.05830), BBED (arXiv:2302.14748), I2SB (Liu et al. 2023, arXiv:2302.05872) and ResShift (arXiv:2307.12348),
+A process that takes x_0 to y, such as the mean-reverting SDE and OUVE (Luo et al. 2023, arXiv:2301.11699; Richter et
+al. 2022, arXiv:2208.05830), BBED (arXiv:2302.14748), I2SB (Liu et al. 2023, arXiv:2302.05872) and ResShift
+(arXiv:2307.12348),
 
     x_t = y + alpha (x_0 - y) + sigma eps,                                                                     (1)
 
@@ -46,8 +47,8 @@ class Relative(Space):
         image: Tensor = condition.image  # type: ignore[attr-defined]
         if image.shape[1:] != m.shape[1:] or len(image) not in (1, len(m)):
             raise UsageError(
-                f"the space 'relative' needs images y of the shape of the samples, {tuple(m.shape[1:])}, one for each row "
-                f"or one for all, but {len(image)} of shape {tuple(image.shape[1:])} are given for {len(m)} rows",
+                f"the space 'relative' needs images y of the shape of the samples, {tuple(m.shape[1:])}, one for each "
+                f"row or one for all, but {len(image)} of shape {tuple(image.shape[1:])} are given for {len(m)} rows",
                 parameter="given",
             )
         image = image.to(m)

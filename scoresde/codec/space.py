@@ -1,11 +1,11 @@
 """Spaces: codecs in whose coordinates a path is stated.
 
-A space follows the data's own codec (levels and an affine map). In its coordinates m, the path is a scalar Gaussian path
-``alpha m_0 + sigma eps``, with white noise, so every solver, loss and likelihood works on it without change. In the data,
-the same path can drift to a condition, or have correlated noise, a fixed centre or padded rows.
+A space follows the data's own codec (levels and an affine map). In its coordinates m, the path is a scalar Gaussian
+path ``alpha m_0 + sigma eps``, with white noise, so every solver, loss and likelihood works on it without change. In
+the data, the same path can drift to a condition, or have correlated noise, a fixed centre or padded rows.
 
-To write a space, subclass :class:`Space` as a frozen dataclass of plain options, and implement ``to_model``, ``to_data``
-and ``log_det``.
+To write a space, subclass :class:`Space` as a frozen dataclass of plain options, and implement ``to_model``,
+``to_data`` and ``log_det``.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def check_axes(space: str, axes: int, event: tuple[int, ...]) -> None:
     """Reject a number of axes that is not 1 or 2, or larger than that of the event."""
     if axes not in (1, 2) or axes > len(event):
         raise UsageError(
-            f"the space {space} works on the last axes of a sample, with axes = 1 or 2, but axes is {axes} for samples of "
-            f"shape {event}",
+            f"the space {space} works on the last axes of a sample, with axes = 1 or 2, but axes is {axes} for samples "
+            f"of shape {event}",
             parameter="space",
         )

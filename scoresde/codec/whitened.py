@@ -1,14 +1,15 @@
 """Noise with a constant covariance C along the last axis, as white noise in the coordinates m = L^-1 x, C = L L^T.
 
-The SDE  dx = f x dt + g L dw  with correlated noise is the scalar SDE  dm = f m dt + g dw  in these coordinates, and its
-preconditioned reverse drift  f x - g^2 C score_x  is the ordinary one of m. Published examples are PriorGrad (Lee et al.
-2022, arXiv:2106.06406), blue noise (Huang et al. 2024, arXiv:2402.04930) and Gaussian-process noise for series (Bilos et
-al. 2023, arXiv:2211.02590). The log-determinant is  -log det L  for each vector along the axis.
+The SDE  dx = f x dt + g L dw  with correlated noise is the scalar SDE  dm = f m dt + g dw  in these coordinates, and
+its preconditioned reverse drift  f x - g^2 C score_x  is the ordinary one of m. Published examples are PriorGrad (Lee
+et al. 2022, arXiv:2106.06406), blue noise (Huang et al. 2024, arXiv:2402.04930) and Gaussian-process noise for series
+(Bilos et al. 2023, arXiv:2211.02590). The log-determinant is  -log det L  for each vector along the axis.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -26,7 +27,7 @@ from .space import Space, matrix_times
 __all__ = ["Whitened", "kernel_matrix"]
 
 # Correlation at distance d, in units of the length.
-KERNELS = {
+KERNELS: dict[str, Callable[[Tensor], Tensor]] = {
     "exponential": lambda d: torch.exp(-d),
     "matern": lambda d: (1 + math.sqrt(3) * d) * torch.exp(-math.sqrt(3) * d),
     "gaussian": lambda d: torch.exp(-d.square() / 2),
@@ -38,7 +39,8 @@ SINGULAR = 1e-12  # smallest ratio of two eigenvalues
 def kernel_matrix(name: str, length: float, n: int) -> Tensor:
     """Return the covariance of a kernel at ``n`` points spread evenly over [0, 1], float64 ``(n, n)``."""
     at = torch.linspace(0, 1, n, dtype=torch.float64)
-    return KERNELS[name]((at[:, None] - at).abs() / length)
+    found: Tensor = KERNELS[name]((at[:, None] - at).abs() / length)
+    return found
 
 
 @lru_cache(maxsize=32)
@@ -54,9 +56,9 @@ def _factors(covariance: Tensor, what: str) -> tuple[Tensor, Tensor]:
     values = torch.linalg.eigvalsh(covariance)
     if not float(values[0]) > SINGULAR * float(values[-1]):
         raise UsageError(
-            f"the covariance {what} of the noise is singular or has negative eigenvalues (from {float(values[0]):.3g} to "
-            f"{float(values[-1]):.3g}), so it cannot be undone; use a shorter length, or add a small multiple of the "
-            "identity",
+            f"the covariance {what} of the noise is singular or has negative eigenvalues (from {float(values[0]):.3g} "
+            f"to {float(values[-1]):.3g}), so it cannot be undone; use a shorter length, or add a small multiple of "
+            "the identity",
             parameter="space",
         )
     lower = torch.linalg.cholesky(covariance)
@@ -102,8 +104,8 @@ class Whitened(Space):
             return None
         if name not in KERNELS:
             raise UsageError(
-                f"unknown covariance {self.covariance!r}; name a file (.npy or .npz), or a kernel with its length, such as "
-                f"exponential:0.3; {closest(name, KERNELS)}",
+                f"unknown covariance {self.covariance!r}; name a file (.npy or .npz), or a kernel with its length, "
+                f"such as exponential:0.3; {closest(name, KERNELS)}",
                 parameter="space",
                 value="whitened:exponential:0.3",
             )
@@ -149,8 +151,8 @@ class Whitened(Space):
         if x.ndim > 2 and x.shape[-1] * x.shape[-2] == k:
             return lower, inverse, 2
         raise UsageError(
-            f"the covariance of the noise has shape {tuple(self.covariance.shape)}, which fits neither the last axis nor "
-            f"the last two axes of samples of shape {tuple(x.shape[1:])}",
+            f"the covariance of the noise has shape {tuple(self.covariance.shape)}, which fits neither the last axis "
+            f"nor the last two axes of samples of shape {tuple(x.shape[1:])}",
             parameter="space",
         )
 

@@ -49,7 +49,8 @@ class Condition:
         tokens: Word indices, int64, shape ``(B, L)`` or ``(1, L)``, or word features, shape ``(B, L, E)`` or
             ``(1, L, E)``.
         classes: The number of classes. A label equal to this number means that the class is missing.
-        mask: Which values of each row are real, bool, shape ``(B, *event)`` or ``(1, *event)`` in the shape of the data.
+        mask: Which values of each row are real, bool, shape ``(B, *event)`` or ``(1, *event)`` in the shape of the
+            data.
 
     >>> known = Condition(label=torch.tensor([2, 0, 1]), classes=3)
     >>> known.dropped(torch.tensor([False, True, False])).label, len(known)

@@ -198,10 +198,10 @@ def _padded(
         key, x = found[f"mask{part}"], arrays[found[f"x{part}"]] if f"x{part}" in found else None
         mask = arrays[key]
         if x is None or mask.ndim == 0 or mask.ndim > x.ndim or mask.shape != x.shape[: mask.ndim]:
+            theirs = () if x is None else x.shape
             raise DataError(
-                f"{path}: array {key!r} has shape {mask.shape}, but the samples have shape {x.shape if x is not None else ()}"
-                "; a mask has one value for each value of a sample, or for each of its first axes, such as (N, n) for "
-                "samples (N, n, d)"
+                f"{path}: array {key!r} has shape {mask.shape}, but the samples have shape {theirs}; a mask has one "
+                "value for each value of a sample, or for each of its first axes, such as (N, n) for samples (N, n, d)"
             )
         if mask.dtype.kind not in "biuf" or not np.isin(mask, (0, 1)).all():
             raise DataError(f"{path}: array {key!r} must contain only true and false, or 1 and 0")

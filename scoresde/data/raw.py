@@ -36,8 +36,8 @@ class Reading(Checked):
         columns: Names of the table columns that contain the condition of each sample rather than the sample itself.
         empty: What to do with an empty cell of a table, or with NaN in an array of samples: ``stop`` (raise an error)
             or ``keep`` (treat it as an unknown value).
-        needs: The kinds of condition that must be readable: any of ``vector``, ``image``, ``text`` and ``mask``. If a condition
-            of another kind cannot be read, it is left out, with a note.
+        needs: The kinds of condition that must be readable: any of ``vector``, ``image``, ``text`` and ``mask``. If a
+            condition of another kind cannot be read, it is left out, with a note.
     """
 
     limits = ranges(size=SIZE)

@@ -63,8 +63,8 @@ HYBRID_WEIGHT = 0.001
 def prior_kl(sde: SDE, x0: Tensor, count: int | Tensor | None = None) -> Tensor:
     """Compute ``L_T``, the KL divergence of ``q(x_T | x_0)`` from the prior, for each row of ``x0: (B, *event)``.
 
-    The result has shape ``(B,)``. ``count`` is the number of dimensions, one number or ``(B,)``, if not all elements are
-    real (the others must be 0).
+    The result has shape ``(B,)``. ``count`` is the number of dimensions, one number or ``(B,)``, if not all elements
+    are real (the others must be 0).
     """
     count = dims(x0) if count is None else count.to(time_dtype(x0.device)) if isinstance(count, Tensor) else count
     alpha, sigma = sde.coefficients(torch.tensor([sde.t_max], dtype=time_dtype(x0.device), device=x0.device))

@@ -24,8 +24,14 @@ from ..core.shapes import dims, each, expand, select
 from ..sde.base import SDE
 
 __all__ = [
-    "VARIANCES", "Counted", "Denoiser", "Domain", "Estimate", "Tally",
-    "Supported", "Wrapped",
+    "VARIANCES",
+    "Counted",
+    "Denoiser",
+    "Domain",
+    "Estimate",
+    "Supported",
+    "Tally",
+    "Wrapped",
 ]  # fmt: skip
 
 # The choices for the variance of a reverse step (see Estimate.share).
@@ -116,8 +122,8 @@ class Domain:
             bounds are labelled as bounds for a guided model.
         kind: What kind of model this is, for messages: ``model``, ``guided model``, ``steered model`` and so on.
         twisted: Whether every estimate has a ``twist``.
-        support: Which numbers of each row are real, bool ``(B, *event)`` or ``(1, *event)``, or ``None`` if all are. The
-            other numbers of the states, the noise and the estimates are 0, and do not count as dimensions.
+        support: Which numbers of each row are real, bool ``(B, *event)`` or ``(1, *event)``, or ``None`` if all are.
+            The other numbers of the states, the noise and the estimates are 0, and do not count as dimensions.
     """
 
     sde: SDE

@@ -288,7 +288,8 @@ class _Attempt:
         return [torch.maximum(b.abs(), a.abs()).add_(self.atol / self.rtol) for b, a in pairs]
 
     def norm(self, error: Tensor, allowed: list[Tensor], index: Tensor) -> Floats:
-        """Return the maximum of ``rms(error / allowed) / rtol`` over the parts in ``allowed``, for the rows ``index``."""
+        """Return the maximum of ``rms(error / allowed) / rtol`` over the parts in ``allowed``, for the rows "
+        "``index``."""
         norms = [
             torch.linalg.vector_norm(flat(e / s), dim=1).cpu().double().numpy() / (self.rtol * math.sqrt(s[0].numel()))
             for s, e in zip(allowed, self.parts(error), strict=False)

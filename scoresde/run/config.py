@@ -66,8 +66,9 @@ _PICTURES = 10_000  # maximum number of times that samples are drawn during trai
 AUTO = "auto"  # determined from the data
 
 # For each field that accepts a name or an object: the type of the object, and the table of names.
-_OBJECTS: dict[str, type] = {  # type: ignore[misc]
-    "sde": SDE, "predict": Parametrization, "weighting": Callable, "t_sampler": TimeSampler, "space": Space,  # type: ignore[dict-item]
+_OBJECTS: dict[str, type] = {
+    "sde": SDE, "predict": Parametrization, "t_sampler": TimeSampler, "space": Space,
+    "weighting": Callable,  # type: ignore[dict-item]
 }  # fmt: skip
 _TABLES = {"sde": SDES, "predict": PARAMETRIZATIONS, "weighting": WEIGHTINGS, "t_sampler": TIME_SAMPLERS}
 
@@ -114,8 +115,8 @@ class TrainConfig:
         cond: The sources of the model's condition: ``none``, or any of ``class``, ``vector``, ``image``, ``text`` and
             an operator, joined by ``+`` (:mod:`scoresde.data.given`).
         space: The space in whose coordinates the path is stated: ``none``, or names in
-            :data:`scoresde.core.tables.SPACES` or ``module:Class``, joined by ``+``, each optionally with the value of its
-            first option, as in ``log+basis:dct``; or a :class:`scoresde.codec.Space`.
+            :data:`scoresde.core.tables.SPACES` or ``module:Class``, joined by ``+``, each optionally with the value of
+            its first option, as in ``log+basis:dct``; or a :class:`scoresde.codec.Space`.
         cond_drop: Probability of dropping the whole condition of a row, for classifier-free guidance.
         steps, batch, lr: Number of training steps, batch size and learning rate; 0 means the preset's default.
         warmup: Number of steps over which the learning rate rises; 0 means a twentieth of ``steps``, but at most

@@ -339,7 +339,7 @@ class _Spread:
 
 def _axes(info: DataInfo, codec: Codec) -> tuple[int, ...]:
     """Return the axes of an event along which units may differ, such as the columns of a table."""
-    scale = getattr(codec.continuous, "scale", None)
+    scale = getattr(codec.units, "scale", None)
     if info.kind == "vector":
         return (0,)
     if not isinstance(scale, Tensor):

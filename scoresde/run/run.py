@@ -337,10 +337,10 @@ class Run:
     def of_rows(self, data: Dataset, index: Tensor, *, split: str = "test", seed: int = 0) -> Run:
         """Return the run with those parts of the conditions of some rows that its space needs, and no others.
 
-        The arguments are those of :meth:`given_rows`. If the space of the run depends on an image, the whole condition is
-        bound.
+        The arguments are those of :meth:`given_rows`. If the space of the run depends on an image, the whole condition
+        is bound.
         """
-        needs = {need for part in self.codec.space.parts for need in getattr(part, "needs", ())}
+        needs = self.needs
         if "image" in needs:
             return self if self.condition is not None else self.given_rows(data, index, split=split, seed=seed)
         if "mask" not in needs:
@@ -412,8 +412,8 @@ class Run:
         self._check_told(condition)
         if condition.mask is not None and self._masked is None:
             raise UsageError(
-                f"{self.folder or 'this model'} was trained without padded rows, so its samples have no mask; train with "
-                "space='masked'",
+                f"{self.folder or 'this model'} was trained without padded rows, so its samples have no mask; train "
+                "with space='masked'",
                 parameter="space",
                 value="masked",
             )
@@ -852,6 +852,11 @@ class Run:
         return model if support is None else Supported(model, support)
 
     @property
+    def needs(self) -> frozenset[str]:
+        """What the space of the run needs of each row's condition: ``image``, ``mask``, both or nothing."""
+        return frozenset(need for part in self.codec.space.parts for need in getattr(part, "needs", ()))
+
+    @property
     def _masked(self) -> Masked | None:
         """The space of padded rows, or ``None`` if the rows are not padded."""
         return next((part for part in self.codec.space.parts if isinstance(part, Masked)), None)
@@ -860,8 +865,8 @@ class Run:
         """Return the run with a mask for each sample. A run whose rows are not padded is returned unchanged.
 
         Args:
-            mask: The mask, bool ``(n, *event)`` or ``(1, *event)``, which is true for real values. ``None`` leaves masks
-                that are already bound, or else chooses masks as often as they occur in the training data.
+            mask: The mask, bool ``(n, *event)`` or ``(1, *event)``, which is true for real values. ``None`` leaves
+                masks that are already bound, or else chooses masks as often as they occur in the training data.
             n: Number of samples for which to choose masks.
             start: Index of the first sample.
         """
@@ -876,8 +881,8 @@ class Run:
         event, given = self.info.shape, tuple(mask.shape[1:])
         if mask.ndim == 0 or given != event[: len(given)] or not bool(((mask == 0) | (mask == 1)).all()):
             raise UsageError(
-                f"a mask must be true or false for each value of a sample, (n, {', '.join(map(str, event))}), or for its "
-                f"first axes, but got {mask.dtype} of shape {tuple(mask.shape)}",
+                f"a mask must be true or false for each value of a sample, (n, {', '.join(map(str, event))}), or for "
+                f"its first axes, but got {mask.dtype} of shape {tuple(mask.shape)}",
                 parameter="given",
             )
         whole = mask.bool().reshape(*mask.shape, *[1] * (len(event) - len(given)))

@@ -210,7 +210,7 @@ def bench(
     cases, run = plan(solvers, nfe), run.masked(n=n)
     model = run.model
     run.codec.require(run.condition)
-    if any(getattr(part, "needs", ()) for part in run.codec.space.parts):
+    if run.needs:
         data = None  # rows of data have other coordinates than these samples, because each has its own condition
     # Three arrays are in memory at once: the starting points, the converged solution and the solution of one row.
     size = 3 * math.prod(run.info.shape) * torch.finfo(run.dtype).bits // 8

@@ -116,9 +116,10 @@ def measure(run: Run, data: Dataset, *, n: int = 256, levels: int = 25, seed: in
     """
     if not run.model.domain.has_score:
         raise UsageError(f"{run.folder} was trained on coupled (data, noise) pairs, so it has no score to compare")
-    if needing := [part for part in run.codec.space.parts if getattr(part, "needs", ())]:
+    if run.needs:
+        names = " + ".join(map(str, run.codec.space.parts))
         raise UsageError(
-            f"the exact score cannot be computed in the space {str(needing[0])!r}, whose coordinates depend on the "
+            f"the exact score cannot be computed in the space {names!r}, whose coordinates depend on the "
             "condition of each row; train without this space"
         )
     sde, info = run.model.domain.sde, run.info

@@ -359,7 +359,7 @@ class Reference:
 
 def _units(codec: Codec) -> Any:
     """Return the parts of a codec that affect features, as JSON-serialisable values."""
-    parts = to_dict(codec.continuous)
+    parts = to_dict(codec.units)
     # A single part is reduced to its options, so that old hashes stay valid.
     return parts[0]["options"] if len(parts) == 1 else parts
 

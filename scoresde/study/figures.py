@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from ..codec import Codec
-from ..core.errors import NumericalError
 from ..core.condition import Condition
+from ..core.errors import NumericalError
 from ..core.limits import COUNT, FRAMES, SEED, checked
 from ..core.noise import Noise
 from ..core.optional import optional

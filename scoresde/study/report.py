@@ -127,11 +127,17 @@ class Chosen:
 
     def padded(self, run: Run) -> Run:
         """Bind the masks of these samples to a run whose rows are padded. Any other run is returned unchanged."""
-        padded = any("mask" in getattr(part, "needs", ()) for part in run.codec.space.parts)
-        if not padded or (run.condition is not None and run.condition.mask is not None):
+        if "mask" not in run.needs or (run.condition is not None and run.condition.mask is not None):
             return run
         assert self.source is not None
-        return run.masked(run.of_rows(*self.source, split="all").condition.mask)  # type: ignore[union-attr]
+        data, index = self.source
+        known = data.every()[2].mask
+        if known is None:
+            raise UsageError(
+                f"{run.folder} was trained on padded rows, but {data.info.name} has no array 'mask'; add the masks",
+                parameter="data",
+            )
+        return run.masked(known[index])
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -458,8 +458,8 @@ def _continued(config: TrainConfig, start: Run, network: nn.Module | None, data:
         )
     return replace(
         config, sde=start.base.sde, sde_options={}, shift=1.0, predict=start.base.parametrization, predict_options={},
-        cond=start.config.cond, space=start.config.space, learn_variance=start.config.learn_variance, preset=start.config.preset,
-        network_options=start.config.network_options,
+        cond=start.config.cond, space=start.config.space, learn_variance=start.config.learn_variance,
+        preset=start.config.preset, network_options=start.config.network_options,
     )  # fmt: skip
 
 

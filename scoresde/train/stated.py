@@ -77,8 +77,8 @@ def _check_settings(config: TrainConfig, data: Dataset, spaces: tuple[Space, ...
     needs = {need for space in spaces for need in space.needs}
     if "image" in needs and not (sources.operator or (sources.image and data.train_given.image is not None)):
         raise UsageError(
-            f"the space {name!r} needs an image y for each row, of the shape of the samples; train with cond='image' and "
-            "data that have images, or with an operator, such as cond='pool:2'",
+            f"the space {name!r} needs an image y for each row, of the shape of the samples; train with cond='image' "
+            "and data that have images, or with an operator, such as cond='pool:2'",
             parameter="cond",
             value="image",
         )
@@ -91,16 +91,16 @@ def _check_settings(config: TrainConfig, data: Dataset, spaces: tuple[Space, ...
         )
     if data.complete is not None:
         raise UsageError(
-            f"{data.info.source} has unknown values, but only complete rows can be stated in the space {name!r}; fill in "
-            "the values, or train without a space",
+            f"{data.info.source} has unknown values, but only complete rows can be stated in the space {name!r}; fill "
+            "in the values, or train without a space",
             parameter="space",
             value="none",
         )
     whole = next((space for space in spaces if not space.levels_too), None)
     if whole is not None and data.codec.levels is not None:
         raise UsageError(
-            f"the space {str(whole)!r} needs continuous data, because levels are spread over cells that leave the space, "
-            f"but {data.info.name} has integer values; convert them to floating-point numbers",
+            f"the space {str(whole)!r} needs continuous data, because levels are spread over cells that leave the "
+            f"space, but {data.info.name} has integer values; convert them to floating-point numbers",
             parameter="space",
             value="none",
         )

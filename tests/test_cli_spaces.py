@@ -96,6 +96,13 @@ def test_a_run_in_a_space(data: str, space: str, cond: str, away: Path, capsys: 
             assert np.abs(x.sum(1)).max() < 1e-4
         if data == "padded":
             assert set(np.unique((x != 0).all(2).sum(1))) <= {3, 4, 5} and bool((x == 0).any())
+            with np.load("ode/samples.npz") as kept:
+                assert np.array_equal(kept["mask"], kept["x"] != 0)
+    shell(f"sample runs/a{given} --start 4 --solver heun --steps 3 --save npz,path --quiet --out seen")
+    with np.load("seen/path.npz") as path, np.load("seen/samples.npz") as last:
+        assert np.isfinite(path["x"]).all() and np.array_equal(path["x"][-1], last["x"])
+        if data == "padded":
+            assert (path["x"][:, ~last["mask"]] == 0).all()
     told = " --given" if cond == "image" else ""
     found = shell.json(f"likelihood runs/a{told} --limit 4 --rtol 1e-2 --no-check --elbo --quiet --save npz")
     assert np.isfinite(found["sets"][0]["mean"])  # type: ignore[index]

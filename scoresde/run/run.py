@@ -107,11 +107,19 @@ class Samples:
         solution: The result of the solver: its statistics, and the samples in model units.
         residual: For each sample, the largest difference between its own measurements and those bound to the run, in
             data units, shape ``(n,)``. ``None`` if no measurements are bound or the operator is not linear.
+        condition: The condition with which the samples were drawn, or ``None``.
     """
 
     x: Tensor
     solution: Solution
     residual: Tensor | None = None
+    condition: Condition | None = None
+
+    @property
+    def mask(self) -> Tensor | None:
+        """Which values of the samples are real, bool ``(n, *event)``, or ``None`` if the rows are not padded."""
+        mask = None if self.condition is None else self.condition.mask
+        return None if mask is None else mask.cpu().expand(self.x.shape)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -1111,10 +1119,10 @@ class Run:
         )
         known = self.seen if self.measurement is None else self.measurement if self.noise == 0 else None
         if known is None:
-            return Samples(self.to_data(solution.x), solution)
+            return Samples(self.to_data(solution.x), solution, condition=self.condition)
         exact = self.codec.continuous.to_data(solution.x.cpu().double(), self.condition)
         x, residual = known.agreeing(exact, self.codec, self.info)
-        return Samples(x if self.info.wide else x.to(solution.x.dtype), solution, residual)
+        return Samples(x if self.info.wide else x.to(solution.x.dtype), solution, residual, self.condition)
 
     @checked(rtol=RTOL, batch=COUNT)
     def encode(self, x: Tensor | npt.ArrayLike, *, rtol: float = 1e-5, batch: int = 256) -> Tensor:
@@ -1199,8 +1207,7 @@ class Run:
             raise UsageError("these samples have no trajectory; draw them with record=True")
         times, states = trajectory.frames(count)
         states = states.double() if self.info.wide else states
-        known = self.masked(n=states.shape[1]).condition
-        shown = torch.stack([self.codec.continuous.to_data(state, known) for state in states])
+        shown = torch.stack([self.codec.continuous.to_data(state, samples.condition) for state in states])
         shown[-1] = samples.x
         return times, shown
 

@@ -200,6 +200,7 @@ def test_a_bound_condition_moves_with_the_rows(away: Path) -> None:
         run.masked(mask[:1]).log_likelihood(torch.ones(1, 5, 2))
     with pytest.raises(UsageError, match="a mask must be true or false"):
         run.masked(torch.ones(2, 4))
+    assert torch.equal(run.masked(mask).given().condition.mask, mask[..., None].expand(3, 5, 2))  # type: ignore[union-attr]
     plain = fit(TrainConfig(data="moons", steps=2, batch=8), save=False, quiet=True)
     assert plain.masked(mask) is plain
     with pytest.raises(UsageError, match="without padded rows"):

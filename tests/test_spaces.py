@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ from scoresde.codec import (
 from scoresde.codec.basis import basis_matrix
 from scoresde.codec.whitened import kernel_matrix
 from scoresde.core.errors import CheckpointError, DataError, UsageError
+from scoresde.core.registry import build
+from scoresde.core.tables import SOLVERS
 from scoresde.likelihood import elbo
 from scoresde.likelihood.problem import Problem
 from scoresde.model.estimate import Denoiser, Supported
@@ -434,6 +436,24 @@ def test_padded_rows_have_their_own_dimensions(method: str) -> None:
     torch.testing.assert_close(found.log_prob, padded_truth(x, a, s) - lost, rtol=0, atol=1e-6)
     assert found.dims.tolist() == [4, 6, 8, 4, 8]
     assert bool((found.model.z[~SPACE.support(KNOWN)] == 0).all())  # type: ignore[operator,index]
+
+
+@pytest.mark.parametrize("name", sorted(SOLVERS))
+def test_every_solver_leaves_padded_numbers_at_0(name: str) -> None:
+    if name in ("original", "particles", "torchsde"):  # the first two need published paths and a measurement
+        pytest.importorskip("torchsde") if name == "torchsde" else pytest.skip("needs another model")
+    made: Any = build(name, SOLVERS, "solver")
+    made = replace(made, steps=6) if hasattr(made, "steps") else replace(made, rtol=0.05)
+    support = SPACE.support(KNOWN)
+    assert support is not None
+    states: list[Tensor] = []
+    model = padded_model(VPSDE(), SPACE, KNOWN)
+    found = sample(
+        model, made, (4, 2), Noise.of(5, 1), dtype=F64, watch=lambda step: states.append(step.x), denoise=False
+    )
+    assert bool((found.x[~support] == 0).all()) and bool((found.x[support] != 0).all())
+    for x in states:
+        assert len(x) < 5 or bool((x[~support] == 0).all())
 
 
 def test_points_may_be_padded_anywhere_in_a_row() -> None:

@@ -263,7 +263,8 @@ class Run:
                     "given(Condition(image=x), operator=...)",
                     parameter="operator",
                 )
-            return replace(self, condition=None, seen=None)
+            mask = None if self.condition is None else self.condition.mask
+            return replace(self, condition=None if mask is None else Condition(mask=mask), seen=None)
         if isinstance(known, Condition) and known.image is None and operator is not None:
             raise UsageError(
                 f"the operator {operator} measures samples, but the condition has no image; pass samples as its image",
@@ -434,6 +435,8 @@ class Run:
         if each > 1:
             index = torch.arange(len(condition) * each) // each
             condition, seen = condition.rows(index), None if seen is None else seen.rows(index)
+        if condition.mask is None and self.condition is not None:  # masks that are bound stay
+            condition = replace(condition, mask=self.condition.mask)
         return replace(self, condition=condition, seen=seen)
 
     def _labelled(

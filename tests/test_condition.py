@@ -108,10 +108,10 @@ def test_a_network_that_cannot_be_asked_is_told_what_it_gets() -> None:
 class Turned(Affine):
     """A codec whose model units have another order than the data."""
 
-    def show(self, m: Tensor) -> Tensor:
+    def show(self, m: Tensor, condition: object = None) -> Tensor:
         return m.flip(1)
 
-    def hide(self, x: Tensor) -> Tensor:
+    def hide(self, x: Tensor, condition: object = None) -> Tensor:
         return x.flip(1)
 
 

@@ -126,7 +126,22 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
         np.save("traces.npy", rng.normal(size=(60, 2, 16)))
         np.save("six.npy", rng.normal(size=(6, 2)).repeat(50, 0))
         _asked(rng, tiny)
+        _stated()
     return folder
+
+
+def _stated() -> None:
+    """Files for the page on spaces, whose blocks write some of them."""
+    rng = np.random.default_rng(1)
+    y = rng.normal(size=(60, 1, 8))
+    np.savez("pairs.npz", x=y + rng.normal(size=y.shape), given=y)
+    np.savez("noisy.npz", given=y[:2])
+    Path("prices.csv").write_text("\n".join(["a,b", *(f"{a:.3f},{b:.3f}" for a, b in np.exp(y[:, 0, :2]))]))
+    blocks = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "docs" / "spaces.md").read_text(encoding="utf-8"), re.M | re.S
+    )
+    Path("myspace.py").write_text(next(block for block in blocks if "class Mirrored" in block))
+    exec(next(block for block in blocks if "molecules.npz" in block), {})
 
 
 def _asked(rng: np.random.Generator, tiny: dict) -> None:

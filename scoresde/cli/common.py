@@ -101,8 +101,8 @@ class Session:
         json: Whether to print the result as one JSON object.
         quiet: Whether to suppress messages about data and progress.
         run: Name of the run, or ``None`` for the newest run.
-        sde, network, predict, operator: Names of the run's SDE, network, prediction and operator classes, as
-            ``module:Class``, if they are not built in.
+        sde, network, predict, space, operator: Names of the run's SDE, network, prediction, space and operator classes,
+            as ``module:Class``, if they are not built in.
         changed_data: Whether to accept the run's data even if they have changed.
         edited: Whether to accept the run's files even if they have been edited.
         others: Names of the other runs, for a command that compares several runs.
@@ -118,6 +118,7 @@ class Session:
     sde: str | None = None
     network: str | None = None
     predict: str | None = None
+    space: str | None = None
     operator: str | None = None
     changed_data: bool = False
     edited: bool = False
@@ -168,19 +169,22 @@ class Session:
         return [self.loaded, *(self._load(name) for name in self.others)]
 
     def _load(self, name: str | Path) -> Run:
+        from ..codec import names_of
         from ..run.config import TrainConfig
         from ..run.files import find_run, read_config
         from ..run.run import described, load
 
         given: dict[str, Any] = {"sde": self.sde, "network": self.network, "parametrization": self.predict}
+        space = self.space
         if self.others:  # a class given on the command line may belong to only some of the runs
             folder = find_run(name, edited=self.edited)
             spec = described(folder, TrainConfig.from_dict(read_config(folder)))[1]
             parts = {"sde": spec.path, "network": spec.network, "parametrization": spec.parametrization}
             # A network that was passed as an object has no name.
             given = {name: value for name, value in given.items() if (part := parts[name]) is None or ":" in part.name}
+            space = space if any(":" in name for name in names_of(spec.codec)) else None
         return load(
-            name, **given, operator=self.operator, device=self.on, dtype=self.precision,
+            name, **given, space=space, operator=self.operator, device=self.on, dtype=self.precision,
             changed_data=self.changed_data, edited=self.edited,
         )  # fmt: skip
 
@@ -277,6 +281,7 @@ _own_parts = [
         ("--sde", "SDE"),
         ("--network", "network"),
         ("--predict", "prediction"),
+        ("--space", "space"),
         ("--operator", "operator"),
     )
 ]
@@ -537,12 +542,16 @@ class Conditioning:
                 raise UsageError(
                     f"--against must be @ followed by the step of a checkpoint, such as @400; got {against}"
                 )
+            from ..codec import names_of
+
             parts = {} if run.spec is None else {
                 "sde": run.spec.path, "network": run.spec.network, "parametrization": run.spec.parametrization,
             }  # fmt: skip
             own: dict[str, Any] = {  # the user has already named these classes to load the run
                 name: part.name for name, part in parts.items() if part is not None and ":" in part.name
             }
+            if run.spec is not None and (spaces := [n for n in names_of(run.spec.codec) if ":" in n]):
+                own["space"] = "+".join(spaces)
             if run.operator is not None and ":" in str(run.config and run.config.sources.operator):
                 own["operator"] = run.operator
             other = load(run.folder, step=int(step), device=run.device, dtype=run.dtype, **own)

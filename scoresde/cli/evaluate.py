@@ -350,7 +350,7 @@ def _source(session: Session, samples: Path | None, units: str, data: str | None
             "compared with these data; use data of the same shape with the same number of levels"
         )
     if (theirs.shape, theirs.levels) == (info.shape, info.levels):
-        dataset = replace(dataset, codec=spec.codec)
+        dataset = replace(dataset, codec=spec.codec.own)
     compared = replace(dataset, train=dataset.test) if whole else dataset  # samples have the units of these rows
     given = None if samples is None else read_samples(samples, compared, units)
     return _Source(dataset, folder, folder / "classifier" if data is None else None, given, whole)

@@ -66,7 +66,8 @@ def info(run: str | None, edited: bool, session: Session) -> None:
     options = dict(config["network_options"])
     named = options.pop("network", config["preset"])
     told.append(f"{'network':12} {named} {options or ''}".rstrip())
-    shown = ("shift", "coupling", "cond", "augment", "steps", "batch", "lr", "seed")
+    space = ["space"] if trained.space_names else []
+    shown = ("shift", "coupling", "cond", *space, "augment", "steps", "batch", "lr", "seed")
     for key in shown:
         told.append(f"{key:12} {config[key]}")
         told += [f"{'condition':12} {words}"] if key == "cond" and words else []

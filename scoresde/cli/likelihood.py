@@ -119,12 +119,14 @@ def likelihood(
 
     asked = [(run, part, bind(run, part)) for part in chosen for run in runs]
     # A run has a likelihood without conditions only if some conditions were dropped in training.
-    plain = {id(run): condition.given and run.config is not None and run.config.cond_drop > 0 for run in runs}
+    # In coordinates relative to an image, it has none.
+    bare = {id(run): run.config is not None and run.config.cond_drop > 0 and "image" not in run.needs for run in runs}
+    plain = {key: condition.given and found for key, found in bare.items()}
     for run in runs if condition.given else ():
         if not plain[id(run)]:
+            why = "its space depends on the image" if "image" in run.needs else "it was trained with cond_drop=0"
             session.say(
-                f"the comparison with log p(x) is left out: {run.folder} has no unconditional likelihood, "
-                "because it was trained with cond_drop=0"
+                f"the comparison with log p(x) is left out: {run.folder} has no unconditional likelihood, because {why}"
             )
     for run, part, bound in asked:
         bound.model  # noqa: B018

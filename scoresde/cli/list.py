@@ -25,7 +25,7 @@ __all__ = ["list_names"]
 _CALLED = {"ANSWERS": "metrics-of-answers", "PARAMETRIZATIONS": "predictions", "TIME_SAMPLERS": "t-samplers"}
 KINDS = {_CALLED.get(name, name.lower().replace("_", "-")): getattr(tables, name) for name in tables.__all__}
 # Kinds whose entries have options.
-OPTIONS = ("sdes", "solvers", "predictions", "weightings", "t-samplers", "networks", "operators")
+OPTIONS = ("sdes", "solvers", "predictions", "weightings", "t-samplers", "networks", "operators", "spaces")
 _short = reprlib.Repr()  # shortens long values, such as a table of a thousand betas
 
 
@@ -33,7 +33,8 @@ _short = reprlib.Repr()  # shortens long values, such as a table of a thousand b
     "list",
     short_help="List the names that options accept.",
     epilog="Set the options of an entry with --set, as in --set sde.beta_max=18. Options listed without a "
-    "value are set from the data. The option of an operator follows a colon, as in --cond pool:2.",
+    "value are set from the data. The option of an operator or of a space follows a colon, as in --cond pool:2 or "
+    "--space basis:dct.",
 )
 @click.argument("kind", required=False)
 @session(first=("json",), only=("json",))
@@ -68,6 +69,11 @@ def _entry(kind: str, name: str, value: Any) -> dict[str, Any]:
     entry: dict[str, Any] = {"what": first_line(found)}
     if kind in OPTIONS:
         options = {k: p.default for k, p in fields_of(found).items()}
+        if kind == "spaces":
+            from ..codec.choice import typed_options
+
+            options = {k: v for k, v in options.items() if k in typed_options(found)}
+            entry["typed"] = f"{name}[:{next(iter(options)).upper()}]" if options else name
         if kind == "operators":
             from ..operators.choice import options_typed
 

@@ -54,7 +54,12 @@ def reflow(
 
     def bent(of: Any) -> float:
         noise = Noise.of(256, session.seed, device=of.device)
-        return round(straightness(of.typical(256, session.seed).model, noise, of.info.shape, dtype=of.dtype), 4)
+        return round(
+            straightness(
+                of.typical(256, session.seed).model, noise, of.codec.model_shape(of.info.shape), dtype=of.dtype
+            ),
+            4,
+        )
 
     session.say(f"drawing {pairs:,} pairs from {session.whence} with the {solver.name} solver")
     began = time.monotonic()

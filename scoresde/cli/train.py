@@ -13,7 +13,7 @@ import click
 from ..core.errors import UsageError
 from ..core.limits import COUNT, FRACTION, LR, TRAINED, Range
 from ..core.registry import build, closest, resolve
-from ..core.tables import NETWORKS, PARAMETRIZATIONS, PRESETS, SDES, TIME_SAMPLERS, WEIGHTINGS
+from ..core.tables import NETWORKS, PARAMETRIZATIONS, PRESETS, SDES, SPACES, TIME_SAMPLERS, WEIGHTINGS
 from .command import Fields, Real, Whole, option, settings, verb
 from .common import Session, builds, edited_option, out_option, reading_options, sde_option, session, set_option
 
@@ -59,6 +59,9 @@ PARTS = (
              "condition; 0 trains for the condition only.")  # fmt: skip
 @reading_options()
 @sde_option
+@option("--space", under="Path", default="none", metavar="TEXT",
+        help=f"Coordinates in which the path is stated: none, {', '.join(SPACES)}, or module:Class. Join spaces with "
+             "+, and set the first option after a colon, as in log+basis:dct.")  # fmt: skip
 @option("--shift", under="Path", type=Real(Range(1e-6, 1e6)), default=1.0,
         help="Multiply sigma/alpha by this factor at every t; use a factor above 1 for large images.")  # fmt: skip
 @option("--coupling", under="Path", type=click.Choice(["independent", "ot"]), default="independent",
@@ -91,10 +94,10 @@ PARTS = (
 @session(first=("device",))
 @builds(SETTINGS, *PARTS)
 def train(
-    data: str, augment: str, cond: str, cond_drop: float, sde: str, shift: float, coupling: str, preset: str,
-    network: str | None, predict: str, weighting: str, t_sampler: str, steps: int | None, batch: int | None,
-    lr: float | None, assignments: tuple[str, ...], resume: str | None, changed_data: bool, edited: bool,
-    sample_every: int | None, dry_run: bool, out: Path | None, session: Session, reading: Reading,
+    data: str, augment: str, cond: str, cond_drop: float, sde: str, space: str, shift: float, coupling: str,
+    preset: str, network: str | None, predict: str, weighting: str, t_sampler: str, steps: int | None,
+    batch: int | None, lr: float | None, assignments: tuple[str, ...], resume: str | None, changed_data: bool,
+    edited: bool, sample_every: int | None, dry_run: bool, out: Path | None, session: Session, reading: Reading,
 ) -> None:  # fmt: skip
     """Train a model by denoising score matching, and print the folder of the run."""
     from dataclasses import replace
@@ -129,7 +132,7 @@ def train(
         config = TrainConfig(
             **{
                 "data": data, "coupling": coupling, "shift": shift, "preset": preset, "cond": cond,
-                "cond_drop": cond_drop, "augment": augment, "steps": steps or 0, "batch": batch or 0,
+                "cond_drop": cond_drop, "space": space, "augment": augment, "steps": steps or 0, "batch": batch or 0,
                 "lr": lr or 0.0, "seed": session.seed, "size": reading.size, "fit": reading.fit,
                 "layout": reading.layout, "on_bad": reading.on_bad, "sample_every": sample_every or 0, **typed,
                 **options, **SETTINGS.read(None, texts[""]),
@@ -137,6 +140,7 @@ def train(
         )  # fmt: skip
         # Report misspelt names before reading the data.
         config.operator()
+        config.spaces  # noqa: B018
         build_sde(config)
         if config.predict != "auto":
             build(
@@ -210,7 +214,7 @@ def _refuse_unknown(names: Iterable[str], sde: str) -> None:
 
 def _refuse_new_settings(run: str) -> None:
     """Reject options that would have no effect because a resumed run keeps its settings."""
-    named = ("sde", "network", "predict", "weighting", "t_sampler", "cond")
+    named = ("sde", "network", "predict", "weighting", "t_sampler", "cond", "space")
     everywhere = ("device", "dtype", "threads", "json", "quiet")
     allowed = {*named, *everywhere, "data", "changed_data", "edited", "resume", "steps", "dry_run"}
     for param in click.get_current_context().command.params:
@@ -245,6 +249,12 @@ def _named_again(config: TrainConfig, run: str, folder: Path) -> tuple[TrainConf
             parameter="cond",
             value=config.cond,
         )
+    if (space := _typed("space")) not in (None, config.space):
+        raise UsageError(
+            f"--space {space} cannot be used because {run} was trained with {config.space}, which cannot be changed "
+            "when a run is resumed"
+        )
+    own_spaces = () if space is None else tuple(name for name in config.space_names if ":" in name)
     for field in ("sde", "network", "predict", "weighting", "t_sampler"):
         name, its = _typed(field), config.network if field == "network" else config.name(field)
         if field == "network" and own is not None:
@@ -258,7 +268,7 @@ def _named_again(config: TrainConfig, run: str, folder: Path) -> tuple[TrainConf
             typed[field] = name
     config = config.named(**typed)
     known = config.typed if isinstance(config.typed, Collection) else ()
-    return replace(config, typed=(*known, *own_operators)), own
+    return replace(config, typed=(*known, *own_operators, *own_spaces)), own
 
 
 def _typed(option: str) -> Any:
@@ -274,6 +284,7 @@ def _dry_run(
     """Print the resolved settings, the size of the model and how long training will take."""
     from ..train import prepared, timed
 
+    dataset = dataset if resumed is not None else aligned(config, dataset)
     resolved, model, spec = prepared(config, dataset, own, None, resumed)
     done = 0 if resumed is None else _done(resumed, edited)
     timing = timed(

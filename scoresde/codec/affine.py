@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.errors import DataError, UsageError
 from ..core.shapes import time_dtype
-from .base import Codec
+from .base import Codec, mask_of, summed
 
 __all__ = ["Affine", "as_affine"]
 
@@ -68,8 +68,14 @@ class Affine(Codec):
         wide = time_dtype(m.device)
         return (m.to(wide) * self.scale.to(m.device, wide) + self.shift.to(m.device, wide)).to(m.dtype)
 
-    def log_det(self, x: Tensor, condition: object = None) -> float:
-        return -self.log_scale(x.shape[1:])
+    def log_det(self, x: Tensor, condition: object = None) -> float | Tensor:
+        if mask_of(condition, x) is None:
+            return -self.log_scale(x.shape[1:])
+        return -summed(self.scale.log(), x, condition)
+
+    @property
+    def log_factor(self) -> float | None:
+        return -float(self.scale.log()) if self.scale.numel() == 1 else None
 
     def log_scale(self, shape: Sequence[int]) -> float:
         """Return the sum of ``log(scale)`` over the elements of an event of shape ``shape``, in nats."""
@@ -87,6 +93,11 @@ def as_affine(codec: Codec, what: str) -> Affine:
         UsageError: If the codec is not affine on continuous values.
     """
     found = codec.continuous
+    if codec.space.parts:
+        raise UsageError(
+            f"{what} requires a codec that only shifts and scales the data, but the path is stated in the space "
+            f"{' + '.join(map(str, codec.space.parts))}; train without a space"
+        )
     if not isinstance(found, Affine):
         raise UsageError(f"{what} requires a codec that only shifts and scales the data, but the codec is {found}")
     return found

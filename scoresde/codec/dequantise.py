@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..core.errors import DataError
 from ..core.shapes import dims, time_dtype
-from .base import Codec
+from .base import Codec, mask_of, summed
 
 __all__ = ["Levels"]
 
@@ -129,9 +129,12 @@ class Levels(Codec):
         """Convert a tensor to the device and dtype of ``x``, or return a plain number unchanged."""
         return value.to(x) if isinstance(value, Tensor) else value
 
-    def log_det(self, x: Tensor, condition: object = None) -> float:
+    def log_det(self, x: Tensor, condition: object = None) -> float | Tensor:
         width = self.width
-        if isinstance(width, float):
+        if isinstance(width, float) and mask_of(condition, x) is None:
             return dims(x) * math.log(width)
-        logs = torch.where(width > 0, width, 1.0).log()
+        widths = torch.as_tensor(width, dtype=torch.float64)
+        logs = torch.where(widths > 0, widths, 1.0).log()
+        if mask_of(condition, x) is not None:
+            return summed(logs, x, condition)
         return float(torch.broadcast_to(logs, tuple(x.shape[1:])).sum())

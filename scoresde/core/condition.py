@@ -13,6 +13,9 @@ an empty cell of a table are all handled in the same way:
     `tokens`   features ``(B, L, E)``          NaN
     =========  ==============================  =====================
 
+A fifth tensor, ``mask``, is not a condition but says which values of each row are real, bool ``(B, *event)``. It exists
+only for padded rows (:class:`scoresde.codec.Masked`), and is never dropped.
+
 A first dimension of 1 instead of B means that the single row applies to all samples. A network must use
 ``torch.where`` to replace NaN before any multiplication, because 0 times NaN is NaN.
 """
@@ -46,6 +49,8 @@ class Condition:
         tokens: Word indices, int64, shape ``(B, L)`` or ``(1, L)``, or word features, shape ``(B, L, E)`` or
             ``(1, L, E)``.
         classes: The number of classes. A label equal to this number means that the class is missing.
+        mask: Which values of each row are real, bool, shape ``(B, *event)`` or ``(1, *event)`` in the shape of the
+            data.
 
     >>> known = Condition(label=torch.tensor([2, 0, 1]), classes=3)
     >>> known.dropped(torch.tensor([False, True, False])).label, len(known)
@@ -57,9 +62,10 @@ class Condition:
     image: Tensor | None = None
     tokens: Tensor | None = None
     classes: int = 0
+    mask: Tensor | None = None
 
     def __post_init__(self) -> None:
-        sizes = {name: len(value) for name in SLOTS if (value := getattr(self, name)) is not None}
+        sizes = {name: len(value) for name in (*SLOTS, "mask") if (value := getattr(self, name)) is not None}
         if len({size for size in sizes.values() if size != 1}) > 1:
             raise UsageError(
                 f"each tensor of a condition must have one row per sample, or a single row; got these counts: {sizes}"
@@ -67,11 +73,11 @@ class Condition:
 
     def __len__(self) -> int:
         """Return the number of rows, or 1 if a single row applies to all samples."""
-        return max((len(v) for name in SLOTS if (v := getattr(self, name)) is not None), default=1)
+        return max((len(v) for name in (*SLOTS, "mask") if (v := getattr(self, name)) is not None), default=1)
 
     def _each(self, function: Callable[[Tensor], Tensor]) -> Condition:
-        label, vector, image, tokens = each(function, self.label, self.vector, self.image, self.tokens)
-        return Condition(label, vector, image, tokens, self.classes)
+        label, vector, image, tokens, mask = each(function, self.label, self.vector, self.image, self.tokens, self.mask)
+        return Condition(label, vector, image, tokens, self.classes, mask)
 
     def rows(self, index: Tensor) -> Condition:
         """Return the condition for the rows selected by ``index: (B',)``."""
@@ -120,15 +126,20 @@ class Condition:
 def _made(values: Iterable[Any], classes: Any) -> Condition:
     """Build a condition from tensors or placeholders without checking them."""
     made = object.__new__(Condition)
-    for name, value in zip((*SLOTS, "classes"), (*values, classes), strict=True):
+    *slots, mask = values if len(values := list(values)) > len(SLOTS) else (*values, None)
+    for name, value in zip((*SLOTS, "classes", "mask"), (*slots, classes, mask), strict=True):
         object.__setattr__(made, name, value)
     return made
 
 
+def _names(c: Condition) -> tuple[str, ...]:
+    return SLOTS if c.mask is None else (*SLOTS, "mask")
+
+
 _pytree.register_pytree_node(
     Condition,
-    lambda c: ([getattr(c, name) for name in SLOTS], c.classes),
+    lambda c: ([getattr(c, name) for name in _names(c)], c.classes),
     _made,
     serialized_type_name="scoresde.Condition",
-    flatten_with_keys_fn=lambda c: ([(_pytree.GetAttrKey(name), getattr(c, name)) for name in SLOTS], c.classes),
+    flatten_with_keys_fn=lambda c: ([(_pytree.GetAttrKey(name), getattr(c, name)) for name in _names(c)], c.classes),
 )

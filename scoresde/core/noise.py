@@ -39,6 +39,7 @@ from torch import Tensor
 
 from .errors import UsageError
 from .limits import SEED, WHOLE, check_number, checked, enough_memory
+from .shapes import select
 
 __all__ = ["Noise", "keyed", "philox"]
 
@@ -91,6 +92,8 @@ class Noise:
             this tensor.
         brownian: Whether :meth:`between` returns scaled increments of a Brownian path. The path does not depend on the
             number of steps.
+        support: Which numbers of each row are real, bool ``(B, *event)`` or ``(1, *event)``, or ``None`` if all are.
+            Normal numbers for an event are exactly 0 elsewhere. The other numbers do not depend on the support.
 
     >>> both, second = Noise.of(2, seed=7), Noise(7, torch.tensor([1]))
     >>> bool((both.normal((3,))[1] == second.normal((3,))[0]).all())
@@ -100,6 +103,7 @@ class Noise:
     seed: int
     indices: Tensor
     brownian: bool = False
+    support: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_number("seed", self.seed, SEED, "int")
@@ -123,7 +127,12 @@ class Noise:
 
     def rows(self, index: Tensor) -> Noise:
         """Return the noise for the rows selected by ``index: (B',)``."""
-        return Noise(self.seed, self.indices[index], self.brownian)
+        support = None if self.support is None else select(self.support, index)
+        return Noise(self.seed, self.indices[index], self.brownian, support)
+
+    def within(self, support: Tensor | None) -> Noise:
+        """Return the noise restricted to ``support`` (see above), or the noise itself if ``support`` is ``None``."""
+        return self if support is None else Noise(self.seed, self.indices, self.brownian, support)
 
     def _words(self, size: int, stream: str, step: int | Tensor) -> Tensor:
         """Return uniform 32-bit words, ``(B, n)``, where n is ``size`` rounded up to a multiple of 4."""
@@ -160,7 +169,15 @@ class Noise:
         half = u.shape[1] // 2
         radius, angle = torch.sqrt(-2 * torch.log(u[:, :half])), 2 * torch.pi * u[:, half:]
         z = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)
-        return z[:, :size].reshape(-1, *shape).to(dtype)
+        return self._kept(z[:, :size].reshape(-1, *shape).to(dtype))
+
+    def _kept(self, z: Tensor) -> Tensor:
+        """Set the numbers outside the support to 0 if ``z: (B, ..., *event)`` contains events."""
+        support = self.support
+        if support is None or z.ndim < support.ndim or z.shape[z.ndim - support.ndim + 1 :] != support.shape[1:]:
+            return z
+        more = [1] * (z.ndim - support.ndim)  # for example the particles of a row
+        return torch.where(support.to(z.device).reshape(len(support), *more, *support.shape[1:]), z, 0)
 
     def between(
         self, t: float, s: float, shape: tuple[int, ...], step: int, dtype: torch.dtype = torch.float32

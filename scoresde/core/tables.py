@@ -10,7 +10,7 @@ from __future__ import annotations
 
 __all__ = [
     "ANSWERS", "CODECS", "GRIDS", "METRICS", "NETWORKS", "OPERATORS", "PARAMETRIZATIONS", "PRESETS", "SDES", "SOLVERS",
-    "TIME_SAMPLERS", "WEIGHTINGS",
+    "SPACES", "TIME_SAMPLERS", "WEIGHTINGS",
 ]  # fmt: skip
 
 SDES = {
@@ -58,9 +58,21 @@ TIME_SAMPLERS = {
     "loss-second-moment": "scoresde.objective.times:LossSecondMoment",
 }
 
+# Spaces: codecs in whose coordinates a path is stated.
+SPACES = {
+    "relative": "scoresde.codec.relative:Relative",
+    "basis": "scoresde.codec.basis:Basis",
+    "whitened": "scoresde.codec.whitened:Whitened",
+    "zero-mean": "scoresde.codec.centred:ZeroMean",
+    "symmetric": "scoresde.codec.symmetric:Symmetric",
+    "masked": "scoresde.codec.masked:Masked",
+    "log": "scoresde.codec.logarithm:Log",
+}
+
 CODECS = {
     "affine": "scoresde.codec.affine:Affine",
     "levels": "scoresde.codec.dequantise:Levels",
+    **SPACES,
 }
 
 NETWORKS = {

@@ -31,6 +31,7 @@ TEST_LABELS = ("y_test", "test_y", "test_labels")
 # The name of the array that holds each kind of condition. If the data come in two parts, the names of their arrays end
 # in _train and _test.
 KNOWN = {"vector": "c", "image": "given", "text": "text"}
+MASK = "mask"  # the array that marks the real values of padded samples, which is read only if a run needs it
 CLASSES = 100  # floats with integer values count as classes if there are at most this many distinct values
 
 COLOURS = (1, 3, 4)  # possible numbers of channels of an image
@@ -39,12 +40,18 @@ SPACE = 8  # smallest height and width of an image whose channels are last
 
 def read_numpy(path: Path, reading: Reading = AS_IS) -> Raw:
     arrays, notes = _without_targets(path, load_arrays(path))
-    left_out = [key for key in arrays if key not in roles(path, arrays).values()]
+    left_out = [key for key in arrays if key not in _used(path, arrays, reading)]
     if left_out:
         notes.append(f"the arrays {', '.join(left_out)} are left out" if left_out[1:] else
                      f"the array {left_out[0]} is left out")  # fmt: skip
     raw = raw_of(arrays, path, reading)
     return replace(raw, notes=(*notes, *raw.notes))
+
+
+def _used(path: Path, arrays: Mapping[str, Array], reading: Reading) -> list[str]:
+    """Return the names of the arrays that are used. A mask is used only if the run needs it."""
+    found = roles(path, arrays)
+    return [key for role, key in found.items() if MASK in reading.needs or not role.startswith(MASK)]
 
 
 def load_arrays(path: Path) -> dict[str, Array]:
@@ -85,8 +92,9 @@ def roles(path: Path | str, arrays: Mapping[str, Array]) -> dict[str, str]:
     found = {
         "x": named(ALL, TRAIN), "y": named(LABELS, TRAIN_LABELS), "x_test": named(TEST), "y_test": named(TEST_LABELS)
     }  # fmt: skip
-    told = {name: named((name, f"{name}_train", f"train_{name}")) for name in KNOWN.values()}
-    told |= {f"{name}_test": named((f"{name}_test", f"test_{name}")) for name in KNOWN.values()}
+    names = (*KNOWN.values(), MASK)
+    told = {name: named((name, f"{name}_train", f"train_{name}")) for name in names}
+    told |= {f"{name}_test": named((f"{name}_test", f"test_{name}")) for name in names}
     if not found["x"]:
         known = {key for keys in (*found.values(), *told.values()) for key in keys}
         found["x"] = [key for key in arrays if key not in known] or [k for keys in told.values() for k in keys]
@@ -146,6 +154,7 @@ def raw_of(arrays: dict[str, Array], path: Path | str, reading: Reading = AS_IS)
     """
     found = roles(path, arrays)
     key = found["x"]
+    arrays, masks = _padded(path, found, arrays) if MASK in reading.needs else (arrays, (None, None))
     kind, channels_last = _layout(path, key, arrays[key], reading)
     train, complete = _filled(arrays[key]) if reading.empty == "keep" else (arrays[key], None)
     train = _checked(path, key, train, kind, channels_last)
@@ -164,10 +173,44 @@ def raw_of(arrays: dict[str, Array], path: Path | str, reading: Reading = AS_IS)
         test_y = _labels(path, found["y_test"], arrays, len(test)) if "y_test" in found else None
     (train_y, test_y), classes = index_labels(path, train_y, test_y)
     known, notes = _known(path, found, arrays, train, test, channels_last, reading)
+    shaped = [None if mask is None else _shaped(mask, kind, channels_last) for mask in masks]
+    known = replace(known[0], mask=shaped[0]), replace(known[1], mask=shaped[1])
     return Raw(
         kind, train, test, train_y, test_y, classes, channels_last=channels_last, notes=notes, complete=complete,
         train_known=known[0], test_known=known[1],
     )  # fmt: skip
+
+
+def _padded(
+    path: Path | str, found: Mapping[str, str], arrays: dict[str, Array]
+) -> tuple[dict[str, Array], tuple[Array | None, Array | None]]:
+    """Set the padded values of the samples to 0.
+
+    Also return the masks of the real values of the training samples and of the test samples, with the shape of the
+    samples, or None without a mask.
+    """
+    masks: list[Array | None] = []
+    arrays = dict(arrays)
+    for part in ("", "_test"):
+        if f"mask{part}" not in found:
+            masks.append(None)
+            continue
+        key, x = found[f"mask{part}"], arrays[found[f"x{part}"]] if f"x{part}" in found else None
+        mask = arrays[key]
+        if x is None or mask.ndim == 0 or mask.ndim > x.ndim or mask.shape != x.shape[: mask.ndim]:
+            theirs = () if x is None else x.shape
+            raise DataError(
+                f"{path}: array {key!r} has shape {mask.shape}, but the samples have shape {theirs}; a mask has one "
+                "value for each value of a sample, or for each of its first axes, such as (N, n) for samples (N, n, d)"
+            )
+        if mask.dtype.kind not in "biuf" or not np.isin(mask, (0, 1)).all():
+            raise DataError(f"{path}: array {key!r} must contain only true and false, or 1 and 0")
+        whole = np.broadcast_to(mask.astype(np.bool_).reshape(*mask.shape, *[1] * (x.ndim - mask.ndim)), x.shape)
+        masks.append(whole)
+        arrays[found[f"x{part}"]] = np.where(whole, x, np.zeros_like(x))
+    if "x_test" in found and (masks[0] is None) != (masks[1] is None):
+        raise DataError(f"{path}: only one of the two parts of the data has a mask; add mask_train and mask_test")
+    return arrays, (masks[0], masks[1])
 
 
 def _filled(x: Array) -> tuple[Array, Array | None]:

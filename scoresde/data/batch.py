@@ -17,12 +17,12 @@ from ..codec import Codec
 from ..core.condition import Condition
 from ..core.errors import UsageError
 from ..core.noise import Noise, keyed
-from ..core.shapes import each
+from ..core.shapes import each, expand, flat
 from ..operators import Operator
 from .augment import Augmentation
 from .given import CondInfo
 
-__all__ = ["Batch", "Batches", "Rows", "Source", "degraded"]
+__all__ = ["Batch", "Batches", "Rows", "Source", "degraded", "finished"]
 
 WIDE = (torch.float64, torch.int64)  # dtypes of data that float32 would round
 
@@ -42,6 +42,8 @@ class Batch:
             receives the parameters, which, unlike a condition, are never dropped at random.
         clean: The rows of ``x0`` in data units, before dequantisation, with the same shape. ``None`` if no operator is
             applied.
+        support: Which numbers of ``x0`` are real, bool, with the same shape, or ``None`` if all are. Their noise is 0
+            elsewhere.
     """
 
     x0: Tensor
@@ -50,6 +52,7 @@ class Batch:
     eps: Tensor | None = None
     augment: Tensor | None = None
     clean: Tensor | None = None
+    support: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.x0)
@@ -57,14 +60,14 @@ class Batch:
     def rows(self, index: Tensor) -> Batch:
         """Return a batch that contains only the rows at the positions ``index``, an int64 tensor ``(B',)``."""
         known = None if self.condition is None else self.condition.rows(index)
-        return Batch(self.x0[index], known, *each(lambda v: v[index], self.weight, self.eps, self.augment, self.clean))
+        parts = (self.weight, self.eps, self.augment, self.clean, self.support)
+        return Batch(self.x0[index], known, *each(lambda v: v[index], *parts))
 
     def to(self, device: torch.device | str) -> Batch:
         """Move the batch to a device."""
         known = None if self.condition is None else self.condition.to(device)
-        return Batch(
-            self.x0.to(device), known, *each(lambda v: v.to(device), self.weight, self.eps, self.augment, self.clean)
-        )
+        parts = (self.weight, self.eps, self.augment, self.clean, self.support)
+        return Batch(self.x0.to(device), known, *each(lambda v: v.to(device), *parts))
 
 
 class Source(Protocol):
@@ -84,7 +87,10 @@ class Source(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Rows of data as a :class:`Source`.
+    """Rows of data as a :class:`Source`, in the units of the data's own codec.
+
+    :func:`finished` states them in the space of the codec, if there is one. This is the last step, because a space may
+    depend on the measurement of an operator.
 
     Args:
         x: Data in data units, shape ``(n, *event)``.
@@ -117,7 +123,7 @@ class Rows:
             more = self.told.to_model(self.given.rows(index)).to_dtype(dtype)
             known = more if known is None else replace(more, label=known.label, classes=known.classes)
         u = torch.rand(x.shape, generator=generator, dtype=torch.float32)
-        x0 = self.codec.to_model(x, known, u.double() if x.dtype in WIDE else u)
+        x0 = self.codec.own.to_model(x, known, u.double() if x.dtype in WIDE else u)
         weight = None if self.complete is None else self.complete[index].to(dtype)
         clean = None if self.operator is None else x.double() if x.dtype in WIDE else x.float()
         return Batch(x0.to(dtype), known, weight, clean=clean)
@@ -137,8 +143,31 @@ def degraded(batch: Batch, operator: Operator, codec: Codec, noise: Noise, step:
     shown = operator.drawn(noise, step).degrade(batch.clean)
     if batch.weight is not None:  # an empty cell is never shown
         shown = torch.where(batch.weight > 0, shown, torch.nan)
-    image = codec.continuous.to_model(shown).to(batch.x0.dtype)
+    image = codec.units.to_model(shown).to(batch.x0.dtype)
     return replace(batch, condition=replace(batch.condition or Condition(), image=image), clean=None)
+
+
+def finished(batch: Batch, rows: Rows, noise: Noise, step: int) -> Batch:
+    """Measure the rows of a batch if ``rows`` has an operator, and state them in the space of the codec.
+
+    Args:
+        batch: A batch of ``rows``, possibly augmented.
+        rows: The source of the batch.
+        noise: The source of the random numbers of the operator for each row.
+        step: The training step.
+    """
+    if rows.operator is not None:
+        batch = degraded(batch, rows.operator, rows.codec, noise, step)
+    space = rows.codec.space
+    if not space.parts:
+        return batch
+    batch = replace(batch, x0=space.to_model(batch.x0, batch.condition))
+    support = rows.codec.support(batch.condition)
+    if support is None:
+        return batch
+    # The mean over a row is a mean over its real numbers.
+    share = flat(support).to(batch.x0.dtype).mean(1).clamp(min=1 / support[0].numel())
+    return replace(batch, support=support, weight=support.to(batch.x0.dtype) / expand(share, batch.x0))
 
 
 class Batches:
@@ -160,11 +189,9 @@ class Batches:
         batch = self.source(self.index(step), generator, dtype)
         if self.augmentation is not None:
             batch = self._augmented(batch, step)
-        operator = getattr(self.source, "operator", None)
-        if operator is None:
+        if not isinstance(self.source, Rows):
             return batch
-        assert isinstance(self.source, Rows)
-        return degraded(batch, operator, self.source.codec, Noise.of(len(batch), self.seed % 2**64), step)
+        return finished(batch, self.source, Noise.of(len(batch), self.seed % 2**64), step)
 
     def _augmented(self, batch: Batch, step: int) -> Batch:
         assert self.augmentation is not None

@@ -68,7 +68,7 @@ def told(rows: Sequence[bytes], known: Known) -> list[bytes]:
         known: The conditions of the rows.
     """
     parts: list[Iterable[memoryview | bytes]] = [
-        _plain(part) for part in (known.vector, known.image, known.features) if part is not None
+        _plain(part) for part in (known.vector, known.image, known.features, known.mask) if part is not None
     ]
     if known.text is not None:
         parts.append([str(text).encode("utf-8", "surrogateescape") for text in known.text])

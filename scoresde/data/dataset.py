@@ -299,16 +299,16 @@ class Dataset:
         kind of condition.
         """
         theirs, ours = (
-            (x, y, *(getattr(given, name) for name in SLOTS))
+            (x, y, *(getattr(given, name) for name in (*SLOTS, "mask")))
             for x, y, given in (
                 (self.train, self.train_labels, self.train_given), (self.test, self.test_labels, self.test_given)
             )
         )  # fmt: skip
-        x, y, label, vector, image, tokens = (
+        x, y, label, vector, image, tokens, mask = (
             None if a is None or b is None else _joined(a, b) for a, b in zip(theirs, ours, strict=True)
         )
         assert x is not None
-        return x, y, Condition(label, vector, image, tokens, self.train_given.classes)
+        return x, y, Condition(label, vector, image, tokens, self.train_given.classes, mask)
 
     def origin(self, index: int) -> int | Path:
         """Return the file of a sample, or its position in the source if samples do not have their own files.
@@ -387,7 +387,7 @@ class Dataset:
             test: The samples to hold out. By default, a fraction of ``train`` is held out.
             classes, test_classes: The class of each sample, as integers or strings, shape ``(N,)``.
             given, test_given: The condition of each sample, except its class, in data units: a ``vector``, an
-                ``image``, or features of words as ``tokens``.
+                ``image``, or features of words as ``tokens``. The ``mask`` marks the real values of padded samples.
             text, test_text: A text about each sample.
             name: Name used in titles and folder names.
             seed, test_fraction, split: Options for the split (see :func:`load_data`).
@@ -408,7 +408,7 @@ class Dataset:
         x, held = arrays["x_train"], arrays.get("x_test")
         if held is not None and held.ndim == 1 < x.ndim and len(held) == len(x):
             raise UsageError("test must contain samples, not labels; pass the labels as the argument classes")
-        reading = Reading(layout=layout, empty="keep", needs=("vector", "image", "text"))
+        reading = Reading(layout=layout, empty="keep", needs=("vector", "image", "text", "mask"))
         data = _build(raw_of(arrays, name, reading), name, ARRAY, How(seed, test_fraction, split, reading))
         return data.warned_of(name)
 
@@ -444,6 +444,7 @@ def _parts_of(part: str, given: Condition | None, text: Sequence[str] | None) ->
     return {
         f"c_{part}": known.vector, f"given_{part}": known.image,
         f"text_{part}": known.tokens if text is None else np.array(list(text), dtype=str),
+        f"mask_{part}": known.mask,
     }  # fmt: skip
 
 
@@ -556,6 +557,7 @@ def _build(raw: Raw, name: str, source: str, how: How) -> Dataset:
     x, y = tensor_of(raw.train, units.wide), _label_tensor(raw.train_labels)
     parts = _by_content(raw, how) if how.split == "content" else None
     complete = None if raw.complete is None else torch.from_numpy(raw.complete)
+    real = None if raw.train_known.mask is None else torch.from_numpy(np.array(raw.train_known.mask, np.bool_))
     if parts is not None:
         keep, test = torch.from_numpy(parts.train), torch.from_numpy(parts.test)
     elif raw.test is None:
@@ -613,8 +615,9 @@ def _build(raw: Raw, name: str, source: str, how: How) -> Dataset:
         known=given,
     )
     data = Dataset(
-        info, units.codec(raw.kind, x, source, raw.names, complete), x, test_x, y, test_y, DENSITIES.get(source),
-        validates, None if parts is None else parts.identity, 0 if parts is None else parts.known_again, notes, how,
+        info, units.codec(raw.kind, x, source, raw.names, _known_values(complete, real, keep)), x, test_x, y, test_y,
+        DENSITIES.get(source), validates, None if parts is None else parts.identity,
+        0 if parts is None else parts.known_again, notes, how,
         None if raw.hashes else _places(sources, keep, test, raw.test is None), _files(raw, keep, test),
         given.condition(known), given.condition(held), None if complete is None or bool(complete.all()) else complete,
         outliers_of(raw),
@@ -647,6 +650,13 @@ def _places(sources: Array, train: Tensor, test: Tensor, own: bool) -> Tensor:
     """Return the position of each sample in the source. If ``own``, test samples are rows of the training part."""
     at = torch.from_numpy(sources)
     return torch.cat([at[train], at[test] if own else test])
+
+
+def _known_values(complete: Tensor | None, real: Tensor | None, keep: Tensor) -> Tensor | None:
+    """Return the mask of the values from which shifts and scales are computed, or ``None`` for all values."""
+    if real is None:
+        return complete
+    return real[keep] if complete is None else complete & real[keep]
 
 
 @dataclass(frozen=True)

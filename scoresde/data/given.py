@@ -227,6 +227,7 @@ class CondInfo:
             image=None if known.image is None else _plain(known.image),
             tokens=self.tokens(known.text.tolist()) if known.text is not None
             else None if known.features is None else torch.from_numpy(np.ascontiguousarray(known.features, np.float32)),
+            mask=None if known.mask is None else torch.from_numpy(np.array(known.mask, np.bool_)),
         )  # fmt: skip
 
     def to_model(self, known: Condition) -> Condition:

@@ -38,8 +38,8 @@ class Reading(Checked):
             ``columns`` and the class. If empty, all columns are read.
         empty: What to do with an empty cell of a table, or with NaN in an array of samples: ``stop`` (raise an error)
             or ``keep`` (treat it as an unknown value).
-        needs: The kinds of condition that must be readable: any of ``vector``, ``image`` and ``text``. If a condition
-            of another kind cannot be read, it is left out, with a note.
+        needs: The kinds of condition that must be readable: any of ``vector``, ``image``, ``text`` and ``mask``. If a
+            condition of another kind cannot be read, it is left out, with a note.
     """
 
     limits = ranges(size=SIZE)
@@ -85,6 +85,7 @@ class Known:
         image: A picture or signal for each sample, shape ``(N, C, *space)``, with NaN for unknown values.
         text: The text of each sample, shape ``(N,)``, or "" for a sample without a text.
         features: E features for each of at most L words of each text, shape ``(N, L, E)``. NaN where there is no word.
+        mask: Which values of each sample are real, bool, with the shape of the samples. Padded values are stored as 0.
     """
 
     vector: Array | None = None
@@ -92,17 +93,18 @@ class Known:
     image: Array | None = None
     text: Array | None = None
     features: Array | None = None
+    mask: Array | None = None
 
     @property
     def some(self) -> bool:
         """Whether there are any conditions."""
-        return any(part is not None for part in (self.vector, self.image, self.text, self.features))
+        return any(part is not None for part in (self.vector, self.image, self.text, self.features, self.mask))
 
     def rows(self, index: Array) -> Known:
         """Return the conditions of the samples at the positions ``index``, an int64 array ``(n,)``."""
-        parts = (self.vector, self.image, self.text, self.features)
-        vector, image, text, features = (None if part is None else part[index] for part in parts)
-        return Known(vector, self.names, image, text, features)
+        parts = (self.vector, self.image, self.text, self.features, self.mask)
+        vector, image, text, features, mask = (None if part is None else part[index] for part in parts)
+        return Known(vector, self.names, image, text, features, mask)
 
 
 @dataclass(frozen=True)

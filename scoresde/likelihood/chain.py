@@ -60,15 +60,17 @@ __all__ = [
 HYBRID_WEIGHT = 0.001
 
 
-def prior_kl(sde: SDE, x0: Tensor) -> Tensor:
+def prior_kl(sde: SDE, x0: Tensor, count: int | Tensor | None = None) -> Tensor:
     """Compute ``L_T``, the KL divergence of ``q(x_T | x_0)`` from the prior, for each row of ``x0: (B, *event)``.
 
-    The result has shape ``(B,)``.
+    The result has shape ``(B,)``. ``count`` is the number of dimensions, one number or ``(B,)``, if not all elements
+    are real (the others must be 0).
     """
+    count = dims(x0) if count is None else count.to(time_dtype(x0.device)) if isinstance(count, Tensor) else count
     alpha, sigma = sde.coefficients(torch.tensor([sde.t_max], dtype=time_dtype(x0.device), device=x0.device))
     # KL(N(m, s^2) | N(0, S^2)) = 1/2 [ (m/S)^2 + q - 1 - log q ],  q = (s/S)^2
     excess = (sigma / sde.prior.std).square() - 1
-    shift, constant = (alpha / sde.prior.std).square(), dims(x0) * (excess - torch.log1p(excess))
+    shift, constant = (alpha / sde.prior.std).square(), count * (excess - torch.log1p(excess))
     return (sum_flat(x0.square()) * shift.to(x0.dtype) + constant.to(x0.dtype)) / 2
 
 
@@ -218,7 +220,9 @@ def bound(
             "model, has no nodes; train with the 'ddpm' or 'smld' SDE, or compute the likelihood under the probability "
             "flow"
         )
-    noise = Noise.of(len(x0), device=x0.device) if noise is None else noise
+    support = model.domain.support
+    noise = (Noise.of(len(x0), device=x0.device) if noise is None else noise).within(support)
+    each = None if support is None else support.to(x0)
     counted = Counted(model, Tally(x0))
 
     def at(i: int) -> Estimate:
@@ -227,14 +231,14 @@ def bound(
         return counted(sde.perturb(x0, t, eps), t)
 
     with torch.no_grad():
-        steps = [step_kl(at(i), x0, nodes[i - 1].to(x0.device), variance) for i in range(1, len(nodes))]
+        steps = [step_kl(at(i), x0, nodes[i - 1].to(x0.device), variance, each) for i in range(1, len(nodes))]
         lowest = at(0)
         if bin_width is None:
-            data = decoder_nll(lowest, x0, nodes, variance)
+            data = decoder_nll(lowest, x0, nodes, variance, each)
         else:
             data = discretised_nll(lowest, x0, nodes, bin_width, low, high, variance)
     nfe = torch.zeros(len(x0), dtype=torch.int64, device=x0.device) + counted.tally.total
-    return Bound(prior_kl(sde, x0), torch.stack(steps, 1), data, nfe)
+    return Bound(prior_kl(sde, x0, model.domain.dims(x0)), torch.stack(steps, 1), data, nfe)
 
 
 def variance_loss(estimate: Estimate, x0: Tensor, nodes: Tensor, each: Tensor | None = None) -> Tensor:

@@ -59,13 +59,14 @@ def _derivative(
 ) -> Tensor:
     """Return the derivative of ``state: (P, D + K + 1)`` with respect to u."""
     slope, traces, power = problem.with_traces(state[:, : problem.dims], u, rows, probes, place)
-    return torch.cat([slope, traces / problem.dims, power], dim=1)
+    return torch.cat([slope, traces / problem.per(rows), power], dim=1)
 
 
 def _finish(
     problem: Problem, probes: Probes, state: Tensor, nfe: Tensor, divergences: Tensor, status: Tensor
 ) -> LogLikelihood:
-    z, log_prob = problem.finish(state[:, : problem.dims], state[:, problem.dims : -1] * problem.dims)
+    counts = problem.per(torch.arange(len(state), device=state.device))
+    z, log_prob = problem.finish(state[:, : problem.dims], state[:, problem.dims : -1] * counts)
     # A failed row stopped before the end of its trajectory, so its value is not a likelihood.
     log_prob = torch.where((status == OK)[:, None], log_prob, torch.nan)
     mean, stderr = probes.summary(log_prob)
@@ -108,6 +109,7 @@ def coupled(problem: Problem, probes: Probes, rtol: float, atol: float, scheme: 
         parts=parts,
         on_step=next_step,
         passing=without_traces,
+        counts=None if isinstance(problem.counts, int) else problem.counts,
     )
     divergences = result.nfe - sum(TABLEAUS[scheme].passing) * (result.accepted + result.rejected)
     return _finish(problem, probes, result.y, result.nfe, divergences, result.status)

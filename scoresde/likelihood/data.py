@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..codec import Codec, Levels, as_affine
+from ..codec import Codec, Levels, as_affine, undefined
+from ..core.condition import Condition
 from ..core.errors import UsageError
 from ..core.noise import Noise
 from ..core.parts import Packed, Parts
@@ -186,6 +187,7 @@ def score(
     check: bool = True,
     watch: Callable[[Scores], object] | None = None,
     parts: Parts | None = None,
+    condition: Condition | None = None,
 ) -> Scores:
     """Compute the likelihoods of data in data units, one batch at a time.
 
@@ -203,6 +205,7 @@ def score(
         watch: Function to call with the scores of each batch.
         parts: A store in which the scores of each batch are saved as soon as they are computed. Batches that are
             already in the store are read instead of being scored again.
+        condition: The conditions of the samples that the codec needs, with one row per sample or one row for all.
 
     Raises:
         UsageError: If an option is invalid.
@@ -212,9 +215,10 @@ def score(
     if batch < 1:
         raise UsageError(f"batch is {batch}; it must be at least 1", parameter="batch")
     noise = Noise.of(len(x)) if noise is None else noise
-    dims = codec.dims(x)
+    dims = codec.dims(x, condition)
     how = likelihood.resolved(model, dims if isinstance(dims, int) else int(dims.max()), codec)
-    states = _States(how, model, codec, x.cpu(), noise, dtype)
+    condition = None if condition is None else condition.to("cpu")
+    states = _States(how, model, codec, x.cpu(), noise, dtype, condition)
     everyone = torch.arange(len(x), device=noise.indices.device)
     first = states(everyone[:1], 0)[0]
     batch = how.batch_within(memory, model.rows(everyone[:1]), first, batch)
@@ -256,7 +260,9 @@ def _piece(how: Likelihood, states: _States, rows: Tensor, batch: int) -> Scores
         status=torch.stack([s.status for s in solved]).amax(0),
     )
     x = states.x[rows.cpu()].double()
-    log_det, dims = codec.continuous.log_det(x), torch.as_tensor(codec.dims(x), device=log_prob.device).expand(len(x))
+    known = states.known(rows)
+    log_det = codec.continuous.log_det(x, known)
+    dims = torch.as_tensor(codec.dims(x, known), device=log_prob.device).expand(len(x))
     # If only some columns are stored as levels, the result in nats combines their probability with a density.
     density = how.dequantisation == "none" or (isinstance(codec.levels, Levels) and not codec.levels.everywhere)
     bits = None if density else bits_per_dim(log_prob, dims)
@@ -274,6 +280,11 @@ class _States:
     x: Tensor
     noise: Noise
     dtype: torch.dtype
+    condition: Condition | None = None
+
+    def known(self, rows: Tensor) -> Condition | None:
+        """Return the conditions of the samples in ``rows``."""
+        return None if self.condition is None else self.condition.rows(rows.cpu())
 
     def __call__(self, rows: Tensor, draw: int) -> tuple[Tensor, Tensor]:
         """Return a state at ``t_min`` and the correction ``log p - log w`` for each sample in ``rows``.
@@ -281,25 +292,23 @@ class _States:
         Here, p is the model's density at the state in model units, and w is the importance weight (equation 1 of
         :mod:`scoresde.likelihood.dequantise`).
         """
-        x, codec = self.x[rows.cpu()].double(), self.codec.rows(rows)
+        x, codec, known = self.x[rows.cpu()].double(), self.codec.rows(rows), self.known(rows)
         u = self.noise.rows(rows).uniform(tuple(x.shape[1:]), draw, "dequantise", torch.float64).cpu()
         if self.how.dequantisation == "truncated-normal":
             state, log_q = self._truncated(codec, x, u)
         elif self.how.dequantisation == "uniform":
-            state, log_q = codec.to_model(x, noise=u), self._minus_log_det(codec, x)
+            state, log_q = codec.to_model(x, known, noise=u), self._minus_log_det(codec, x, known)
         else:
             middle = x if codec.levels is None else codec.levels.to_model(x, noise=torch.full_like(u, 0.5))
-            state, log_q = codec.continuous.to_model(middle), self._minus_log_det(codec.continuous, middle)
+            state = codec.continuous.to_model(middle, known)
+            log_q = self._minus_log_det(codec.continuous, middle, known)
         return state.to(device=rows.device, dtype=self.dtype), log_q.to(rows.device)
 
     @staticmethod
-    def _minus_log_det(codec: Codec, x: Tensor) -> Tensor:
-        log_det = codec.log_det(x)
+    def _minus_log_det(codec: Codec, x: Tensor, known: Condition | None) -> Tensor:
+        log_det = codec.log_det(x, known)
         if log_det is None:
-            raise UsageError(
-                f"the codec of the data, {codec}, has no log-determinant, so the likelihood cannot be computed; use a "
-                "codec whose log_det is defined"
-            )
+            raise undefined(codec, x, known)
         return -torch.as_tensor(log_det, dtype=x.dtype).expand(len(x))
 
     def _truncated(self, codec: Codec, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:

@@ -45,7 +45,7 @@ from ..core.errors import UsageError
 from ..core.limits import COUNT, STEPS, TIME, checked, enough_memory
 from ..core.noise import Noise
 from ..core.parts import Packed
-from ..core.shapes import as_states, dims, expand, sum_flat, time_dtype
+from ..core.shapes import as_states, expand, sum_flat, time_dtype
 from ..model.estimate import Counted, Denoiser, Tally
 from .problem import Problem
 
@@ -150,6 +150,8 @@ def elbo(
     enough_memory(32 * len(x) * draws * strata, f"a bound with {len(x):,} x {draws:,} x {strata:,} evaluations "
                   "(rows x draws x strata)", "strata")  # fmt: skip
     noise = Noise.of(len(x), device=x.device) if noise is None else noise
+    noise, size = noise.within(model.domain.support), model.domain.dims(x)
+    size = size if isinstance(size, int) else size.to(time_dtype(x.device))
     if len(noise.indices) != len(x):
         raise UsageError(f"noise and data must have the same number of rows; got {len(noise.indices)} and {len(x)}")
     sde, count = model.domain.sde, len(x)
@@ -177,8 +179,8 @@ def elbo(
     alpha, sigma = sde.coefficients(ends)
     ratio = (sigma[1] / sde.prior.std).square()
     shrunk = (alpha[1] / sde.prior.std).square().to(x.dtype)
-    prior = (dims(x) / 2 * (ratio - 1 - ratio.log())).to(x.dtype) + shrunk * sum_flat(x.square()) / 2
-    rebuilt = dims(x) / 2 * (math.log(2 * math.pi * math.e) - sde.log_snr(ends[0]))
+    prior = (size / 2 * (ratio - 1 - ratio.log())).to(x.dtype) + shrunk * sum_flat(x.square()) / 2
+    rebuilt = size / 2 * (math.log(2 * math.pi * math.e) - sde.log_snr(ends[0]))
     stderr = each.std(1) / math.sqrt(draws) if draws > 1 else torch.full_like(prior, torch.nan)
     nfe = torch.full((count,), draws * strata, dtype=torch.int64, device=x.device) + counted.tally.more
     steps, rebuilt = parts.mean(1).to(x.dtype), rebuilt.to(x.dtype).expand(count)
@@ -200,6 +202,9 @@ def _integrand(model: Denoiser, x: Tensor, rows: Tensor, eps: Tensor, u: Tensor,
     t = sde.t_of_ratio(r).clamp(float(ends[0]), float(ends[1]))
     alpha, sigma = sde.coefficients(t)
     noisy = expand(alpha, eps) * x[rows] + expand(sigma, eps) * eps
-    off = sum_flat((eps - model.rows(rows)(noisy, t).eps).square())
+    some = model.rows(rows)
+    off = sum_flat((eps - some(noisy, t).eps).square())
     c = (alpha.square() / (alpha.square() + sigma.square())).square()
-    return rate / 2 * (off - c * (sum_flat(eps.square()) - dims(x)))  # replaces c |eps|^2 by its mean, c D
+    return (
+        rate / 2 * (off - c * (sum_flat(eps.square()) - some.domain.dims(eps)))
+    )  # replaces c |eps|^2 by its mean, c D

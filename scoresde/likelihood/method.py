@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..codec import Codec
+from ..core.condition import Condition
 from ..core.errors import UsageError
 from ..core.limits import EVALUATIONS, STEPS, TIME, Checked, Range, ranges
 from ..core.noise import Noise
@@ -197,7 +198,7 @@ class Likelihood(Checked):
     def __call__(
         self, model: Denoiser, x: Tensor, noise: Noise | None, codec: Codec, *, batch: int = 256,
         memory: int | None = None, check: bool = True, watch: Callable[[Scores], object] | None = None,
-        dtype: torch.dtype = torch.float32, parts: Parts | None = None,
+        dtype: torch.dtype = torch.float32, parts: Parts | None = None, condition: Condition | None = None,
     ) -> Scores: ...  # fmt: skip
 
     def __call__(
@@ -213,6 +214,7 @@ class Likelihood(Checked):
         watch: Callable[..., object] | None = None,
         dtype: torch.dtype = torch.float32,
         parts: Parts | None = None,
+        condition: Condition | None = None,
     ) -> LogLikelihood | Scores:
         """Compute the log-likelihood of each row, in model units or, if ``codec`` is given, in data units.
 
@@ -234,6 +236,7 @@ class Likelihood(Checked):
                 of ``x``.
             parts: A store in which the result of each batch is saved as soon as it is computed. The store is used only
                 if ``codec`` is given.
+            condition: The conditions of the rows that the codec needs (:class:`scoresde.codec.Relative`).
 
         Raises:
             UsageError: If an option is invalid.
@@ -241,7 +244,7 @@ class Likelihood(Checked):
         if codec is not None:
             return score(
                 self, model, codec, as_tensor(x), noise, dtype=dtype, batch=batch, memory=memory, check=check,
-                watch=watch, parts=parts,
+                watch=watch, parts=parts, condition=condition,
             )  # fmt: skip
         return log_likelihood(model, x, self, noise=noise, batch=batch, memory=memory, check=check, watch=watch)
 

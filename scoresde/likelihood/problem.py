@@ -83,8 +83,17 @@ class Problem:
 
     @property
     def dims(self) -> int:
-        """Number of dimensions D of an event."""
+        """Number of elements D of an event."""
         return dims(self.x)
+
+    @cached_property
+    def counts(self) -> int | Tensor:
+        """Number of dimensions of each row: D, or int64 ``(B,)`` for padded rows."""
+        return self.model.domain.dims(self.x)
+
+    def per(self, rows: Tensor) -> int | Tensor:
+        """Number of dimensions of the rows ``rows: (P,)``: D, or ``(P, 1)`` for padded rows."""
+        return self.counts if isinstance(self.counts, int) else self.counts[rows][:, None]
 
     @cached_property
     def start(self) -> Tensor:
@@ -116,7 +125,10 @@ class Problem:
         eps, slope = flat(estimate.eps), flat(estimate.eps - estimate.x0) * rate.to(y.dtype)[:, None]
         # f . score / D
         inverse = (r / (r.square() + SMALL**2)).to(y.dtype)[:, None]
-        return slope, -(eps.detach() * slope.detach()).mean(1, keepdim=True) * inverse
+        work = (eps.detach() * slope.detach()).mean(1, keepdim=True)
+        if not isinstance(self.counts, int):
+            work = work * (self.dims / self.counts[rows].to(y.dtype))[:, None]
+        return slope, -work * inverse
 
     def with_traces(
         self, y: Tensor, u: Tensor, rows: Tensor, probes: Probes, place: Tensor | None = None
@@ -150,5 +162,6 @@ class Problem:
         """
         z = y.reshape(self.x.shape) * expand(at(self.scales, 1), self.x)
         # log p(x) = log prior(z) + log-det + D log(s1/s0)
-        growth = self.dims * (self.unit * self.scales[1] / self.scales[0]).log()
-        return z, self.model.domain.sde.prior.log_prob(z)[:, None] + log_det + growth.to(y.dtype)
+        counts = self.counts if isinstance(self.counts, int) else self.counts.to(self.scales.dtype)[:, None]
+        growth = (counts * (self.unit * self.scales[1] / self.scales[0]).log()).to(y.dtype)
+        return z, self.model.domain.sde.prior.log_prob(z, self.counts)[:, None] + log_det + growth

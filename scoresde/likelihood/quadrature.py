@@ -122,6 +122,7 @@ def by_quadrature(
             max_nfe=max_nfe,
             parts=lambda s: [s[:, :-1], s[:, -1:]],
             on_step=knots,
+            counts=None if isinstance(problem.counts, int) else problem.counts,
         )
     log_det = y0.new_full((len(y0), probes.columns), torch.nan)
     residual, count, status = y0.new_full((len(y0),), torch.nan), torch.zeros_like(solved.nfe), solved.status.clone()
@@ -140,8 +141,9 @@ def by_quadrature(
         residual[rows], count[rows] = off[:, :-1].square().mean(1).sqrt(), n + 1
         rough = torch.minimum(_size(off / allowed[rows]), _size(change / allowed[rows])) > 1
         if probes.kind == "exact":
-            size = log_det[rows, 0].abs() / problem.dims
-            rough |= doubt[:, 0] / problem.dims > FACTOR * (atol + rtol * size)
+            counts = problem.counts if isinstance(problem.counts, int) else problem.counts[rows]
+            size = log_det[rows, 0].abs() / counts
+            rough |= doubt[:, 0] / counts > FACTOR * (atol + rtol * size)
         strayed = (off / allowed[rows])[:, :-1].square().mean(1).sqrt() > WORST / FACTOR
         last = n == MOST << finer
         status[rows[(rough if last else ~rough) & (rough | strayed)]] = FAILED_QUADRATURE

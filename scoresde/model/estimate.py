@@ -20,11 +20,17 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UsageError
-from ..core.shapes import expand
+from ..core.shapes import dims, each, expand, select
 from ..sde.base import SDE
 
 __all__ = [
-    "VARIANCES", "Counted", "Denoiser", "Domain", "Estimate", "Tally",
+    "VARIANCES",
+    "Counted",
+    "Denoiser",
+    "Domain",
+    "Estimate",
+    "Supported",
+    "Tally",
     "Wrapped",
 ]  # fmt: skip
 
@@ -116,6 +122,8 @@ class Domain:
             bounds are labelled as bounds for a guided model.
         kind: What kind of model this is, for messages: ``model``, ``guided model``, ``steered model`` and so on.
         twisted: Whether every estimate has a ``twist``.
+        support: Which numbers of each row are real, bool ``(B, *event)`` or ``(1, *event)``, or ``None`` if all are.
+            The other numbers of the states, the noise and the estimates are 0, and do not count as dimensions.
     """
 
     sde: SDE
@@ -126,6 +134,11 @@ class Domain:
     consistent: bool = True
     kind: str = "model"
     twisted: bool = False
+    support: Tensor | None = None
+
+    def dims(self, x: Tensor) -> int | Tensor:
+        """Return the dimension of each row of ``x: (B, *event)``: one number for all rows, or int64 ``(B,)``."""
+        return dims(x) if self.support is None else self.support.flatten(1).sum(1).to(x.device).expand(len(x))
 
     @classmethod
     def of(cls, sde: SDE) -> Domain:
@@ -194,6 +207,35 @@ class Wrapped:
         """Return the denoiser restricted to the rows ``index: (B',)`` of a batch."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{name: value.rows(index) for name, value in values.items() if hasattr(value, "rows")})
+
+
+@dataclass(frozen=True)
+class Supported(Wrapped):
+    """A denoiser of padded rows. All padded numbers of its states and estimates are exactly 0.
+
+    Args:
+        support: Which numbers of each row are real, bool ``(B, *event)`` or ``(1, *event)``.
+    """
+
+    support: Tensor
+
+    @property
+    def domain(self) -> Domain:
+        """The domain of the wrapped model, with the support of the rows."""
+        return replace(self.model.domain, support=self.support)
+
+    def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
+        support = self.support.to(x.device)
+        x = torch.where(support, x, 0)
+        found = self.model(x, t)
+        x0, eps, frac, plain = each(
+            lambda value: torch.where(support, value, 0), found.x0, found.eps, found.frac, found.plain
+        )
+        assert x0 is not None and eps is not None
+        return replace(found, x=x, x0=x0, eps=eps, frac=frac, plain=plain)
+
+    def rows(self, index: Tensor) -> Self:
+        return replace(self, model=self.model.rows(index), support=select(self.support, index.to(self.support.device)))
 
 
 class Tally:

@@ -43,7 +43,7 @@ class ScoreModel(nn.Module):
             label".
         coupled: Whether data and noise were paired in training (:mod:`scoresde.objective.coupling`). The flow of such a
             model is correct, but the model has no score.
-        codec: The map from data units to model units. The network receives ``codec.show(x)``, and its input and
+        codec: The map from data units to model units. The network receives ``codec.show(x, cond)``, and its input and
             output have the shape of the data. Without a codec, data units and model units are the same.
         learn_variance: Whether the network also learns the variance of a reverse step. For an input of C channels, it
             then returns 2 C channels. The second half of these, v, determines the variance: on a log scale,
@@ -127,13 +127,14 @@ class ScoreModel(nn.Module):
         """
         # Schedules are computed in the dtype of t (float64 in solvers) and cast to the dtype of the network's input.
         label = self.parametrization.label(self.sde, t).to(x.dtype).expand(x.shape[0])
-        shown = self.codec.show(expand(self.parametrization.input_scale(self.sde, t), x) * x)
-        raw = self._asked(shown, label, self._known(cond, x), augment)
+        known = self._known(cond, x)
+        shown = self.codec.show(expand(self.parametrization.input_scale(self.sde, t), x) * x, known)
+        raw = self._asked(shown, label, known, augment)
         frac = None
         if self.learn_variance:
             raw, v = raw.chunk(2, dim=1)
             frac = (v + 1) / 2
-        return expand(self.parametrization.output_scale(self.sde, t), x) * self.codec.hide(raw), frac
+        return expand(self.parametrization.output_scale(self.sde, t), x) * self.codec.hide(raw, known), frac
 
     def _known(self, cond: Condition | None, x: Tensor) -> Condition | None:
         """Return the condition of each row, or ``None`` if there is no condition."""

@@ -103,6 +103,8 @@ class PathDraw(Checked):
             eps = torch.randn(batch.x0.shape, generator=generator, dtype=batch.x0.dtype)
         if self.pair:
             eps = optimal_transport(batch.x0, eps, _apart(batch))
+        if batch.support is not None:  # padded numbers have no noise
+            eps = torch.where(batch.support, eps, 0)
         if known is not None:
             known = known.dropped(torch.rand(len(batch), generator=generator, dtype=torch.float32) < self.drop)
         return Draws(eps, known, snap(drawn, self.nodes), drawn, weight)

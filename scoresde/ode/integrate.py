@@ -146,6 +146,7 @@ def integrate(
     parts: Parts = _whole,
     on_step: OnStep | None = None,
     passing: Field | None = None,
+    counts: Tensor | None = None,
 ) -> OdeSolution:
     """Solve ``dy/dt = f`` from ``t0`` to ``t1``, in either direction.
 
@@ -167,6 +168,8 @@ def integrate(
         passing: A function that replaces f at stages that have no weight in the solution or the error estimates
             (:attr:`Tableau.passing`). For a part of the state on which f does not depend, such as an integral along the
             trajectory, it may return any finite slope.
+        counts: The number of elements of the first part that are real, int64 ``(B,)``, if the state is padded with
+            zeros. The root mean square of its error is taken over these elements.
 
     Raises:
         UsageError: If a tolerance or the method is invalid.
@@ -176,7 +179,7 @@ def integrate(
     if t0 == t1 or not len(y):
         return ended.solution()
     clock, index = time_dtype(y.device), torch.arange(len(y), device=y.device)
-    attempt = _Attempt(f, passing or f, y, method, rtol, atol, parts)
+    attempt = _Attempt(f, passing or f, y, method, rtol, atol, parts, counts)
     k = f(y, torch.full((len(y),), t0, dtype=clock, device=y.device), index)
     h, sound = attempt.first_step(y, k, t0, t1, index)
     rows = _Rows(t0, t1, TABLEAUS[method], h)
@@ -249,8 +252,10 @@ class _Attempt:
     """
 
     def __init__(
-        self, f: Field, passing: Field, y: Tensor, method: str, rtol: float, atol: float, parts: Parts
-    ) -> None:
+        self, f: Field, passing: Field, y: Tensor, method: str, rtol: float, atol: float, parts: Parts,
+        counts: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        self.counts = counts
         self.f, self.rtol, self.atol, self.parts = f, rtol, atol, parts
         self.fields = [passing if passes else f for passes in TABLEAUS[method].passing]
         self.order, self.stages, self.second = TABLEAUS[method].order, len(self.fields), bool(TABLEAUS[method].g)
@@ -272,9 +277,9 @@ class _Attempt:
             k = self.fields[j](y_new, t, index)
             sums[j:].addcmul_(self.columns[j], k)
         allowed = self.allowed(y, y_new)
-        errors = [self.norm(sums[self.stages - 1], allowed)]
+        errors = [self.norm(sums[self.stages - 1], allowed, index)]
         if self.second:  # the factor is there because _Rows.judge raises this norm to the power 3/2
-            errors.append(self.rtol ** (1 / 3) * self.norm(sums[self.stages], allowed[:1]))
+            errors.append(self.rtol ** (1 / 3) * self.norm(sums[self.stages], allowed[:1], index))
         return y_new, k, errors
 
     def allowed(self, before: Tensor, after: Tensor) -> list[Tensor]:
@@ -282,23 +287,27 @@ class _Attempt:
         pairs = zip(self.parts(before), self.parts(after), strict=True)
         return [torch.maximum(b.abs(), a.abs()).add_(self.atol / self.rtol) for b, a in pairs]
 
-    def norm(self, error: Tensor, allowed: list[Tensor]) -> Floats:
-        """Return the maximum of ``rms(error / allowed) / rtol`` over the parts in ``allowed``, for each row."""
+    def norm(self, error: Tensor, allowed: list[Tensor], index: Tensor) -> Floats:
+        """Return the maximum of ``rms(error / allowed) / rtol`` over the parts in ``allowed``, for the rows "
+        "``index``."""
         norms = [
             torch.linalg.vector_norm(flat(e / s), dim=1).cpu().double().numpy() / (self.rtol * math.sqrt(s[0].numel()))
             for s, e in zip(allowed, self.parts(error), strict=False)
         ]
+        if self.counts is not None:  # the root mean square over the real elements
+            real = self.counts[index].cpu().double().numpy()
+            norms[0] = norms[0] * np.sqrt(allowed[0][0].numel() / real)
         return reduce(np.maximum, norms)
 
     def first_step(self, y: Tensor, k: Tensor, t0: float, t1: float, index: Tensor) -> tuple[Floats, Bools]:
         """Return each row's first step size (Hairer et al. 1993, II.4), and whether the row's slope is finite."""
         sign, length, allowed = (1.0 if t1 > t0 else -1.0), abs(t1 - t0), self.allowed(y, y)
-        size, slope = self.norm(y, allowed), self.norm(k, allowed)
+        size, slope = self.norm(y, allowed, index), self.norm(k, allowed, index)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             h = np.where((size < 1e-5) | (slope < 1e-5), 1e-6, 0.01 * size / slope)
             h = np.fmin(np.where(np.isnan(h), 1e-6, h), 0.1 * length)
             step, t = to_device(np.stack([sign * h, t0 + sign * h]), y, time_dtype(y.device)).unbind()
-            bend = self.norm(self.f(y + expand(step, y) * k, t, index) - k, allowed) / h
+            bend = self.norm(self.f(y + expand(step, y) * k, t, index) - k, allowed, index) / h
             steepest = np.maximum(np.maximum(slope, bend), 1e-12)
             found = np.minimum(100 * h, (0.01 / steepest) ** (1 / self.order))
         return coarse(np.fmin(np.fmax(found, 1e-9 * length), length)), np.isfinite(slope)

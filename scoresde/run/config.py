@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..codec import Codec
+from ..codec import Codec, Space, names_of, parse_spaces, space_text
 from ..core.condition import SLOTS, Condition
 from ..core.errors import CheckpointError, UsageError
 from ..core.limits import COUNT, FRACTION, LR, SEED, SHARE, TRAINED, Range, check_fields, ranges
@@ -67,7 +67,10 @@ _PICTURES = 10_000  # maximum number of times that samples are drawn during trai
 AUTO = "auto"  # determined from the data
 
 # For each field that accepts a name or an object: the type of the object, and the table of names.
-_OBJECTS: dict[str, type] = {"sde": SDE, "predict": Parametrization, "weighting": Callable, "t_sampler": TimeSampler}  # type: ignore[dict-item]
+_OBJECTS: dict[str, type] = {
+    "sde": SDE, "predict": Parametrization, "t_sampler": TimeSampler, "space": Space,
+    "weighting": Callable,  # type: ignore[dict-item]
+}  # fmt: skip
 _TABLES = {"sde": SDES, "predict": PARAMETRIZATIONS, "weighting": WEIGHTINGS, "t_sampler": TIME_SAMPLERS}
 
 
@@ -112,6 +115,9 @@ class TrainConfig:
             augmentation as input, so that samples look like the original data.
         cond: The sources of the model's condition: ``none``, or any of ``class``, ``vector``, ``image``, ``text`` and
             an operator, joined by ``+`` (:mod:`scoresde.data.given`).
+        space: The space in whose coordinates the path is stated: ``none``, or names in
+            :data:`scoresde.core.tables.SPACES` or ``module:Class``, joined by ``+``, each optionally with the value of
+            its first option, as in ``log+basis:dct``; or a :class:`scoresde.codec.Space`.
         cond_drop: Probability of dropping the whole condition of a row, for classifier-free guidance.
         steps, batch, lr: Number of training steps, batch size and learning rate; 0 means the preset's default.
         warmup: Number of steps over which the learning rate rises; 0 means a twentieth of ``steps``, but at most
@@ -161,6 +167,7 @@ class TrainConfig:
     learn_variance: bool = False
     augment: str = "none"
     cond: str = "none"
+    space: str | Space = "none"
     cond_drop: float = 0.1
     steps: int = 0
     batch: int = 0
@@ -192,7 +199,7 @@ class TrainConfig:
         if isinstance(self.sde, Shifted):  # stored as its shift and its path
             object.__setattr__(self, "shift", self.shift * self.sde.shift)
             object.__setattr__(self, "sde", self.sde.path)
-        for name in ("augment", "cond", "decay"):
+        for name in ("augment", "cond", "decay", "space"):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, "none")
         for name in _TABLES:
@@ -422,12 +429,14 @@ class TrainConfig:
     def told(self, given: Condition) -> Condition | None:
         """Return the parts of ``given`` that ``cond`` lists (vector, image, text), or ``None`` if there are none."""
         sources = self.sources
-        if not (sources.vector or sources.image or sources.text):
+        mask = given.mask if self.padded else None
+        if not (sources.vector or sources.image or sources.text or mask is not None):
             return None
         return Condition(
             vector=given.vector if sources.vector else None,
             image=given.image if sources.image else None,
             tokens=given.tokens if sources.text else None,
+            mask=mask,
         )
 
     def spec(self, info: DataInfo, codec: Codec, network: bool = True) -> ModelSpec:
@@ -560,6 +569,7 @@ class TrainConfig:
             "coupling": (self.coupling != "independent", spec.coupled),
             "learn_variance": (self.learn_variance, spec.learn_variance),
             "cond": (self.sources.label, spec.classes > 0),
+            "space": (self.space_names, names_of(spec.codec)),
         }
         for where, (config, model) in flags.items():
             if config != model:
@@ -604,8 +614,23 @@ class TrainConfig:
         sources = self.sources
         return Reading(
             self.size, self.fit, self.layout, self.on_bad, columns=sources.columns,
-            empty="keep" if sources.gaps else "stop", needs=sources.needs,
+            empty="keep" if sources.gaps else "stop", needs=(*sources.needs, *(["mask"] if self.padded else [])),
         )  # fmt: skip
+
+    @property
+    def padded(self) -> bool:
+        """Whether the rows are padded, so that the mask of each row is part of its condition."""
+        return "masked" in self.space_names
+
+    @property
+    def space_names(self) -> tuple[str, ...]:
+        """The names of the spaces in whose coordinates the path is stated."""
+        return names_of(self.space)
+
+    @property
+    def spaces(self) -> tuple[Space, ...]:
+        """The spaces, not yet fitted to data."""
+        return parse_spaces(self.space, typed=self.typed) if isinstance(self.space, str) else (self.space,)
 
     @property
     def sources(self) -> Sources:
@@ -644,6 +669,7 @@ class TrainConfig:
         for name in _TABLES:
             if not isinstance(plain[name], str):
                 plain[name], plain[f"{name}_options"] = self.name(name), options_of(plain[name])
+        plain["space"] = self.space if isinstance(self.space, str) else space_text(self.space)
         return {k: dict(v) if isinstance(v, Mapping) else v for k, v in plain.items()}
 
     @classmethod

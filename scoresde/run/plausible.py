@@ -172,11 +172,11 @@ def warn_of_units(x: Tensor, codec: Codec, info: DataInfo, stacklevel: int = 3) 
     """
     if not x.numel():
         return
-    whole = codec.model_shape(info.shape) == info.shape
+    whole = codec.units.model_shape(info.shape) == info.shape
     axes = _axes(info, codec) if whole else ()
     index = torch.arange(len(x))[_every(x)]
     some = x.cpu()[index].double()
-    units = codec.rows(index).continuous
+    units = codec.rows(index).units
     values, m = _grouped(some, axes), _grouped(units.to_model(some), axes)
     far = (m.abs() > 8).double().mean(1) > 0.02
     if len(x) >= FEW:
@@ -250,7 +250,7 @@ def warn_of_shown(x: Tensor, codec: Codec, info: DataInfo, stacklevel: int = 4) 
         info: The description of the training data.
         stacklevel: The stack level of the warning.
     """
-    m = codec.continuous.to_model(x.double())
+    m = codec.units.to_model(x.double())
     if info.kind == "vector":
         warn_of_cells(x, m, info.names, stacklevel + 1)
         return
@@ -339,7 +339,7 @@ class _Spread:
 
 def _axes(info: DataInfo, codec: Codec) -> tuple[int, ...]:
     """Return the axes of an event along which units may differ, such as the columns of a table."""
-    scale = getattr(codec.continuous, "scale", None)
+    scale = getattr(codec.units, "scale", None)
     if info.kind == "vector":
         return (0,)
     if not isinstance(scale, Tensor):

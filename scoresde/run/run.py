@@ -29,7 +29,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ..codec import Codec
+from ..codec import Codec, Masked, Space, named_again, undefined
 from ..core.condition import SLOTS, Condition
 from ..core.errors import CheckpointError, DataError, NumericalError, UsageError
 from ..core.files import read_object, read_tensors
@@ -65,7 +65,7 @@ from ..likelihood import Elbo, Likelihood, Scores, elbo
 from ..likelihood.chain import bound
 from ..likelihood.elbo import whose
 from ..model.convert import convert
-from ..model.estimate import Denoiser, Domain
+from ..model.estimate import Denoiser, Domain, Supported
 from ..model.network import ScoreModel
 from ..model.parametrization import Parametrization
 from ..operators import AddedNoise, Mask, OneOf, Operator, parse
@@ -112,11 +112,19 @@ class Samples:
         solution: The result of the solver: its statistics, and the samples in model units.
         residual: For each sample, the largest difference between its own measurements and those bound to the run, in
             data units, shape ``(n,)``. ``None`` if no measurements are bound or the operator is not linear.
+        condition: The condition with which the samples were drawn, or ``None``.
     """
 
     x: Tensor
     solution: Solution
     residual: Tensor | None = None
+    condition: Condition | None = None
+
+    @property
+    def mask(self) -> Tensor | None:
+        """Which values of the samples are real, bool ``(n, *event)``, or ``None`` if the rows are not padded."""
+        mask = None if self.condition is None else self.condition.mask
+        return None if mask is None else mask.cpu().expand(self.x.shape)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -153,7 +161,8 @@ class Run:
         rule: How measurements change the estimates of a model that was not trained with them, bound by
             :meth:`measured`, or ``None``.
         noise: The standard deviation of the noise of the measurements, bound by :meth:`measured`.
-        begin: The data in model units from which sampling starts, ``(n, *event)``, bound by :meth:`near`, or ``None``.
+        begin: The data from which sampling starts, in the units of the data's own codec, ``(n, *event)``, bound by
+            :meth:`near`, or ``None``.
         at: The amount of noise that is added to these data, bound by :meth:`near`.
     """
 
@@ -223,6 +232,7 @@ class Run:
         known = self.condition
         shapes = {name: getattr(known, name).shape for name in SLOTS[1:] if getattr(known, name) is not None}
         words = [f"{name} of shape {tuple(shape)}" for name, shape in shapes.items()]
+        words += [] if known.mask is None else ["masks"]
         if known.label is None:
             return ", ".join(words)
         classes, label = (*self.info.classes, "none"), known.label
@@ -265,7 +275,8 @@ class Run:
                     "given(Condition(image=x), operator=...)",
                     parameter="operator",
                 )
-            return replace(self, condition=None, seen=None)
+            mask = None if self.condition is None else self.condition.mask
+            return replace(self, condition=None if mask is None else Condition(mask=mask), seen=None)
         if isinstance(known, Condition) and known.image is None and operator is not None:
             raise UsageError(
                 f"the operator {operator} measures samples, but the condition has no image; pass samples as its image",
@@ -318,7 +329,7 @@ class Run:
             raise UsageError(f"unknown split {split!r}; choose from: test, train, all", parameter="split")
         x, y, known = parts.get(split) or data.every()
         config = self._trained_here("a condition")
-        if config.cond == "none":
+        if config.cond == "none" and not config.padded:
             raise UsageError(
                 f"{self.folder or 'this model'} was trained without conditions, so it cannot be conditioned on rows "
                 "of data; train with cond='class', or with another condition",
@@ -343,6 +354,25 @@ class Run:
                 complete = torch.cat([data.complete, rest])[index]
             seen = measured(x[index], chosen, Noise.of(len(index), seed), complete)
         return self._given(condition, seen, each)
+
+    def of_rows(self, data: Dataset, index: Tensor, *, split: str = "test", seed: int = 0) -> Run:
+        """Return the run with those parts of the conditions of some rows that its space needs, and no others.
+
+        The arguments are those of :meth:`given_rows`. If the space of the run depends on an image, the whole condition
+        is bound.
+        """
+        needs = self.needs
+        if "image" in needs:
+            return self if self.condition is not None else self.given_rows(data, index, split=split, seed=seed)
+        if "mask" not in needs:
+            return self
+        known = {"test": data.test_given, "train": data.train_given}.get(split) or data.every()[2]
+        if known.mask is None:
+            raise UsageError(
+                f"the space 'masked' needs the mask of each row, but {data.info.name} has no array 'mask'",
+                parameter="data",
+            )
+        return self.masked(known.mask[index])
 
     def _other(self, operator: str | Operator) -> Operator:
         """Set up another operator for the run's data, to use instead of the run's own."""
@@ -399,8 +429,17 @@ class Run:
         if numbers is not None and condition.vector is not None:
             warn_of_cells(as_tensor(numbers), condition.vector, self.info.known.vector)
         if seen is not None:
-            condition = replace(condition, image=self.codec.continuous.to_model(seen.shown.cpu().double()))
+            condition = replace(condition, image=self.codec.units.to_model(seen.shown.cpu().double()))
         self._check_told(condition)
+        if condition.mask is not None and self._masked is None:
+            raise UsageError(
+                f"{self.folder or 'this model'} was trained without padded rows, so its samples have no mask; train "
+                "with space='masked'",
+                parameter="space",
+                value="masked",
+            )
+        if condition.mask is not None:
+            condition = replace(condition, mask=self._whole(condition.mask))
         condition = self.base.given(condition.to(self.device).to_dtype(self.dtype)).condition
         if condition.label is not None:
             self._check_trained(condition.label)
@@ -408,6 +447,8 @@ class Run:
         if each > 1:
             index = torch.arange(len(condition) * each) // each
             condition, seen = condition.rows(index), None if seen is None else seen.rows(index)
+        if condition.mask is None and self.condition is not None:  # masks that are bound stay
+            condition = replace(condition, mask=self.condition.mask)
         return replace(self, condition=condition, seen=seen)
 
     def _labelled(
@@ -416,9 +457,9 @@ class Run:
         """Convert ``known`` to a condition whose labels are class indices."""
         trained = isinstance(self.base, ScoreModel) and bool(self.base.classes)
         if isinstance(known, Condition):
-            values = (known.label, known.vector, known.image, known.tokens)
-            label, vector, image, tokens = (None if value is None else as_tensor(value) for value in values)
-            known = Condition(label, vector, image, tokens, known.classes)
+            values = (known.label, known.vector, known.image, known.tokens, known.mask)
+            label, vector, image, tokens, mask = (None if value is None else as_tensor(value) for value in values)
+            known = Condition(label, vector, image, tokens, known.classes, mask)
         if known is None or (isinstance(known, Condition) and known.label is None):
             return known or Condition()
         if not trained:
@@ -793,13 +834,25 @@ class Run:
         """
         if x is None:
             return replace(self, begin=None, at=1.0)
-        begin = self._middle(x).repeat_interleave(each, 0)
+        # The data are stated in the space of the path when sampling starts, because a condition may be bound later.
+        middle = torch.full(as_tensor(x).shape, 0.5, dtype=torch.float64)
+        x = self.checked(x, dequantise=False).cpu().double()
+        begin = (
+            self.codec.own.to_model(x, self.condition, middle).to(self.device, self.dtype).repeat_interleave(each, 0)
+        )
         return replace(self, begin=begin, at=float(at))
 
     def _middle(self, x: Tensor | npt.ArrayLike) -> Tensor:
         """Convert data to model units. Each level is mapped to the middle of its cell."""
-        x = self.checked(x, dequantise=False)
+        x = self._in_space(self.checked(x, dequantise=False))
         return self.to_model(x, torch.full(x.shape, 0.5, dtype=torch.float64))
+
+    def _in_space(self, x: Tensor) -> Tensor:
+        """Return data ``x: (n, *event)`` in data units, after checking that the path can be stated at these data."""
+        if self.codec.space.parts:
+            self.codec.require(self.condition)
+            self.codec.check(x.cpu().double(), None if self.condition is None else self.condition.to("cpu"))
+        return x
 
     def rows(self, index: Tensor) -> Run:
         """Return the run for the rows at the int64 positions ``index: (B,)`` of everything that is bound to it."""
@@ -822,6 +875,8 @@ class Run:
     def _without(self) -> Denoiser:
         """The model with its condition dropped, as in training."""
         nothing = None if self.config is None else self.config.nothing(self.info)
+        if self.condition is not None and self.condition.mask is not None:  # a mask is never dropped
+            nothing = replace(nothing or Condition(), mask=self.condition.mask)
         if nothing is None or not isinstance(self.base, ScoreModel):
             return self.base
         return self.base.given(nothing.to(self.device).to_dtype(self.dtype))
@@ -830,8 +885,7 @@ class Run:
     def model(self) -> Denoiser:
         """The model with all bound settings applied, as it is passed to solvers and likelihoods."""
         model = self._without
-        if self.condition is not None:
-            assert isinstance(self.base, ScoreModel)
+        if self.condition is not None and isinstance(self.base, ScoreModel):
             model = self.base.given(self.condition)
         labelled = isinstance(self.base, ScoreModel) and self.base.classes > 0
         if self._dropped == 0 and (self.condition is None or (labelled and self.condition.label is None)):
@@ -862,10 +916,50 @@ class Run:
             model = Thresholded(model, self.threshold, self._extreme)
         if self.rule is not None:
             model = self._measured(model)
-        return model if self.path is None else convert(model, self.path)
+        model = model if self.path is None else convert(model, self.path)
+        support = self.codec.support(self.condition)
+        return model if support is None else Supported(model, support)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the space of the run needs of each row's condition: ``image``, ``mask``, both or nothing."""
+        return frozenset(need for part in self.codec.space.parts for need in getattr(part, "needs", ()))
+
+    @property
+    def _masked(self) -> Masked | None:
+        """The space of padded rows, or ``None`` if the rows are not padded."""
+        return next((part for part in self.codec.space.parts if isinstance(part, Masked)), None)
+
+    def masked(self, mask: Tensor | npt.ArrayLike | None = None, *, n: int = 0, start: int = 0) -> Run:
+        """Return the run with a mask for each sample. A run whose rows are not padded is returned unchanged.
+
+        Args:
+            mask: The mask, bool ``(n, *event)`` or ``(1, *event)``, which is true for real values. ``None`` leaves
+                masks that are already bound, or else chooses masks as often as they occur in the training data.
+            n: Number of samples for which to choose masks.
+            start: Index of the first sample.
+        """
+        space, known = self._masked, self.condition or Condition()
+        if space is None or (mask is None and known.mask is not None):
+            return self
+        chosen = space.example(torch.arange(start, start + n)) if mask is None else self._whole(as_tensor(mask))
+        return replace(self, condition=replace(known, mask=chosen.to(self.device)))
+
+    def _whole(self, mask: Tensor) -> Tensor:
+        """Return a mask ``(n, ...)`` as bool ``(n, *event)``. It may lack the last axes of a sample."""
+        event, given = self.info.shape, tuple(mask.shape[1:])
+        if mask.ndim == 0 or given != event[: len(given)] or not bool(((mask == 0) | (mask == 1)).all()):
+            raise UsageError(
+                f"a mask must be true or false for each value of a sample, (n, {', '.join(map(str, event))}), or for "
+                f"its first axes, but got {mask.dtype} of shape {tuple(mask.shape)}",
+                parameter="given",
+            )
+        whole = mask.bool().reshape(*mask.shape, *[1] * (len(event) - len(given)))
+        return whole.expand(len(mask), *event)
 
     def _bound(self, count: int) -> Denoiser:
         """Check that the condition and the measurements fit ``count`` rows, and return the model."""
+        self.codec.require(self.condition)
         if self.condition is not None:
             self.condition.expand(count)  # raises if the number of rows differs
         if self.measurement is not None and len(self.measurement) not in (1, count):
@@ -1048,6 +1142,11 @@ class Run:
         # Memory for the states, for the model's final output, and for the samples in data units.
         size = 3 * math.prod(self.info.shape) * torch.finfo(self.dtype).bits // 8
         enough_memory(n * size, f"{n:,} samples of {self.info.dims:,} numbers", "n")
+        if (masked := self.masked(n=n, start=start)) is not self:  # a mask for each sample, as often as in training
+            return masked.sample(
+                n, solver, seed=seed, start=start, denoise=denoise, brownian=brownian, batch=batch, watch=watch,
+                record=record, keep=keep,
+            )  # fmt: skip
         chosen = self.default_solver if solver is None else solver
         built: Solver = build(chosen, SOLVERS, "solver", typed=True, kind=Solver)
         if brownian and not built.stochastic:
@@ -1057,6 +1156,9 @@ class Run:
             warn_of_prior(model.domain, self.info, self._spread)
         begin, t0 = self.begin, None
         if begin is not None:
+            self._bound(n)
+            self.codec.space.check(begin, self.condition)
+            begin = self.codec.space.to_model(begin, self.condition)
             low, high = model.domain.interval("sample")
             r = torch.tensor(self.at, dtype=torch.float64)
             t0 = min(float(model.domain.sde.t_of_ratio(r)), high)
@@ -1096,10 +1198,10 @@ class Run:
         )
         known = self.seen if self.measurement is None else self.measurement if self.noise == 0 else None
         if known is None:
-            return Samples(self.to_data(solution.x), solution)
-        exact = self.codec.continuous.to_data(solution.x.cpu().double())
+            return Samples(self.to_data(solution.x), solution, condition=self.condition)
+        exact = self.codec.continuous.to_data(solution.x.cpu().double(), self.condition)
         x, residual = known.agreeing(exact, self.codec, self.info)
-        return Samples(x if self.info.wide else x.to(solution.x.dtype), solution, residual)
+        return Samples(x if self.info.wide else x.to(solution.x.dtype), solution, residual, self.condition)
 
     @checked(rtol=RTOL, batch=COUNT)
     def encode(self, x: Tensor | npt.ArrayLike, *, rtol: float = 1e-5, batch: int = 256) -> Tensor:
@@ -1184,8 +1286,7 @@ class Run:
             raise UsageError("these samples have no trajectory; draw them with record=True")
         times, states = trajectory.frames(count)
         states = states.double() if self.info.wide else states
-        shown = self.codec.continuous.to_data(states.flatten(0, 1))
-        shown = shown.reshape(*states.shape[:2], *shown.shape[1:])
+        shown = torch.stack([self.codec.continuous.to_data(state, samples.condition) for state in states])
         shown[-1] = samples.x
         return times, shown
 
@@ -1218,13 +1319,13 @@ class Run:
             UsageError: If ``keep`` contains results computed with other settings or data.
         """
         how = likelihood or Likelihood()
-        x = self.checked(x, dequantise=how.dequantisation != "none")
+        x = self._in_space(self.checked(x, dequantise=how.dequantisation != "none"))
         warn_of_units(x, self.codec, self.info, stacklevel=4)
         noise = Noise.of(len(x), seed, start, self.device)
         parts = self._parts_of(x, keep, self.score_request(how, seed=seed, start=start), start)
         return how(
             self._bound(len(x)), x, noise, self.codec, batch=batch, memory=memory, check=check, watch=watch,
-            dtype=self.dtype, parts=parts,
+            dtype=self.dtype, parts=parts, condition=self.condition,
         )  # fmt: skip
 
     @checked(strata=STEPS, draws=STEPS, t_min=TIME, seed=SEED, start=WHOLE, batch=COUNT)
@@ -1263,16 +1364,18 @@ class Run:
             DataError: If :meth:`checked` rejects the data.
             UsageError: If ``keep`` contains results computed with other settings or data.
         """
-        x = self.checked(x, dequantise=dequantise)
+        x = self._in_space(self.checked(x, dequantise=dequantise))
         warn_of_units(x, self.codec, self.info, stacklevel=4)
         noise = Noise.of(len(x), seed, start, self.device)
         if dequantise:
-            u, log_det = noise.uniform(self.info.shape, stream="dequantise", dtype=torch.float64), self.codec.log_det(x)
+            u, codec = noise.uniform(self.info.shape, stream="dequantise", dtype=torch.float64), self.codec
         else:
-            u, log_det = torch.full(x.shape, 0.5).double(), self.codec.continuous.log_det(x)  # the middle of a cell
+            u, codec = torch.full(x.shape, 0.5).double(), self.codec.continuous  # the middle of a cell
+        model = self._bound(len(x))
+        log_det = codec.log_det(x, self.condition)
         if log_det is None:
-            raise UsageError(f"the bound cannot be computed, because the codec {self.codec} has no log-determinant")
-        encoded, model = self.to_model(x, u), self._bound(len(x))
+            raise undefined(codec, x, self.condition)
+        encoded = self.to_model(x, u)
         asked = {"strata": strata, "draws": draws, "t_min": t_min, "dequantise": dequantise}
         parts = self._parts_of(x, keep, self.request({**asked, "seed": seed, "start": start}), start)
         batch = batch if parts is None else parts.batch(batch)
@@ -1316,6 +1419,7 @@ class Run:
                 f"shape {info.shape}"
             )
         where, levels = name or "the data", self.codec.levels
+        mask = None if self.condition is None else self.condition.mask
         if x.is_floating_point() and not bool(x.isfinite().all()):
             bad = (~x.isfinite()).flatten(1).any(1).nonzero().flatten()
             raise DataError(
@@ -1325,6 +1429,7 @@ class Run:
         if levels is None or not dequantise:
             return x
         off = levels.to_data(x) != x
+        off = off if mask is None else off & mask.to(off.device)
         if bool(off.any()):
             raise DataError(
                 f"{where}: the values range from {float(x.min()):g} to {float(x.max()):g}, and {float(x[off][0]):g} is "
@@ -1378,6 +1483,7 @@ def load(
     network: nn.Module | Callable[..., nn.Module] | str | None = None,
     parametrization: Parametrization | Callable[..., Parametrization] | str | None = None,
     operator: Operator | type[Operator] | str | None = None,
+    space: Space | type[Space] | str | None = None,
     step: int | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -1394,6 +1500,7 @@ def load(
             parametrisation is not built in.
         operator: The operator in the run's ``cond``, its class, or ``"module:Name"``. Required if the operator
             is not built in.
+        space: The space of the run, its class, or ``"module:Name"``. Required if the space is not built in.
         step: The training step of the checkpoint to load (default: the best checkpoint if training selected it, and
             otherwise the newest).
         device, dtype: Device and precision of the computation.
@@ -1416,6 +1523,7 @@ def load(
     )
     state = read_object(checkpoint / "state.json")
     try:
+        spec = replace(spec, codec=named_again(spec.codec, space))
         model = spec.build(*given)
     except (UsageError, CheckpointError) as error:
         raise CheckpointError(f"{folder}: {error}", parameter=error.parameter, value=error.value) from None

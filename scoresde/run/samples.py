@@ -90,10 +90,10 @@ def write_samples(
         info: The description of the data.
         made: The settings that produced the samples, as plain JSON values, for ``samples.json``.
         kinds: A selection of ``png`` (a grid of images, or a figure), ``files`` (a folder with one PNG per image, named
-            after the sample's index), ``npz`` (the samples as array ``x``, and their indices as array ``index``),
-            ``csv`` (a table with named columns), ``gif`` (an animation of the sampling) and ``path`` (the states of the
-            samples during sampling, as arrays ``t`` and ``x``). The default is ``png`` and ``npz``, and also ``csv`` if
-            the data have named columns.
+            after the sample's index), ``npz`` (the samples as array ``x``, their indices as array ``index``, and for
+            padded rows the array ``mask``), ``csv`` (a table with named columns), ``gif`` (an animation of the
+            sampling) and ``path`` (the states of the samples during sampling, as arrays ``t`` and ``x``). The default
+            is ``png`` and ``npz``, and also ``csv`` if the data have named columns.
         frames: Times ``(F,)`` and states ``(F, n, *event)`` for ``gif`` and ``path`` (see
             :meth:`scoresde.run.run.Run.frames`), or a function that computes them after the samples are written.
         reference: Data ``(m, *event)`` to draw with the samples, if these are points, tables or signals. A function
@@ -117,6 +117,7 @@ def write_samples(
     if "npz" in kinds:
         arrays = {"x": x.numpy(), "index": first + index}
         arrays |= {} if asked is None else {"given": index // asked.each, "answer": asked.start + index % asked.each}
+        arrays |= {} if samples.mask is None else {"mask": samples.mask[ok].numpy()}
         files.append(write_arrays(folder / "samples.npz", arrays))
     if "csv" in kinds:
         names = info.names or tuple(f"x{i}" for i in range(x.shape[1]))

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-from ..codec import Codec, digest, from_dict, to_dict
+from ..codec import Codec, Unbuilt, digest, from_dict, to_dict
 from ..core.errors import CheckpointError, UsageError
 from ..core.files import FORMAT, check_format, read_object
 from ..core.registry import READ, Typed, build, construct, fields_of, moved, name_of, options_of, resolve
@@ -95,6 +95,9 @@ class ModelSpec:
             UsageError: If a part is unknown or has invalid options.
             CheckpointError: If a name that was read from a file is not built in.
         """
+        for part in self.codec.space.parts:
+            if isinstance(part, Unbuilt):
+                raise part.missing()
         path = make_path(self.path, self.shift, sde, typed=typed)
         meaning = _made(self.parametrization, parametrization, PARAMETRIZATIONS, "prediction", Parametrization, typed)
         if network is None and self.network is None:
@@ -140,7 +143,7 @@ class ModelSpec:
         check_format(file, stored)
         try:
             path, parametrization = (Part.read(stored[name]) for name in ("path", "parametrization"))
-            codec = from_dict(stored["codec"])
+            codec = from_dict(stored["codec"], unbuilt=True)
             if digest(codec) != stored["codec_digest"]:
                 raise CheckpointError(
                     f"{file}: the codec does not match its digest {stored['codec_digest']!r}; is the file damaged?"

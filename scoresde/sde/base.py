@@ -81,9 +81,14 @@ class Prior(Checked):
         """Draw one state for each of the B indices in ``noise.indices``, shape ``(B, *shape)``."""
         return self.std * noise.normal(shape, stream="prior", dtype=dtype)
 
-    def log_prob(self, z: Tensor) -> Tensor:
-        """Return the log density, in nats, of each state in ``z: (B, *event)``. The result has shape ``(B,)``."""
-        return -sum_flat(z.square()) / (2 * self.std**2) - dims(z) * math.log(self.std * math.sqrt(2 * math.pi))
+    def log_prob(self, z: Tensor, count: int | Tensor | None = None) -> Tensor:
+        """Return the log density, in nats, of each state in ``z: (B, *event)``. The result has shape ``(B,)``.
+
+        ``count`` is the number of dimensions, one number or ``(B,)``, if not all numbers in ``z`` are real (the others
+        must be 0).
+        """
+        count = dims(z) if count is None else count.to(z.dtype) if isinstance(count, Tensor) else count
+        return -sum_flat(z.square()) / (2 * self.std**2) - count * math.log(self.std * math.sqrt(2 * math.pi))
 
 
 class SDE(Checked, ABC):

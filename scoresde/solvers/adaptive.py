@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ..core.limits import EVALUATIONS, Range, ranges
 from ..core.noise import Noise
-from ..core.shapes import expand, rms_flat, sum_flat, to_device
+from ..core.shapes import dims, expand, rms_flat, sum_flat, to_device
 from ..model.estimate import Counted, Denoiser, Tally
 from ..ode.integrate import (
     FAILED_LIMIT,
@@ -139,6 +139,8 @@ class AdaptiveSDE(Solver):
         atol = self.rtol if self.atol is None else self.atol
         allowed = torch.clamp(self.rtol * torch.maximum(x.abs(), heun.abs()), min=atol)
         error = rms_flat((euler - heun) / allowed)
+        if model.domain.support is not None:  # the root mean square over the real elements
+            error = error * (dims(x) / torch.as_tensor(model.domain.dims(x)).to(error)).sqrt()
         finite = torch.isfinite(sum_flat(f * 0 + f_s * 0))
         error = torch.where(finite, error.nan_to_num(nan=torch.inf, posinf=torch.inf), torch.nan)
         return heun, w_s, error.cpu().double().numpy()

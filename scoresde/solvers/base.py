@@ -204,6 +204,8 @@ class Solver(Checked, ABC):
             )
         self._check_rates(domain.sde, t0)
         noise = Noise.of(len(x), device=x.device) if noise is None else noise
+        if domain.support is not None:  # padded numbers are 0 in the states, the noise and the estimates
+            x, noise = torch.where(domain.support.to(x.device), x, 0), noise.within(domain.support)
         if noise.indices.device != x.device:
             raise UsageError(
                 f"{name}: the noise is on device {noise.indices.device}, but the state is on {x.device}; create both "
@@ -377,7 +379,8 @@ def sample(
     enough_memory(states * size, f"{count:,} samples of {math.prod(shape):,} numbers{' at each step' * record}", "n")
 
     def solved(index: Tensor) -> Solution:
-        rows, draws = model.rows(index), noise.rows(index)
+        rows = model.rows(index)
+        draws = noise.rows(index).within(rows.domain.support)
         x = model.domain.sde.prior.sample(draws, shape, dtype)
         if data is not None:
             eps = draws.normal(shape, stream="prior", dtype=dtype)

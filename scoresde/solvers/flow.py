@@ -174,10 +174,11 @@ class ProbabilityFlow(Solver):
             # The engines do not report their steps, so only the end is shown.
             watch(Step(torch.arange(len(x), device=x.device), ends[1], solution.x, done=1.0))
             return solution
-        shown = None if watch is unwatched else on_step
+        shown, counts = None if watch is unwatched else on_step, torch.as_tensor(model.domain.dims(x))
         result = integrate(
-            f, y, c0, c1, rtol=self.rtol, atol=self.absolute, method=self.scheme, max_nfe=self.max_nfe, on_step=shown
-        )
+            f, y, c0, c1, rtol=self.rtol, atol=self.absolute, method=self.scheme, max_nfe=self.max_nfe, on_step=shown,
+            counts=None if model.domain.support is None else counts,
+        )  # fmt: skip
         end, nfe = result.y * expand(at(scale, 1), x), result.nfe + counted.tally.more
         return Solution(end, nfe, result.accepted, result.rejected, result.status)
 

@@ -71,6 +71,8 @@ class TorchSDE(Solver):
         sde, shape = model.domain.sde, x.shape
         make_grid("uniform", sde, self.steps, t0, t1)  # rejects an invalid grid; torchsde does not support nodes
         eta, counted = self.eta, Counted(model, Tally(x))
+        support = model.domain.support
+        real = 1 if support is None else flat(support.to(x))  # padded numbers have no noise
 
         class Reverse(torch.nn.Module):
             sde_type, noise_type = "ito", "diagonal"
@@ -86,7 +88,7 @@ class TorchSDE(Solver):
                 return flat(expand(level.square() / 2, x) * estimate.score - estimate.velocity)
 
             def g(self, s: Tensor, y: Tensor) -> Tensor:
-                return (eta * auto_level(sde, self.time(s))).to(y.dtype).expand_as(y)
+                return (eta * auto_level(sde, self.time(s))).to(y.dtype).expand_as(y) * real
 
         start = flat(x)
         # The seed is drawn from the noise of the first row, so that different batches have different Brownian motions.

@@ -207,7 +207,11 @@ def bench(
         DataError: If the data do not match the run.
         NumericalError: If the converged solution failed for every sample.
     """
-    cases, model = plan(solvers, nfe), run.model
+    cases, run = plan(solvers, nfe), run.masked(n=n)
+    model = run.model
+    run.codec.require(run.condition)
+    if run.needs:
+        data = None  # rows of data have other coordinates than these samples, because each has its own condition
     # Three arrays are in memory at once: the starting points, the converged solution and the solution of one row.
     size = 3 * math.prod(run.info.shape) * torch.finfo(run.dtype).bits // 8
     enough_memory(n * size, f"{n:,} samples of {run.info.dims:,} numbers", "n")
@@ -252,7 +256,7 @@ class _Common:
 
     def solve(self, row: BenchRow, solver: Solver, converged: Solution | None = None) -> tuple[BenchRow, Solution]:
         """Run a solver, and return the completed row and the solution before the noise-free step."""
-        model, shape, dtype = self.model, self.run.info.shape, self.run.dtype
+        model, shape, dtype = self.model, self.run.codec.model_shape(self.run.info.shape), self.run.dtype
         began = time.monotonic()
         solution = sample(model, solver, shape, self.noise, denoise=False, batch=self.batch, dtype=dtype)
         failed = int((~solution.ok).sum())  # this also waits for the device

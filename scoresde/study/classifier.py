@@ -154,7 +154,7 @@ class TrainedClassifier:
     def _encode(self, x: Tensor) -> Tensor:
         scale, x = self.network.scale, x.double()
         half = torch.full_like(x, 0.5) if self.config.noisy else None
-        m = self.codec.continuous.to_model(x) if half is None else self.codec.to_model(x, noise=half)
+        m = self.codec.units.to_model(x) if half is None else self.codec.to_model(x, noise=half)
         return m.to(device=scale.device, dtype=scale.dtype)
 
     def save(self, folder: Path) -> list[Path]:

@@ -116,6 +116,12 @@ def measure(run: Run, data: Dataset, *, n: int = 256, levels: int = 25, seed: in
     """
     if not run.model.domain.has_score:
         raise UsageError(f"{run.folder} was trained on coupled (data, noise) pairs, so it has no score to compare")
+    if run.needs:
+        names = " + ".join(map(str, run.codec.space.parts))
+        raise UsageError(
+            f"the exact score cannot be computed in the space {names!r}, whose coordinates depend on the "
+            "condition of each row; train without this space"
+        )
     sde, info = run.model.domain.sde, run.info
     train, rows = data.train[data.trains & data.whole], data.test
     label = None if run.condition is None else run.condition.label
@@ -139,7 +145,7 @@ def measure(run: Run, data: Dataset, *, n: int = 256, levels: int = 25, seed: in
     log_snr = torch.linspace(ends[0], ends[1], levels, dtype=torch.float64)
     cosines, errors = [], []
     for i, t in enumerate(sde.t_of_log_snr(log_snr).clamp(low, high)):
-        x = sde.perturb(x0, t, noise.normal(info.shape, i, "solver", torch.float64))
+        x = sde.perturb(x0, t, noise.normal(tuple(x0.shape[1:]), i, "solver", torch.float64))
         with torch.no_grad():
             learned = run.model(x.to(run.device, run.dtype), t.to(run.device)).eps.cpu()
         # The score is -eps_hat / sigma. The factor -1 / sigma changes neither the angle nor the ratio.

@@ -107,7 +107,7 @@ def pixels(codec: Codec) -> Extractor:
         _hash("pixels", _units(codec)),
         "none",
         # Converting to float64 first gives a level the same value for every input dtype.
-        lambda x: codec.continuous.to_model(x.double()).flatten(1).float(),
+        lambda x: codec.units.to_model(x.double()).flatten(1).float(),
     )
 
 
@@ -362,7 +362,7 @@ class Reference:
 
 def _units(codec: Codec) -> Any:
     """Return the parts of a codec that affect features, as JSON-serialisable values."""
-    parts = to_dict(codec.continuous)
+    parts = to_dict(codec.units)
     # A single part is reduced to its options, so that old hashes stay valid.
     return parts[0]["options"] if len(parts) == 1 else parts
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..codec import Codec
+from ..core.condition import Condition
 from ..core.errors import NumericalError
 from ..core.limits import COUNT, FRAMES, SEED, checked
 from ..core.noise import Noise
@@ -51,12 +52,14 @@ STEPS = 250  # number of steps in the histogram of a solver's steps
 DRAWS = 100_000  # number of random training times
 
 
-def shown(sde: SDE, codec: Codec, x: Tensor, t: Tensor) -> Tensor:
-    """Convert states ``(T, N, *event)`` at times ``(T,)`` to the plot units of equation 1, in float64."""
+def shown(sde: SDE, codec: Codec, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
+    """Convert states ``(T, N, *event)`` at times ``(T,)`` to the plot units of equation 1, in float64.
+
+    ``condition`` contains the conditions of the N rows.
+    """
     alpha, sigma = sde.coefficients(t.double())
     scaled = x.double() / expand(torch.hypot(alpha, sigma), x.double())
-    decoded = codec.continuous.to_data(scaled.flatten(0, 1))
-    return decoded.reshape(*x.shape[:2], *decoded.shape[1:])
+    return torch.stack([codec.continuous.to_data(states, condition) for states in scaled])
 
 
 def even_times(sde: SDE, count: int, start: float, end: float) -> Tensor:
@@ -191,6 +194,7 @@ class Undone:
 @checked(n=COUNT, count=COUNT, seed=SEED)
 def undo(run: Run, n: int, solver: Solver, count: int, *, seed: int = 0) -> Undone:
     """Draw ``n`` samples, and compute their states and the model's estimates of the data at ``count`` times."""
+    run = run.masked(n=n)
     samples = run.sample(n, solver, seed=seed, denoise=False, batch=n, record=True)
     model, trajectory = run.model, samples.solution.trajectory
     assert trajectory is not None
@@ -199,9 +203,11 @@ def undo(run: Run, n: int, solver: Solver, count: int, *, seed: int = 0) -> Undo
     states = trajectory.at(t)
     with torch.no_grad():
         x0 = torch.stack([model(x.to(run.device), s.to(run.device)).x0.cpu() for x, s in zip(states, t, strict=True)])
-    guessed = run.codec.continuous.to_data(x0.double().flatten(0, 1))
-    guessed = guessed.reshape(*x0.shape[:2], *guessed.shape[1:])
-    drawn, nfe = shown(model.domain.sde, run.codec, states, t), float(samples.solution.nfe.double().mean())
+    guessed = torch.stack([run.codec.continuous.to_data(one, run.condition) for one in x0.double()])
+    drawn, nfe = (
+        shown(model.domain.sde, run.codec, states, t, run.condition),
+        float(samples.solution.nfe.double().mean()),
+    )
     return Undone(t, drawn, guessed, nfe)
 
 
@@ -258,10 +264,12 @@ def projection(run: Run, train: Tensor) -> tuple[Tensor, str]:
     """Return the direction onto which trajectories are projected, and the name of the direction.
 
     The direction is a float64 unit vector ``(D,)`` in model units. If D is at most 3, it is the first coordinate axis.
-    Otherwise, it is the direction in which the training data ``train``, ``(M, *event)`` in data units, vary most.
+    Otherwise, it is the direction in which the training data ``train``, ``(M, *event)`` in data units, vary most. If
+    the path is stated in a space, it is the first coordinate of that space.
     """
-    if run.info.dims <= 3:
-        return torch.eye(run.info.dims, dtype=torch.float64)[0], "first coordinate"
+    dims = math.prod(run.codec.model_shape(run.info.shape))
+    if dims <= 3 or run.codec.space.parts:
+        return torch.eye(dims, dtype=torch.float64)[0], "first coordinate"
     rows = flat(run.codec.continuous.to_model(train[:4000].double()))
     return torch.linalg.svd(rows - rows.mean(0), full_matrices=False).Vh[0], "first principal axis"
 

@@ -125,6 +125,20 @@ class Chosen:
             )
         return run.given_rows(*self.source, split="all", seed=seed)
 
+    def padded(self, run: Run) -> Run:
+        """Bind the masks of these samples to a run whose rows are padded. Any other run is returned unchanged."""
+        if "mask" not in run.needs or (run.condition is not None and run.condition.mask is not None):
+            return run
+        assert self.source is not None
+        data, index = self.source
+        known = data.every()[2].mask
+        if known is None:
+            raise UsageError(
+                f"{run.folder} was trained on padded rows, but {data.info.name} has no array 'mask'; add the masks",
+                parameter="data",
+            )
+        return run.masked(known[index])
+
     @property
     def identity(self) -> dict[str, Any]:
         """JSON-serialisable values that identify the samples."""
@@ -162,6 +176,7 @@ class Chosen:
                 not checked for convergence.
         """
         bound, begins = None, likelihood.t_min
+        run = self.padded(run)
         domain = run.model.domain
         if strata:
             dequantise = likelihood.dequantisation != "none"
@@ -178,6 +193,7 @@ class Chosen:
         )
         plain = None
         if without is not None:
+            without = self.padded(without)
             plain = without.log_likelihood(
                 self.x, likelihood, seed=seed, batch=batch, memory=memory, check=False, watch=watch,
                 keep=None if keep is None else keep / "without",

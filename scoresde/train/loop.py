@@ -54,6 +54,7 @@ from .prepare import averaged_model, begun, measured, operator_of, parts, prepar
 from .resume import data_for, kept_pairs, restore, writing
 from .schedule import affordable, older, previews
 from .state import Record, steps
+from .stated import aligned
 from .validation import Validation, sentence
 
 __all__ = ["fit", "prepared", "previews"]
@@ -130,6 +131,8 @@ def _fit(
     if folder is not None:
         held.enter_context(writing(folder))
     config, data = data_for(config, data, folder, changed_data)
+    if folder is None and start is None:
+        data = aligned(config, data)
     config, model, spec = prepared(config, data, network, start, folder)
     # A model keeps the units and the vocabulary of the data that it was first trained on.
     told = data.info.known.told(config.sources)
@@ -138,14 +141,14 @@ def _fit(
     elif folder is not None:
         told = DataInfo.from_dict(read_object(folder / "data.json")).known
     data = data.described(told)
-    info = measured(data, spec.codec, model)
+    operator = operator_of(config, data.info, start, folder)
+    info = measured(config, data, spec.codec, model, operator)
     warn_of_prior(model.domain, info)
     if not resume and (pairs is None) == (config.coupling == "reflow"):
         raise UsageError(
             "pairs and the 'reflow' coupling must be used together; the function reflow draws suitable pairs"
         )
     state, objective = begun(config, model, device, dtype)
-    operator = operator_of(config, data.info, start, folder)
     train, validating = parts(data, spec, config, operator)
     every = config.validate_every or older(config.steps)
     validation = None
@@ -265,7 +268,7 @@ def _fit(
     if not quiet:
         with optional("the line on the nearest training samples"):
             x = few_samples(run, data) if shown_samples is None else shown_samples
-            lines.append(nearest_line(x, data.filled, data.test, spec.codec.continuous.to_model))
+            lines.append(nearest_line(x, data.filled, data.test, spec.codec.units.to_model))
         print(printable("\n".join(lines)), file=sys.stderr)
     return run
 

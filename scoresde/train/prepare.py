@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..codec import Codec
+from ..codec import Codec, named_again
 from ..core.errors import DataError, UsageError
 from ..data import DataInfo, Dataset
 from ..data.batch import Rows
@@ -31,6 +31,7 @@ from ..sde.reach import explodes, sigma_for
 from .averages import EMA
 from .schedule import interval
 from .state import TrainState, keyed_rng
+from .stated import model_rows, stated
 from .validation import evaluations
 
 __all__ = ["averaged_model", "begun", "measured", "operator_of", "parts", "prepared"]
@@ -53,10 +54,16 @@ def prepared(
     given = config.batch
     if data.complete is not None:
         _check_incomplete(config, data)
-    codec = data.codec if start is None else start.codec
-    config = config.fitted(lambda: sigma_for(furthest(_model_units(data, codec)), _spread(data, codec)))
     operator = operator_of(config, data.info, start, resumed)
-    config = config.resolved(data.info, data_std=_spread(data, codec), operator=operator)
+    if start is not None:
+        codec = start.codec
+    elif resumed is not None and config.space_names:
+        codec = _named_again(config, resumed)
+    else:
+        codec = stated(config, data, operator) if resumed is None else data.codec
+    spread = _spread(config, data, codec, operator)
+    config = config.fitted(lambda: sigma_for(furthest(_model_units(config, data, codec, operator)), spread))
+    config = config.resolved(data.info, data_std=spread, operator=operator)
     if resumed is not None:
         config = replace(config, batch=given)  # even if the number of rows has changed
     elif (count := _validating(config, data)) and not config.validate_every:
@@ -69,9 +76,10 @@ def prepared(
         model.domain = replace(model.domain, has_score=not spec.coupled)
     else:
         if resumed is None:
-            spec = config.spec(data.info, data.codec, network is None)
+            spec = config.spec(data.info, codec, network is None)
         else:
             spec = described(resumed, TrainConfig.from_dict(read_config(resumed)))[1]
+            spec = replace(spec, codec=codec) if config.space_names else spec
         sde = None if isinstance(config.sde, str) else config.sde
         predict = None if isinstance(config.predict, str) else config.predict
         with keyed_rng(config.seed, -1, "cpu"):
@@ -80,6 +88,12 @@ def prepared(
     config.check_network(model.network)
     _objective(config, model)  # rejects invalid names and combinations before a folder is created
     return config, model, spec
+
+
+def _named_again(config: TrainConfig, resumed: Path) -> Codec:
+    """Return the codec of a resumed run. Its spaces that are not built in must be named in ``config`` by the user."""
+    codec = described(resumed, TrainConfig.from_dict(read_config(resumed)))[1].codec
+    return named_again(codec, config.space, config.typed) if any(":" in name for name in config.space_names) else codec
 
 
 def operator_of(config: TrainConfig, info: DataInfo, start: Run | None, resumed: Path | None) -> Operator | None:
@@ -129,8 +143,8 @@ def _continued(config: TrainConfig, start: Run, network: nn.Module | None, data:
         )
     return replace(
         config, sde=start.base.sde, sde_options={}, shift=1.0, predict=start.base.parametrization, predict_options={},
-        cond=start.config.cond, learn_variance=start.config.learn_variance, preset=start.config.preset,
-        network_options=start.config.network_options,
+        cond=start.config.cond, space=start.config.space, learn_variance=start.config.learn_variance,
+        preset=start.config.preset, network_options=start.config.network_options,
     )  # fmt: skip
 
 
@@ -187,24 +201,26 @@ def parts(data: Dataset, spec: ModelSpec, config: TrainConfig, operator: Operato
     return rows(data.trains), rows(data.validates)
 
 
-def _spread(data: Dataset, codec: Codec) -> float:
+def _spread(config: TrainConfig, data: Dataset, codec: Codec, operator: Operator | None) -> float:
     """Return the root mean square of the first 4,096 training rows in model units."""
-    x = data.train[:4096]
-    x = codec.to_model(x, noise=torch.full(x.shape, 0.5, dtype=torch.float64 if data.info.wide else torch.float32))
+    x, support = model_rows(config, data, torch.arange(min(4096, len(data.train))), codec, operator)
+    if support is not None:
+        x = x[support.expand(x.shape)]
     if data.complete is not None:
         x = x[data.complete[:4096]]
     return float(x.double().square().mean().sqrt())
 
 
-def _model_units(data: Dataset, codec: Codec) -> Tensor:
+def _model_units(config: TrainConfig, data: Dataset, codec: Codec, operator: Operator | None) -> Tensor:
     """Return training rows in model units, evenly thinned if they have more than 2^25 elements."""
     most = max(16, 2**25 // data.info.dims)
     index = torch.linspace(0, len(data.train) - 1, min(most, len(data.train)), dtype=torch.float64)
-    x = data.train[index.round().long()]
-    return codec.to_model(x, noise=torch.full(x.shape, 0.5, dtype=torch.float64 if data.info.wide else torch.float32))
+    return model_rows(config, data, index.round().long(), codec, operator)[0]
 
 
-def measured(data: Dataset, codec: Codec, model: ScoreModel) -> DataInfo:
+def measured(
+    config: TrainConfig, data: Dataset, codec: Codec, model: ScoreModel, operator: Operator | None
+) -> DataInfo:
     """Return the description of the data, extended by ``spread`` and, if alpha is constant, by ``furthest``."""
-    across = furthest(_model_units(data, codec)) if explodes(model.sde) else 0.0
-    return replace(data.info, spread=_spread(data, codec) or None, furthest=across or None)
+    across = furthest(_model_units(config, data, codec, operator)) if explodes(model.sde) else 0.0
+    return replace(data.info, spread=_spread(config, data, codec, operator) or None, furthest=across or None)

@@ -91,7 +91,7 @@ def draw_pairs(
                 raise NumericalError(f"cannot draw pairs from this model: {'; '.join(samples.solution.failures())}")
             noise = Noise.of(n, seed, _STREAM + start, run.device)
             x0.append(samples.solution.x.cpu())
-            eps.append(noise.normal(run.info.shape, stream="prior", dtype=run.dtype).cpu())
+            eps.append(noise.normal(run.codec.model_shape(run.info.shape), stream="prior", dtype=run.dtype).cpu())
             progress.update(n)
     return Pairs(torch.cat(x0), torch.cat(eps), None if run.condition is None else run.condition.expand(count))
 
@@ -141,6 +141,8 @@ def reflow(
         raise UsageError(
             "reflow needs a run that was trained by this package, but this run has no training configuration"
         )
+    if run.config.padded:
+        raise UsageError("reflow does not support padded rows, the space 'masked'; train without this space")
     data = run.data() if data is None else data
     asked = run
     if run.config.sources.rich:

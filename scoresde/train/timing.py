@@ -78,7 +78,8 @@ def timed(
     """
     device = torch.device(device)
     data = data.described(data.info.known.told(config.sources))
-    info, operator = measured(data, spec.codec, model), operator_of(config, data.info, None, folder)
+    operator = operator_of(config, data.info, None, folder)
+    info = measured(config, data, spec.codec, model, operator)
     warn_of_prior(model.domain, info)
     state, objective = begun(config, model, device, dtype)
     train, validating = parts(data, spec, config, operator)

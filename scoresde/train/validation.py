@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ..core.files import FORMAT, read_object, read_tensors, write_json
 from ..core.noise import Noise, keyed
-from ..data.batch import Batch, Rows, degraded
+from ..data.batch import Batch, Rows, finished
 from ..objective.draw import Draw, Draws
 from ..objective.loss import Objective
 from ..run.files import BEFORE, BEST, CHOICE, fault_of, save_best
@@ -91,9 +91,7 @@ class Validation:
         copies = evaluations(self.count) // self.count
         generator = keyed(seed, 0, "validation")
         self.batch: Batch = source(torch.arange(self.count).repeat(copies), generator, dtype)
-        if source.operator is not None:
-            noise = Noise.of(len(self.batch), seed % 2**64)
-            self.batch = degraded(self.batch, source.operator, source.codec, noise, STEP)
+        self.batch = finished(self.batch, source, Noise.of(len(self.batch), seed % 2**64), STEP)
         self.draws: Draws = draw(self.batch, generator)
         self.best: Best | None = None
 

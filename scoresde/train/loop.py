@@ -370,6 +370,7 @@ def prepared(
         _check_incomplete(config, data)
     codec = data.codec if start is None else start.codec
     config = config.fitted(lambda: sigma_for(furthest(_model_units(data, codec)), _spread(data, codec)))
+    config = config.shaped(codec.model_shape(data.info.shape))
     operator = _operator(config, data.info, start, resumed)
     config = config.resolved(data.info, data_std=_spread(data, codec), operator=operator)
     if resumed is not None:
@@ -390,6 +391,7 @@ def prepared(
         with keyed_rng(config.seed, -1, "cpu"):
             model = spec.build(sde, network, predict, typed=config.typed_names())
         spec = spec.resolved(model, config.typed_names())
+    model.sde.check_event(spec.codec.model_shape(data.info.shape))
     config.check_network(model.network)
     _objective(config, model)  # rejects invalid names and combinations before a folder is created
     return config, model, spec

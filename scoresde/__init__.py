@@ -21,6 +21,12 @@ _HOME = {
     "VESDE": "sde.continuous",
     "FlowMatching": "sde.continuous",
     "CosineSDE": "sde.continuous",
+    "MeanReverting": "sde.towards",
+    "OUVE": "sde.towards",
+    "BBED": "sde.towards",
+    "Bridge": "sde.towards",
+    "Blur": "sde.bands",
+    "Parts": "sde.bands",
     "EDMSDE": "sde.continuous",
     "VDMSDE": "sde.continuous",
     "Shifted": "sde.modified",
@@ -97,10 +103,12 @@ if TYPE_CHECKING:
     from .objective.loss import denoising_loss
     from .run.config import TrainConfig
     from .run.run import Run, load
+    from .sde.bands import Blur, Parts
     from .sde.base import SDE
     from .sde.chains import DDPM, SMLD
     from .sde.continuous import EDMSDE, VDMSDE, VESDE, VPSDE, CosineSDE, FlowMatching, SubVPSDE
     from .sde.modified import Shifted
+    from .sde.towards import BBED, OUVE, Bridge, MeanReverting
     from .solvers import (
         EulerMaruyama,
         FixedStep,

@@ -283,6 +283,7 @@ def _dry_run(
 ) -> None:
     """Print the resolved settings, the size of the model and how long training will take."""
     from ..train import prepared, timed
+    from ..train.stated import aligned
 
     dataset = dataset if resumed is not None else aligned(config, dataset)
     resolved, model, spec = prepared(config, dataset, own, None, resumed)

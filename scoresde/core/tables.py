@@ -21,6 +21,12 @@ SDES = {
     "edm": "scoresde.sde.continuous:EDMSDE",
     "vdm": "scoresde.sde.continuous:VDMSDE",
     "flow": "scoresde.sde.continuous:FlowMatching",
+    "mean-reverting": "scoresde.sde.towards:MeanReverting",
+    "ouve": "scoresde.sde.towards:OUVE",
+    "bbed": "scoresde.sde.towards:BBED",
+    "bridge": "scoresde.sde.towards:Bridge",
+    "blur": "scoresde.sde.bands:Blur",
+    "parts": "scoresde.sde.bands:Parts",
     "ddpm": "scoresde.sde.chains:DDPM",
     "smld": "scoresde.sde.chains:SMLD",
 }

@@ -85,10 +85,13 @@ class Guided(Checked, Wrapped):
 
     def _inside(self, x: Tensor, t: float | Tensor) -> Tensor:
         """Return which rows are guided, bool ``()`` or ``(B,)``."""
-        low, high = self.interval
-        alpha, sigma = self.domain.sde.coefficients(as_time(t, x))
-        inside = (sigma >= low * alpha) & ((sigma <= high * alpha) | (high == math.inf))
-        return inside if inside.ndim < 2 else inside.flatten(1).any(1)
+        (low, high), sde, t = self.interval, self.domain.sde, as_time(t, x)
+        if sde.coords:  # the clock decides for all coordinates
+            sigma = sde.ratio(t)
+            alpha = 1 - sigma
+        else:
+            alpha, sigma = sde.coefficients(t)
+        return (sigma >= low * alpha) & ((sigma <= high * alpha) | (high == math.inf))
 
     def _towards(self, c: Estimate, x0: Tensor, eps: Tensor, calls: int | Tensor) -> Estimate:
         # Both estimates satisfy alpha x0 + sigma eps = x, and so does any affine combination of them. A learned

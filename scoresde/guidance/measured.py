@@ -41,6 +41,7 @@ from ..core.registry import closest
 from ..core.shapes import align, expand, select, sum_flat, time_dtype
 from ..model.estimate import Domain, Estimate, Wrapped
 from ..operators import Linear, Masking, Operator
+from ..sde.base import check_scalar
 from .steered import detached, steer, twisted
 
 FLAT = 1e-3  # the smallest curvature of equation 1, relative to that of the rule "pseudoinverse"
@@ -197,6 +198,9 @@ class Measured(Checked, Wrapped):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_linear(self.operator)
+        check_scalar(
+            self.model.domain.sde, "a rule for measurements", "a run on such a path, or --cond with the operator"
+        )
         if tuple(self.y.shape[1:]) != self.operator.measured:
             raise UsageError(
                 f"the measurements have shape {tuple(self.y.shape[1:])} for each sample, but those by the operator "

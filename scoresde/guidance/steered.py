@@ -94,7 +94,10 @@ def steer(
         state = near if near.requires_grad else near.detach().requires_grad_()
         estimate = model(state, s)
         alpha, sigma = domain.sde.coefficients(s)
-        moved = change(estimate, state, sigma.square() / alpha)
+        gamma = sigma.square() / alpha
+        if domain.sde.coords:  # where no signal is left in one coordinate only, the derivative is 0
+            gamma = torch.where(alpha > 0, gamma, 0.0)
+        moved = change(estimate, state, gamma)
     if not x.requires_grad:
         estimate, moved = detached(estimate), moved.detach()
     x0 = estimate.x0 + moved

@@ -33,6 +33,7 @@ from ..core.errors import UsageError
 from ..core.noise import Noise
 from ..core.parts import Packed, Parts
 from ..model.estimate import Denoiser
+from ..sde.base import check_scalar
 from .dequantise import log_mean_exp, start_time, truncated_normal
 from .result import ALLOWED, LogLikelihood, bits_per_dim
 
@@ -163,6 +164,10 @@ def begins(model: Denoiser, codec: Codec | None = None, dequantisation: str = "n
     low = model.domain.interval("likelihood")[0]
     if codec is None or not isinstance(codec.levels, Levels) or dequantisation != "truncated-normal":
         return low
+    check_scalar(
+        model.domain.sde, "truncated-normal dequantisation", "uniform dequantisation", parameter="dequantisation",
+        value="uniform",
+    )  # fmt: skip
     width = torch.as_tensor(codec.levels.width) / as_affine(codec, "truncated-normal dequantisation").scale
     if not codec.levels.everywhere:
         raise UsageError(

@@ -45,7 +45,7 @@ from ..core.errors import UsageError
 from ..core.limits import COUNT, STEPS, TIME, checked, enough_memory
 from ..core.noise import Noise
 from ..core.parts import Packed
-from ..core.shapes import as_states, expand, sum_flat, time_dtype
+from ..core.shapes import align, as_states, at, dims, expand, sum_flat, time_dtype
 from ..model.estimate import Counted, Denoiser, Tally
 from .problem import Problem
 
@@ -177,10 +177,16 @@ def elbo(
     each = parts.sum(2)
 
     alpha, sigma = sde.coefficients(ends)
-    ratio = (sigma[1] / sde.prior.std).square()
-    shrunk = (alpha[1] / sde.prior.std).square().to(x.dtype)
-    prior = (size / 2 * (ratio - 1 - ratio.log())).to(x.dtype) + shrunk * sum_flat(x.square()) / 2
-    rebuilt = size / 2 * (math.log(2 * math.pi * math.e) - sde.log_snr(ends[0]))
+    if sde.coords:  # the same terms, summed over the coordinates
+        alpha, sigma = (c.expand(2, *x.shape[1:]) for c in (alpha, sigma))
+        ratio, shrunk = ((at(c, 1) / sde.prior.std).square() for c in (sigma, alpha))
+        prior = (sum_flat(ratio - 1 - ratio.log()).to(x.dtype) + sum_flat(shrunk.to(x.dtype) * x.square())) / 2
+        rebuilt = dims(x) / 2 * math.log(2 * math.pi * math.e) - (alpha[0] / sigma[0]).log().sum()
+    else:
+        ratio = (sigma[1] / sde.prior.std).square()
+        shrunk = (alpha[1] / sde.prior.std).square().to(x.dtype)
+        prior = (size / 2 * (ratio - 1 - ratio.log())).to(x.dtype) + shrunk * sum_flat(x.square()) / 2
+        rebuilt = size / 2 * (math.log(2 * math.pi * math.e) - sde.log_snr(ends[0]))
     stderr = each.std(1) / math.sqrt(draws) if draws > 1 else torch.full_like(prior, torch.nan)
     nfe = torch.full((count,), draws * strata, dtype=torch.int64, device=x.device) + counted.tally.more
     steps, rebuilt = parts.mean(1).to(x.dtype), rebuilt.to(x.dtype).expand(count)
@@ -203,8 +209,11 @@ def _integrand(model: Denoiser, x: Tensor, rows: Tensor, eps: Tensor, u: Tensor,
     alpha, sigma = sde.coefficients(t)
     noisy = expand(alpha, eps) * x[rows] + expand(sigma, eps) * eps
     some = model.rows(rows)
-    off = sum_flat((eps - some(noisy, t).eps).square())
+    wrong = (eps - some(noisy, t).eps).square()
     c = (alpha.square() / (alpha.square() + sigma.square())).square()
-    return (
-        rate / 2 * (off - c * (sum_flat(eps.square()) - some.domain.dims(eps)))
-    )  # replaces c |eps|^2 by its mean, c D
+    if sde.coords:  # the log-SNR l_k of each coordinate falls at its own rate, |dl_k/dr| = 2/(r_k (1 - r_k)) dr_k/dr
+        own = sigma / (alpha + sigma)
+        falls = 2 / (own * (1 - own)) * sde.speed(t) * align((v1 - v0) / (1 / r + 1 / (1 - r + SOFTNESS)), own)
+        return sum_flat(expand(falls / 2, wrong) * (wrong - expand(c, wrong) * (eps.square() - 1)))
+    mean = c * (sum_flat(eps.square()) - some.domain.dims(eps))  # replaces c |eps|^2 by its mean, c D
+    return rate / 2 * (sum_flat(wrong) - mean)

@@ -5,6 +5,9 @@ The flow is  dy/dr = eps_hat - x0_hat  (:mod:`scoresde.sde.base`). It is integra
 
     f = dy/du = (eps_hat - x0_hat) dr/du.                                                                    (1)
 
+If alpha and sigma differ between coordinates, r is the clock of the path, and coordinate k is multiplied by its speed
+dr_k/dr (:meth:`scoresde.SDE.speed`).
+
 The states are flattened to shape ``(P, D)``, and each state comes with the index of the row to which it belongs.
 
 The power. An error e in the state changes the log density by  score . e,  and the score of y is  -eps_hat/r.  Near the
@@ -78,7 +81,7 @@ class Problem:
 
     @cached_property
     def scales(self) -> Tensor:
-        """The scale s at the beginning and the end of the trajectory, shape ``(2,)``."""
+        """The scale s at the beginning and the end of the trajectory, shape ``(2,)`` or ``(2, *coords)``."""
         return self.model.domain.sde.scale(self._ends)
 
     @property
@@ -120,9 +123,17 @@ class Problem:
         t = self.model.domain.sde.t_of_ratio(r.clamp(max=1)).clamp(*self.ends)
         shaped = y.reshape(-1, *self.x.shape[1:])
         everyone = len(rows) == len(self.x) and bool((rows == torch.arange(len(rows), device=rows.device)).all())
-        model = self.counted if everyone else self.counted.rows(rows)
-        estimate = model(expand(self.model.domain.sde.scale(t), shaped) * shaped, t)
-        eps, slope = flat(estimate.eps), flat(estimate.eps - estimate.x0) * rate.to(y.dtype)[:, None]
+        model, sde = self.counted if everyone else self.counted.rows(rows), self.model.domain.sde
+        estimate = model(expand(sde.scale(t), shaped) * shaped, t)
+        eps, change = flat(estimate.eps), estimate.eps - estimate.x0
+        if sde.coords:
+            change = expand(sde.speed(t), shaped) * change
+            alpha, sigma = sde.coefficients(t)
+            own = flat(expand(sigma / (alpha + sigma), shaped).expand_as(shaped))
+            slope = flat(change) * rate.to(y.dtype)[:, None]
+            power = eps.detach() * slope.detach() * own / (own.square() + SMALL**2)
+            return slope, -power.mean(1, keepdim=True)
+        slope = flat(change) * rate.to(y.dtype)[:, None]
         # f . score / D
         inverse = (r / (r.square() + SMALL**2)).to(y.dtype)[:, None]
         work = (eps.detach() * slope.detach()).mean(1, keepdim=True)
@@ -162,6 +173,10 @@ class Problem:
         """
         z = y.reshape(self.x.shape) * expand(at(self.scales, 1), self.x)
         # log p(x) = log prior(z) + log-det + D log(s1/s0)
-        counts = self.counts if isinstance(self.counts, int) else self.counts.to(self.scales.dtype)[:, None]
-        growth = (counts * (self.unit * self.scales[1] / self.scales[0]).log()).to(y.dtype)
+        if self.model.domain.sde.coords:  # the sum over the coordinates
+            each = (self.unit * at(self.scales, 1) / at(self.scales, 0)).log()
+            growth = each.expand(1, *self.x.shape[1:]).sum().to(y.dtype)
+        else:
+            counts = self.counts if isinstance(self.counts, int) else self.counts.to(self.scales.dtype)[:, None]
+            growth = (counts * (self.unit * self.scales[1] / self.scales[0]).log()).to(y.dtype)
         return z, self.model.domain.sde.prior.log_prob(z, self.counts)[:, None] + log_det + growth

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UsageError
-from ..core.shapes import as_time, expand
+from ..core.shapes import align, as_time, expand
 from ..sde.base import SDE
 from ..sde.modified import Stretch
 from .estimate import Denoiser, Domain, Estimate, Wrapped
@@ -83,7 +83,8 @@ def convert(model: Denoiser, path: SDE) -> Converted:
             rescaled to the path. Otherwise, the result has the path's prior.
 
     Raises:
-        UsageError: If the model and the path share no noise levels. The result also raises this error when it is
+        UsageError: If the model and the path share no noise levels, or if their coefficients differ between coordinates
+            and the noise levels of all coordinates do not agree. The result also raises this error when it is
             evaluated outside the shared range. The message states the log-SNR ranges of the model and of the path.
 
     >>> from scoresde import VPSDE, FlowMatching, GaussianMixture
@@ -93,6 +94,8 @@ def convert(model: Denoiser, path: SDE) -> Converted:
     (0.000999, 0.993471)
     """
     domain, theirs = model.domain, model.domain.sde
+    if theirs.coords or path.coords:
+        _check_same(model, path)
     t = torch.tensor([domain.t_min, theirs.times("sample")[0], domain.t_max], dtype=torch.float64)
     # The model's noise levels, restricted to those of the path.
     most, least = path.log_snr(torch.tensor([path.t_min, path.t_max], dtype=torch.float64))
@@ -104,10 +107,32 @@ def convert(model: Denoiser, path: SDE) -> Converted:
         )
     # At an end that is set by the model, the model's prior or data unit is kept, rescaled to the path.
     ends = torch.tensor([low, high], dtype=torch.float64)
-    start, end = (path.scale(ends) / theirs.scale(t[[0, 2]])).tolist()
+    ratio = path.scale(ends) / theirs.scale(t[[0, 2]])
+    start, end = ratio.split(1) if ratio.ndim > 1 else ratio.tolist()
     std = end * theirs.prior.std if high < path.t_max else path.prior.std
     unit = start * theirs.data_scale if low > path.t_min else path.data_scale
     return Converted(model, Stretch(path, std, low, high, max(stop, path.times("sample")[0]), unit))
+
+
+def _check_same(model: Denoiser, path: SDE) -> None:
+    """Check that a path has the same noise levels as the model's path in all coordinates at once.
+
+    If each coordinate had levels of its own on the new path, no time of the model would have all of them.
+    """
+    theirs, low, high = model.domain.sde, model.domain.t_min, model.domain.t_max
+    t = torch.linspace(low, high, 257, dtype=torch.float64)
+    at = path.t_of_log_snr(theirs.log_snr(t)).clamp(path.t_min, path.t_max)
+    inside = (path.log_snr(at) - theirs.log_snr(t)).abs() < _SAME
+    (a, s), (alpha, sigma) = theirs.coefficients(t[inside]), path.coefficients(at[inside])
+    like = torch.zeros(1, *(theirs.coords or path.coords))
+    off = (align(s / (a + s), like) - align(sigma / (alpha + sigma), like)).abs()
+    if not float(off.max()) < _SAME:
+        raise UsageError(
+            f"a model on {type(theirs).__name__} (coords = {theirs.coords}) cannot be converted to "
+            f"{type(path).__name__} (coords = {path.coords}), because the two paths do not have the same noise levels "
+            f"in all coordinates at once: sigma/(alpha + sigma) differs by up to {float(off.max()):.2g}; use the "
+            "model on its own path"
+        )
 
 
 def _ranges(domain: Domain, path: SDE) -> str:

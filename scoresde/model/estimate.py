@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..core.errors import UsageError
 from ..core.shapes import dims, each, expand, select
-from ..sde.base import SDE
+from ..sde.base import SDE, check_scalar
 
 __all__ = [
     "VARIANCES",
@@ -218,6 +218,9 @@ class Supported(Wrapped):
     """
 
     support: Tensor
+
+    def __post_init__(self) -> None:
+        check_scalar(self.model.domain.sde, "padded rows (the space 'masked')", "another path", parameter="sde")
 
     @property
     def domain(self) -> Domain:

@@ -109,8 +109,13 @@ class GaussianMixture:
             and of C_k, with last dimension D, or 1 for isotropic components; the logs of the components' weighted
             densities, ``(B, K)``; alpha; and sigma.
         """
-        alpha, sigma = (c.to(x.dtype).reshape(-1, 1, 1) for c in self.sde.coefficients(t))
+        coefficients = self.sde.coefficients(t)
+        if self.sde.coords:
+            coefficients = tuple(flat(c.expand(len(c), *x.shape[1:]))[:, None] for c in coefficients)
+        alpha, sigma = (c.to(x.dtype).reshape(len(c) if c.ndim else 1, 1, -1) for c in coefficients)
         values, vectors = self.axes
+        if self.sde.coords and vectors is not None:
+            return self._factored(x, alpha, sigma)
         values = values.to(x)
         log_weights = math.log(1 / len(self.means)) if self.weights is None else self.weights.to(x).log()
         residual = flat(x)[:, None] - alpha * flat(self.means.to(x))
@@ -122,10 +127,36 @@ class GaussianMixture:
         log_joint = log_weights - ((residual.square() / variance).sum(-1) + log_volume) / 2
         return residual, variance, values, log_joint, alpha, sigma
 
+    def _factored(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, ...]:
+        """Return the same quantities where C_k and ``V_k = A C_k A + S^2`` have different axes, by Cholesky factors.
+
+        Here, A and S are diagonal, with the coefficients ``alpha`` and ``sigma``, each of shape ``(B or 1, 1, D)``. In
+        place of the residuals, return  V_k^-1 (x - A mu_k),  and in place of the eigenvalues of V_k and C_k, return
+        ones and the covariances ``(K, D, D)``.
+        """
+        assert self.covariances is not None
+        residual = flat(x)[:, None] - alpha * flat(self.means.to(x))
+        covariances = self.covariances.to(x)
+        v = alpha[..., None] * covariances * alpha[..., None, :] + torch.diag_embed(sigma.square())
+        factor = torch.linalg.cholesky(v)
+        if len(factor) == 1:  # all rows at once
+            solved = torch.cholesky_solve(residual.permute(1, 2, 0)[None], factor)[0].permute(2, 0, 1)
+        else:
+            solved = torch.cholesky_solve(residual[..., None], factor)[..., 0]
+        log_weights = math.log(1 / len(self.means)) if self.weights is None else self.weights.to(x).log()
+        log_volume = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) + residual.shape[-1] * math.log(2 * math.pi)
+        log_joint = log_weights - ((residual * solved).sum(-1) + log_volume) / 2
+        return solved, torch.ones_like(log_volume)[..., None], covariances, log_joint, alpha, sigma
+
     def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
         t = as_time(t, x)
         residual, variance, values, log_joint, alpha, sigma = self._components(x, t)
         r = torch.softmax(log_joint, dim=1)[..., None]
+        if self.sde.coords and self.covariances is not None:
+            eps = sigma[:, 0] * (r * residual).sum(1)
+            shifts = torch.einsum("kde,bke->bkd", values, alpha * residual)
+            x0 = (r * (flat(self.means.to(x)) + shifts)).sum(1)
+            return Estimate(x, t, x0.reshape(x.shape), eps.reshape(x.shape), self.sde)
         eps, x0 = r * residual / variance, r * values * residual / variance
         vectors = self.axes[1]
         if vectors is not None:

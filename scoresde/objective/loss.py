@@ -148,7 +148,13 @@ def end_terms(model: ScoreModel, x0: Tensor, each: Tensor | None = None) -> Tens
     ends = torch.tensor([sde.t_min, sde.t_max], dtype=time_dtype(x0.device), device=x0.device)
     (a0, a1), (s0, s1) = sde.coefficients(ends)
     # 2 KL( N(alpha x_0, sigma^2) | N(0, p^2) ) = (sigma^2 + alpha^2 x_0^2)/p^2 - 1 - log sigma^2/p^2
-    square, prior = mean_flat(x0.square()), sde.prior.std**2
+    prior = sde.prior.std**2
+    if sde.coords:
+        ratio = (s1.square() / prior).expand(1, *x0.shape[1:])
+        latent = ratio + (a1.square() / prior).to(x0) * x0.square() - 1 - torch.log(ratio)
+        data = 1 + torch.log(2 * math.pi * (s0 / a0).square())
+        return mean_flat((latent + data if each is None else each * (latent + data)).to(x0.dtype))
+    square = mean_flat(x0.square())
     if each is not None:  # the weighted mean over the elements
         share = mean_flat(each)
         square = mean_flat(each * x0.square()) / share.clamp(min=torch.finfo(share.dtype).tiny)

@@ -49,7 +49,7 @@ from ..core.limits import Checked, Range, ranges
 from ..core.registry import READ, Typed, build
 from ..core.tables import PARAMETRIZATIONS, TIME_SAMPLERS
 from ..model.parametrization import Eps, Parametrization
-from ..sde.base import SDE
+from ..sde.base import SDE, check_scalar
 from ..sde.grids import finite_log_snr, make_grid
 from .weighting import Native, Weight, log_snr_speed, noise_factor
 
@@ -322,6 +322,10 @@ class Importance(TimeSampler):
 
     def check(self, setting: Setting) -> None:
         super().check(setting)
+        check_scalar(
+            setting.sde, "the 'importance' time sampler", "the 'low-discrepancy' time sampler", parameter="t_sampler",
+            value="low-discrepancy",
+        )  # fmt: skip
         if setting.sde.parameters():
             raise UsageError(
                 "the 'importance' time sampler has a fixed density, so it does not support a learned path; use the "

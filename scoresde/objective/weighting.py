@@ -52,6 +52,7 @@ from torch import Tensor
 from ..core.errors import UsageError
 from ..core.limits import Checked, Range, ranges
 from ..core.registry import READ, Typed, construct, resolve
+from ..core.shapes import align
 from ..core.tables import WEIGHTINGS
 from ..model.parametrization import Parametrization
 from ..sde.base import SDE
@@ -129,7 +130,8 @@ class Weighting(Checked, ABC):
         """Return the weight on ``|eps_hat - eps|^2``, with the same shape as ``t``."""
 
     def __call__(self, sde: SDE, parametrization: Parametrization, t: Tensor) -> Tensor:
-        return self.on_noise(sde, t) * noise_factor(sde, parametrization, t)
+        factor = noise_factor(sde, parametrization, t)
+        return align(self.on_noise(sde, t), factor) * factor
 
 
 @dataclass(frozen=True)
@@ -307,15 +309,17 @@ def check_weight(weight: Weight, sde: SDE, parametrization: Parametrization, low
     t = low + (high - low) * torch.linspace(0, 1, 257, dtype=torch.float64).square()
     t[-1] = high
     values = weight(sde, parametrization, t)
-    if not isinstance(values, Tensor) or values.shape != t.shape:
+    shapes = (t.shape, sde.coefficients(t)[0].shape)
+    if not isinstance(values, Tensor) or values.shape not in shapes:
         found = f"a tensor of shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"{type(values).__name__}"
         raise UsageError(
             f"the weighting {weight} returns {found} for times of shape (257,); the result must be a tensor of the "
             "same shape"
         )
-    bad = (~((values >= 0) & (values < 1e15))).nonzero().flatten()
+    bad = (~((values >= 0) & (values < 1e15))).nonzero()
     if len(bad):
+        value, i = float(values[tuple(bad[0])]), bad[0, 0]
         raise UsageError(
-            f"the weighting {weight} is {float(values[bad[0]]):.3g} at t = {float(t[bad[0]]):.3g} for the prediction "
+            f"the weighting {weight} is {value:.3g} at t = {float(t[i]):.3g} for the prediction "
             f"{parametrization} on {sde}, but must be at least 0 and below 1e15; use another weighting or prediction"
         )

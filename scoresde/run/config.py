@@ -37,8 +37,8 @@ from ..nn.labelled import Labelled
 from ..objective.coupling import check_coupling
 from ..objective.times import TimeSampler
 from ..operators import Operator, choices, parse
+from ..sde.bands import Shaped
 from ..sde.base import SDE
-from ..sde.continuous import Exploding
 from ..sde.grids import default_grid
 from ..sde.modified import SHIFT, Shifted
 from .spec import ModelSpec, Part, make_path
@@ -193,7 +193,8 @@ class TrainConfig:
         if isinstance(self.sde, type) and issubclass(self.sde, SDE):
             made = construct(self.sde, "SDE", self.sde.__name__, self.sde_options, typed=self.typed)
             object.__setattr__(self, "sde", made)
-        if isinstance(self.sde, Exploding) and self.sde.sigma_max == AUTO:  # it will be determined from the data
+        if AUTO in (getattr(self.sde, "sigma_max", None), getattr(self.sde, "shape", None)):
+            # it will be determined from the data
             object.__setattr__(self, "sde_options", options_of(self.sde))
             object.__setattr__(self, "sde", self.name("sde"))
         if isinstance(self.sde, Shifted):  # stored as its shift and its path
@@ -234,6 +235,17 @@ class TrainConfig:
         lowest = getattr(build_sde(self), "sigma_min", 0.0)
         options = {**self.sde_options, "sigma_max": max(highest() / min(1.0, self.shift), 10 * lowest)}
         return dataclasses.replace(self, sde_options=options)
+
+    def shaped(self, shape: tuple[int, ...]) -> TrainConfig:
+        """Return the configuration, with the field ``shape`` of the SDE set to ``shape`` if it has one and it is auto.
+
+        Args:
+            shape: The shape of an event in model units.
+        """
+        given = self.sde_options.get("shape", AUTO)
+        if given != AUTO or not isinstance(self.sde, str) or not isinstance(build_sde(self), Shaped):
+            return self
+        return dataclasses.replace(self, sde_options={**self.sde_options, "shape": list(shape)})
 
     def resolved(self, info: DataInfo, data_std: float = 1.0, operator: Operator | None = None) -> TrainConfig:
         """Return a copy of the configuration in which choices left open are set to suit the data.
@@ -733,5 +745,7 @@ def build_sde(config: TrainConfig) -> SDE:
         UsageError: If the name is unknown or does not name an SDE.
     """
     given = None if isinstance(config.sde, str) else config.sde
-    options = {name: 50.0 if value == AUTO else value for name, value in config.sde_options.items()}
+    options = dict(config.sde_options)
+    if options.get("sigma_max") == AUTO:
+        options["sigma_max"] = 50.0
     return make_path(Part(config.name("sde"), options), config.shift, given, typed=config.typed)

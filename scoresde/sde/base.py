@@ -21,6 +21,13 @@ and the noise. The right-hand side contains no f, g, alpha' or sigma', and is fi
 default, the ``ode``, ``heun`` and ``rk4`` solvers and the likelihood computation work in this frame. The log-SNR
 2 log(alpha/sigma)  is a monotone function of r, so it can serve as the time variable as well.
 
+Alpha and sigma may differ between the elements of an event (:attr:`SDE.coords`), for example between the bands of an
+image or the columns of a table. Each coordinate k then follows its own path, with its own equations (1) to (3). Two
+roles, which coincide on all other paths, are then distinct. The *coefficients* (alpha, sigma, f, g, rates and scales)
+are used in the arithmetic of a step, and have one value for each coordinate. The *clock* (the log-SNR and r) chooses
+times, and has one value for each t, a mean over the coordinates (:mod:`scoresde.sde.clock`). With the clock's r as the
+time variable, the probability flow of coordinate k is  dy_k/dr = (dr_k/dr) (eps_hat - x0_hat)  (:meth:`SDE.speed`).
+
 References:
     Song et al. (2021), Score-based generative modeling through SDEs, arXiv:2011.13456: linear SDEs and their flow.
     Kingma et al. (2021), Variational diffusion models, arXiv:2107.00630: the log-SNR determines a path up to its
@@ -41,11 +48,12 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import UsageError
-from ..core.limits import POSITIVE, TIME, Checked, check_number, ranges
+from ..core.limits import POSITIVE, TIME, Checked, check_number
 from ..core.noise import Noise
-from ..core.shapes import as_time, dims, expand, sum_flat, time_dtype
+from ..core.shapes import align, as_time, dims, expand, sum_flat, time_dtype
+from .clock import mean_ratio, rate_of_mean, solve_decreasing
 
-__all__ = ["SDE", "Prior", "informative"]
+__all__ = ["SDE", "Prior", "check_scalar", "informative"]
 
 
 _LARGEST = 1e15  # the largest valid alpha and sigma, whose squares are still finite in float32
@@ -65,21 +73,24 @@ def informative(alpha: Any, sigma: Any) -> Any:
     return alpha > 1e-6 * sigma
 
 
-@dataclass(frozen=True)
-class Prior(Checked):
-    """The Gaussian ``N(0, std^2 I)`` at the end of a path, from which sampling starts.
+@dataclass(frozen=True, eq=False)
+class Prior:
+    """The Gaussian ``N(0, std^2)`` at the end of a path, from which sampling starts. All elements are independent.
 
     Args:
-        std: Standard deviation of the Gaussian.
+        std: Standard deviation of the Gaussian: a number, or a tensor ``(1, *coords)`` that broadcasts to a batch.
     """
 
-    limits = ranges(std=POSITIVE)
+    std: float | Tensor
 
-    std: float
+    def __post_init__(self) -> None:
+        if not isinstance(self.std, Tensor):
+            check_number("std", self.std, POSITIVE, where="Prior: ")
 
     def sample(self, noise: Noise, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         """Draw one state for each of the B indices in ``noise.indices``, shape ``(B, *shape)``."""
-        return self.std * noise.normal(shape, stream="prior", dtype=dtype)
+        z = noise.normal(shape, stream="prior", dtype=dtype)
+        return (self.std.to(z) if isinstance(self.std, Tensor) else self.std) * z
 
     def log_prob(self, z: Tensor, count: int | Tensor | None = None) -> Tensor:
         """Return the log density, in nats, of each state in ``z: (B, *event)``. The result has shape ``(B,)``.
@@ -87,6 +98,10 @@ class Prior(Checked):
         ``count`` is the number of dimensions, one number or ``(B,)``, if not all numbers in ``z`` are real (the others
         must be 0).
         """
+        if isinstance(self.std, Tensor):
+            std = self.std.to(z)
+            volume = sum_flat((std * math.sqrt(2 * math.pi)).log().expand(1, *z.shape[1:]))
+            return -sum_flat((z / std).square()) / 2 - volume
         count = dims(z) if count is None else count.to(z.dtype) if isinstance(count, Tensor) else count
         return -sum_flat(z.square()) / (2 * self.std**2) - count * math.log(self.std * math.sqrt(2 * math.pi))
 
@@ -99,7 +114,16 @@ class SDE(Checked, ABC):
     a plain number. Training, likelihood computation and sampling with any solver other than ``original`` then work
     without further code.
 
+    If alpha and sigma differ between the elements of an event, define the attribute or property ``coords``. Times are
+    then passed with shape ``(B, 1, ..., 1)``, one axis for each axis of ``coords`` in addition to the first, and the
+    results must broadcast to ``(B, *coords)``. A coefficient then has shape ``(B, *coords)``, or ``(1, *coords)`` for a
+    time of shape ``()``. The log-SNR, the ratio and their inverses are means over the coordinates, with one value for
+    each time, and only serve to choose times.
+
     Attributes:
+        coords: The shape over which alpha and sigma differ, with one axis for each axis of an event. It must broadcast
+            to the shape of an event in model units: for example, ``(D,)`` for a table and ``(1, H, W)`` for images. The
+            default, ``()``, means that alpha and sigma are the same for all elements.
         t_min, t_max: The ends of the valid range of t. Training draws t from this range, and the likelihood computation
             integrates over it.
         t_sample: The time at which sampling stops (default: ``t_min``).
@@ -125,10 +149,11 @@ class SDE(Checked, ABC):
         3.14159...
     """
 
+    coords: ClassVar[tuple[int, ...]] = ()
     t_min: float = 1e-5
     t_max: float = 1.0
     t_sample: float | None = None
-    data_scale: float = 1.0
+    data_scale: float | Tensor = 1.0
     more_noise: ClassVar[tuple[str, object] | None] = None
     smooth: bool = True
 
@@ -147,8 +172,16 @@ class SDE(Checked, ABC):
     # ------------------------------------------------------------------- coefficients: used in the arithmetic of a step
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``alpha(t)`` and ``sigma(t)``, each as a tensor with the same shape and dtype as ``t``."""
-        return self._tensor(self.alpha(t), t), self._tensor(self.sigma(t), t)
+        """Return ``alpha(t)`` and ``sigma(t)``, each as a tensor with the dtype of ``t``.
+
+        Each has the same shape as ``t``, or the shape ``(B, *coords)`` if they differ between coordinates. Where other
+        methods return coefficients with the shape of ``t``, they return them with the shape ``(B, *coords)`` then.
+        """
+        if not self.coords:
+            return self._tensor(self.alpha(t), t), self._tensor(self.sigma(t), t)
+        t = t.reshape(-1, *[1] * len(self.coords))
+        shape = (len(t), *self.coords)
+        return self._tensor(self.alpha(t), t).expand(shape), self._tensor(self.sigma(t), t).expand(shape)
 
     @staticmethod
     def _tensor(value: Tensor | float, t: Tensor) -> Tensor:
@@ -206,9 +239,13 @@ class SDE(Checked, ABC):
         return expand(alpha, x0) * x0 + expand(sigma, x0) * eps
 
     @property
-    def prior_std(self) -> float:
-        """The standard deviation of the Gaussian that approximates the distribution of ``x_t`` at ``t_max``."""
-        return float(self.coefficients(torch.tensor(self.t_max, dtype=torch.float64))[1])
+    def prior_std(self) -> float | Tensor:
+        """The standard deviation of the Gaussian that approximates the distribution of ``x_t`` at ``t_max``.
+
+        This is a number, or a float64 tensor ``(1, *coords)`` if alpha and sigma differ between coordinates.
+        """
+        sigma = self.coefficients(torch.tensor(self.t_max, dtype=torch.float64))[1].detach()
+        return sigma if self.coords else float(sigma)
 
     @property
     def prior(self) -> Prior:
@@ -241,9 +278,13 @@ class SDE(Checked, ABC):
     def log_snr(self, t: Tensor) -> Tensor:
         """Return the log-SNR ``2 log(alpha/sigma)``, with the same shape as ``t``.
 
-        The log-SNR decreases from the data to the prior.
+        The log-SNR decreases from the data to the prior. If alpha and sigma differ between coordinates, this is the
+        log-SNR of the clock, ``2 log((1 - r)/r)``, with one value for each time.
         """
         alpha, sigma = self.coefficients(t)
+        if self.coords:
+            r, rest = mean_ratio(alpha, sigma)
+            return (2 * (torch.log(rest) - torch.log(r))).reshape(t.shape)
         return 2 * (torch.log(alpha) - torch.log(sigma))
 
     def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
@@ -254,6 +295,8 @@ class SDE(Checked, ABC):
         result of an override need not lie in this interval.
         """
         target = log_snr.to(time_dtype(log_snr.device))
+        if self.coords:  # an evaluation of the clock costs more, so fewer are made
+            return solve_decreasing(self.log_snr, target.flatten(), self.t_min, self.t_max).reshape(target.shape)
         low, high = torch.full_like(target, self.t_min), torch.full_like(target, self.t_max)
         for _ in range(64):
             middle = (low + high) / 2
@@ -264,10 +307,11 @@ class SDE(Checked, ABC):
     def ratio(self, t: Tensor) -> Tensor:
         """Return the time variable ``r = sigma / (alpha + sigma)`` of the straight frame, with the same shape as ``t``.
 
-        The variable r increases from near 0 at the data to near 1 at the prior.
+        The variable r increases from near 0 at the data to near 1 at the prior. If alpha and sigma differ between
+        coordinates, this is the clock's r, with one value for each time.
         """
         alpha, sigma = self.coefficients(t)
-        return sigma / (alpha + sigma)
+        return mean_ratio(alpha, sigma)[0].reshape(t.shape) if self.coords else sigma / (alpha + sigma)
 
     def t_of_ratio(self, r: Tensor) -> Tensor:
         """Return the time at which :meth:`ratio` equals ``r``, with the same shape as ``r``.
@@ -278,6 +322,18 @@ class SDE(Checked, ABC):
         t = self.t_of_log_snr(2 * (torch.log1p(-r) - torch.log(r))).clamp(self.t_min, self.t_max)
         first, last = self.ratio(r.new_tensor([self.t_min, self.t_max])).detach()
         return torch.where(r >= last, self.t_max, torch.where(r <= first, self.t_min, t))
+
+    def speed(self, t: Tensor) -> Tensor:
+        """Return ``dr_k/dr``, the speed of each coordinate's ratio r_k relative to the clock's r.
+
+        The result has the same shape as the coefficients. Without separate coordinates, it is 1.
+        """
+        if not self.coords:
+            return torch.ones_like(t)
+        (alpha, sigma), (d_alpha, d_sigma) = self.coefficients(t), self.rates(t)
+        size = alpha + sigma
+        r, rates = sigma / size, (alpha * d_sigma - d_alpha * sigma) / size.square()
+        return rates / align(rate_of_mean(r, rates, mean_ratio(alpha, sigma)[0]), r)
 
     @property
     def nodes(self) -> Tensor | None:
@@ -311,7 +367,7 @@ class SDE(Checked, ABC):
     def _check_times(self, where: str) -> None:
         for label in ("t_min", "t_max", "t_sample", "data_scale"):
             value = getattr(self, label)
-            if value is not None or label != "t_sample":
+            if not isinstance(value, Tensor) and (value is not None or label != "t_sample"):
                 check_number(label, value, POSITIVE if label == "data_scale" else TIME, where=where)
         if not self.t_min < self.t_max:
             raise UsageError(f"{where}t_min = {self.t_min} and t_max = {self.t_max} must satisfy 0 <= t_min < t_max")
@@ -334,35 +390,43 @@ class SDE(Checked, ABC):
         self._check_times(f"{name}: ")
         t = self.t_min + (self.t_max - self.t_min) * torch.linspace(0, 1, 257, dtype=torch.float64).square()
         t[-1] = self.t_max
+        given = self._check_coords(t)
         for label, function in (("alpha", self.alpha), ("sigma", self.sigma)):
             try:
-                values = self._tensor(function(t), t)
+                values = self._tensor(function(given), given)
             except (TypeError, ValueError, RuntimeError) as error:
                 raise UsageError(
                     f"{self!r}.{label}(t) failed for a tensor of times: {error}; implement this method with torch "
                     "functions (torch.cos, not math.cos)"
                 ) from error
-            if values.shape != t.shape:
-                raise UsageError(
-                    f"{name}.{label}(t) has shape {tuple(values.shape)} for t of shape {tuple(t.shape)}; "
-                    "it must have the same shape as t"
-                )
+            self._check_shape(label, values, given)
+            values = values.expand(len(t), *self.coords)
             bad = ~((values >= 0) & (values <= _LARGEST))  # also True for NaN
             if label == "sigma":
-                bad |= (values == 0) & (t > 0)
+                bad |= (values == 0) & align(t > 0, values)
             if bool(bad.any()):
-                i = int(bad.nonzero()[0])
+                i = bad.nonzero()[0].tolist()
+                value, place = float(values[tuple(i)]), f"at t = {float(t[i[0]]):.6g}{_place(i)}"
                 raise UsageError(
-                    f"{name}.{label}(t) is {float(values[i]):.6g} at t = {float(t[i]):.6g}; it must be finite, "
+                    f"{name}.{label}(t) is {value:.6g} {place}; it must be finite, "
                     f"{'>= 0' if label == 'alpha' else '> 0'} and <= {_LARGEST:g} for all t in [{self.t_min}, "
                     f"{self.t_max}] (the class attributes t_min and t_max set this interval)"
                 )
-        alpha, sigma = (float(c) for c in self.coefficients(t[0]))
-        if 0 < sigma < alpha / _LARGEST:
+        alpha, sigma = self.coefficients(t[0])
+        small = (0 < sigma) & (sigma < alpha / _LARGEST)
+        if bool(small.any()):
+            least = float(sigma[small].min())
             raise UsageError(
-                f"{name}: at t_min = {self.t_min:g}, sigma is {sigma:.3g}, which is too small to distinguish from "
+                f"{name}: at t_min = {self.t_min:g}, sigma is {least:.3g}, which is too small to distinguish from "
                 "zero; set t_min = 1e-5, or t_min = 0 if sigma is exactly zero at t = 0 (t_min is a class attribute)"
             )
+        if self.coords:
+            self._check_bands(t)
+            if self.nodes is not None:
+                raise UsageError(
+                    f"{name}: a chain has one alpha and one sigma at each node, but coords is {self.coords}; leave out "
+                    "the nodes"
+                )
         snr = self.log_snr(t)
         gone = torch.isneginf(snr[1:]) & torch.isneginf(snr[:-1])  # no signal is left on a steep path, which is valid
         rising = ~(torch.diff(snr) < 0) & ~gone  # also True for NaN
@@ -372,3 +436,80 @@ class SDE(Checked, ABC):
                 f"{name}: the log-SNR 2 log(alpha/sigma) must decrease from the data (t = 0) to the prior (t = 1), but "
                 f"it does not decrease between t = {float(t[i]):.6g} and t = {float(t[i + 1]):.6g}"
             )
+
+    def _check_coords(self, t: Tensor) -> Tensor:
+        """Check ``coords``, and return the times ``t: (n,)`` in the shape in which alpha and sigma receive them."""
+        coords = self.coords
+        if not isinstance(coords, tuple) or not all(isinstance(n, int) and n > 0 for n in coords):
+            raise UsageError(
+                f"{type(self).__name__}: coords must be a tuple of positive integers, one for each axis of an event, "
+                f"such as (8,) or (1, 28, 28); got {coords!r}"
+            )
+        return t.reshape(-1, *[1] * len(coords))
+
+    def _check_shape(self, label: str, values: Tensor, t: Tensor) -> None:
+        """Check the shape of what alpha or sigma returned for the times ``t``."""
+        whole = (len(t), *self.coords)
+        if self.coords:
+            fits = values.ndim == len(whole) and all(n in (1, m) for n, m in zip(values.shape, whole, strict=True))
+            expected = f"broadcast to {whole}, because coords = {self.coords}"
+        else:
+            fits, expected = values.shape == t.shape, "have the same shape as t"
+        if not fits:
+            raise UsageError(
+                f"{type(self).__name__}.{label}(t) has shape {tuple(values.shape)} for t of shape {tuple(t.shape)}; "
+                f"it must {expected}"
+            )
+
+    def _check_bands(self, t: Tensor) -> None:
+        """Check that no coordinate's own log-SNR increases with t."""
+        alpha, sigma = self.coefficients(t)
+        # Rounding may let a constant ratio rise or fall.
+        rising = torch.diff(sigma / (alpha + sigma), dim=0) < -1e-12
+        if bool(rising.any()):
+            i = rising.nonzero()[0].tolist()
+            raise UsageError(
+                f"{type(self).__name__}: the log-SNR 2 log(alpha/sigma) of a coordinate must not increase from the "
+                f"data (t = 0) to the prior (t = 1), but it increases between t = {float(t[i[0]]):.6g} and "
+                f"t = {float(t[i[0] + 1]):.6g}{_place(i)}"
+            )
+
+    def check_event(self, shape: tuple[int, ...]) -> None:
+        """Check that :attr:`coords` broadcasts to events of the given shape, in model units.
+
+        Raises:
+            UsageError: If it does not.
+        """
+        coords = self.coords
+        fits = len(coords) == len(shape) and all(n in (1, m) for n, m in zip(coords, shape, strict=True))
+        if coords and not fits:
+            raise UsageError(
+                f"{type(self).__name__}: alpha and sigma have coords = {coords}, which do not broadcast to events of "
+                f"shape {tuple(shape)}; coords needs one number for each axis of an event: 1, or the length of the axis"
+            )
+
+
+def check_scalar(sde: SDE, what: str, instead: str, parameter: str | None = None, value: object = None) -> None:
+    """Refuse a path whose alpha and sigma differ between coordinates.
+
+    Args:
+        sde: The path.
+        what: What requires a path with one alpha and one sigma, as the subject of the message.
+        instead: What to use instead.
+        parameter, value: The parameter at fault and a value that works.
+
+    Raises:
+        UsageError: If the path has separate coordinates.
+    """
+    if sde.coords:
+        raise UsageError(
+            f"{what} requires one alpha and one sigma for all elements of an event, but those of {type(sde).__name__} "
+            f"differ between coordinates (coords = {sde.coords}); use {instead}",
+            parameter=parameter,
+            value=value,
+        )
+
+
+def _place(index: list[int]) -> str:
+    """Return the words that name the coordinate of an element of a table ``(n, *coords)``."""
+    return f" in coordinate {tuple(index[1:])}" if len(index) > 1 else ""

@@ -85,7 +85,7 @@ def finite_log_snr(sde: SDE, t: Tensor) -> Tensor:
 def _ends(sde: SDE, t0: float, t1: float) -> Tensor:
     """Return the two log-SNRs between which a grid from ``t0`` to ``t1`` is built."""
     t = torch.tensor([t0, t1], dtype=torch.float64)
-    left = informative(*(c.detach() for c in sde.coefficients(t)))
+    left = informative(*(c.detach() for c in sde.coefficients(t))).reshape(2, -1).any(1)
     return torch.where(left, finite_log_snr(sde, t), _EMPTY)  # no steps are wasted where no signal is left
 
 
@@ -97,8 +97,8 @@ def leaps(sde: SDE, times: Tensor) -> tuple[bool, ...]:
     level crosses this region in a single step, however many steps the grid has. Euler and Heun steps in t would not
     converge there, so solvers use a different rule for such a step.
     """
-    blank = ~informative(*sde.coefficients(times[:-1])) & (sde.log_snr(times[1:]) < _EMPTY + 2)
-    return tuple(blank.reshape(len(blank), -1).all(1).tolist())
+    none = ~informative(*sde.coefficients(times[:-1])).reshape(len(times) - 1, -1).any(1)
+    return tuple((none & (sde.log_snr(times[1:]) < _EMPTY + 2)).tolist())
 
 
 def _between(ends: Tensor, steps: int) -> Tensor:

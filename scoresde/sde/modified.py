@@ -59,6 +59,10 @@ class Shifted(SDE):
             object.__setattr__(self, name, getattr(self.path, name))
         super().__post_init__()
 
+    @property
+    def coords(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self.path.coords
+
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma = self.path.coefficients(t)
         keep = self.path.size(alpha, sigma) / self.path.size(alpha, self.shift * sigma)
@@ -71,9 +75,13 @@ class Shifted(SDE):
         return self.coefficients(t)[1]
 
     def log_snr(self, t: Tensor) -> Tensor:
+        if self.coords:  # the clock of the shifted coordinates, which is not the shifted clock
+            return super().log_snr(t)
         return self.path.log_snr(t) - 2 * math.log(self.shift)
 
     def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
+        if self.coords:
+            return super().t_of_log_snr(log_snr)
         return self.path.t_of_log_snr(log_snr + 2 * math.log(self.shift))
 
     def size(self, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -87,10 +95,11 @@ class Shifted(SDE):
         return self.path.nodes
 
     @property
-    def prior_std(self) -> float:
+    def prior_std(self) -> float | Tensor:
         # The prior is scaled by the same factor as sigma at t_max, where (almost) no signal is left.
         end = torch.tensor(self.t_max, dtype=torch.float64)
-        return self.path.prior_std * float(self.coefficients(end)[1] / self.path.coefficients(end)[1])
+        ratio = (self.coefficients(end)[1] / self.path.coefficients(end)[1]).detach()
+        return self.path.prior_std * (ratio if self.coords else float(ratio))
 
 
 @dataclass(frozen=True)
@@ -99,20 +108,26 @@ class Stretch(SDE):
 
     Args:
         path: The whole path.
-        std: Standard deviation of the Gaussian that approximates the distribution of ``x_t`` at ``t_max``.
+        std: Standard deviation of the Gaussian that approximates the distribution of ``x_t`` at ``t_max``: a number, or
+            a tensor ``(1, *coords)``.
         t_min, t_max: The times at which the part begins and ends.
         t_sample: The time at which sampling stops (default: ``t_min``).
-        data_scale: The factor that converts data in model units to states at ``t_min``.
+        data_scale: The factor that converts data in model units to states at ``t_min``: a number, or a tensor
+            ``(1, *coords)``.
     """
 
     limits = ranges(std=POSITIVE, data_scale=POSITIVE)
 
     path: SDE
-    std: float
+    std: float | Tensor
     t_min: float = SDE.t_min
     t_max: float = SDE.t_max
     t_sample: float | None = None
-    data_scale: float = 1.0
+    data_scale: float | Tensor = 1.0
+
+    @property
+    def coords(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self.path.coords
 
     def alpha(self, t: Tensor) -> Tensor | float:
         return self.path.alpha(t)
@@ -140,5 +155,5 @@ class Stretch(SDE):
         return self.path.smooth
 
     @property
-    def prior_std(self) -> float:
+    def prior_std(self) -> float | Tensor:
         return self.std

@@ -44,9 +44,11 @@ class Reach:
 
     Attributes:
         sde: The path.
-        alpha, sigma: The coefficients of the path at its end.
+        alpha, sigma: The coefficients of the path at its end. If they differ between coordinates, those of the
+            coordinate with the most signal.
         spread: Root mean square of the data, in model units.
         furthest: The largest distance between two data points, in model units, or ``None`` if it is unknown.
+        std: Standard deviation of the prior.
     """
 
     sde: SDE
@@ -54,6 +56,7 @@ class Reach:
     sigma: float
     spread: float = 1.0
     furthest: float | None = None
+    std: float = 1.0
 
     @classmethod
     @torch.no_grad()
@@ -66,8 +69,10 @@ class Reach:
         '0.86 0.42 +1.25'
         """
         end = torch.tensor(sde.t_max if t_max is None else t_max, dtype=torch.float64)
-        alpha, sigma = (float(c) for c in sde.coefficients(end))
-        return cls(sde, alpha, sigma, spread, furthest)
+        alpha, sigma = (c.flatten() for c in sde.coefficients(end))
+        k = int((alpha / sigma).argmax())
+        std = torch.as_tensor(sde.prior.std, dtype=torch.float64).flatten()
+        return cls(sde, float(alpha[k]), float(sigma[k]), spread, furthest, float(std[k if len(std) > 1 else 0]))
 
     @property
     def share(self) -> float:
@@ -78,12 +83,12 @@ class Reach:
     @property
     def variance(self) -> float:
         """The relative error of the samples' variance for Gaussian data, from equation (1)."""
-        return self.sde.prior.std**2 / ((self.alpha * self.spread) ** 2 + self.sigma**2) - 1
+        return self.std**2 / ((self.alpha * self.spread) ** 2 + self.sigma**2) - 1
 
     @property
     def still(self) -> float:
         """The relative error of the samples' variance in coordinates in which the data hardly vary."""
-        return (self.sde.prior.std / self.sigma) ** 2 - 1
+        return (self.std / self.sigma) ** 2 - 1
 
     @property
     def short(self) -> str:
@@ -121,8 +126,8 @@ def explodes(sde: SDE) -> bool:
     """Return whether alpha is constant, so that the noise must be as large as the distances in the data."""
     ends = torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)
     with torch.no_grad():
-        first, last = sde.coefficients(ends)[0].tolist()
-    return bool(abs(first - last) <= 1e-12 * first)
+        first, last = sde.coefficients(ends)[0]
+    return bool(((first - last).abs() <= 1e-12 * first).all())
 
 
 def sigma_for(furthest: float, spread: float = 0.0) -> float:

@@ -141,7 +141,9 @@ class Solver(Checked, ABC):
     def _check_rates(self, sde: SDE, t0: float) -> None:
         if not self.uses_rates(sde):
             return
-        rates = [float(rate) for rate in sde.rates(torch.tensor(t0, dtype=torch.float64))]
+        # The largest in absolute value, or NaN, of all coordinates.
+        found = [rate.flatten() for rate in sde.rates(torch.tensor(t0, dtype=torch.float64))]
+        rates = [float(rate[rate.abs().argmax()]) for rate in found]
         if not all(math.isfinite(rate) for rate in rates):
             raise UsageError(
                 f"{type(self).__name__} needs finite derivatives alpha' and sigma' at the start time, but those of "

@@ -30,6 +30,7 @@ from ..core.noise import Noise
 from ..core.shapes import expand
 from ..model.estimate import Denoiser
 from ..ode.fixed import rule_step
+from ..sde.base import check_scalar
 from ..sde.grids import Grid
 from .base import FixedStep
 from .exponential import log_ratio
@@ -85,6 +86,7 @@ class EDMHeun(FixedStep):
 
     def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
         sde, clock = model.domain.sde, times.tolist()
+        check_scalar(sde, "the 'edm' solver", "the 'heun' solver", parameter="solver", value="heun")
         path = list(zip(*(c.tolist() for c in sde.coefficients(times.cpu())), strict=True))
         highest = math.exp(-log_ratio(*path[0])) if math.isfinite(log_ratio(*path[0])) else math.inf
         most = min(self.churn / (len(times) - 1), math.sqrt(2) - 1)

@@ -70,6 +70,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -116,7 +117,7 @@ class Variable:
 
     norm: Callable[[float, float], float]
     clock: Callable[[float, float], float]
-    q: Callable[[Estimate, float, float], Tensor]
+    q: Callable[[Estimate, Any, Any], Tensor]  # alpha and sigma may be tensors here
     log_ratio: Callable[[float], float]  # l as a function of the argument of the polynomials
     slope: Callable[[Floats], Floats] | None = None  # dc/dl as a function of l, if l is the argument of the polynomials
 
@@ -149,17 +150,21 @@ VARIABLES = {
     "v": Variable(
         norm=math.hypot,
         clock=lambda alpha, sigma: math.atan2(sigma, alpha),
-        q=lambda e, alpha, sigma: (alpha * e.eps - sigma * e.x0) / math.hypot(alpha, sigma),
+        q=lambda e, alpha, sigma: (alpha * e.eps - sigma * e.x0) / _hypot(alpha, sigma),
         log_ratio=lambda phi: -math.log(math.tan(phi)),
     ),
     "gauss": Variable(
         norm=math.hypot,
         clock=lambda alpha, sigma: math.atan2(sigma, alpha),
-        q=lambda e, alpha, sigma: (alpha * e.eps - sigma * e.x0) / math.hypot(alpha, sigma),
+        q=lambda e, alpha, sigma: (alpha * e.eps - sigma * e.x0) / _hypot(alpha, sigma),
         log_ratio=lambda lam: lam,
         slope=lambda lam: -0.5 / np.cosh(lam),
     ),
 }
+
+
+def _hypot(alpha: Any, sigma: Any) -> Any:
+    return torch.hypot(alpha, sigma) if isinstance(alpha, Tensor) else math.hypot(alpha, sigma)
 
 
 def log_ratio(alpha: float, sigma: float) -> float:
@@ -311,9 +316,11 @@ class _Exponential(FixedStep):
     def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
         variable = VARIABLES[self.variable]
         coefficients = model.domain.sde.coefficients(times.cpu())
-        path = tuple(zip(*(c.tolist() for c in coefficients), strict=True))
         order, correct, taper = self.choice(len(times) - 1)
         taus = self.taus(model.domain.sde, times.cpu())
+        if model.domain.sde.coords:
+            return self._by_coordinate(model, times, noise, coefficients, (order, self.rule, correct, taper), taus)
+        path = tuple(zip(*(c.tolist() for c in coefficients), strict=True))
         plan = _plan(self.variable, order, self.rule, correct, taper, path, taus)
         clock = times.tolist()
         values: list[Tensor] = []  # previous values of q, from the newest to the oldest
@@ -335,6 +342,108 @@ class _Exponential(FixedStep):
             return _add(step.keep * x, step.weights, values, step.spread, z)
 
         return advance
+
+    def _by_coordinate(
+        self,
+        model: Denoiser,
+        times: Tensor,
+        noise: Noise,
+        coefficients: tuple[Tensor, Tensor],
+        rules: tuple[int, str, bool, bool],
+        taus: tuple[float, ...],
+    ) -> Callable[[int, Tensor], Tensor]:
+        """Build the stepper for a path whose coefficients, each ``(n + 1, *coords)``, differ between coordinates.
+
+        Each coordinate has its own plan, whose polynomials are functions of its own clock. The steps are those that a
+        scalar path with its alpha and sigma would have, so independent coordinates are solved independently.
+        """
+        variable, (order, _, correct, _), clock = VARIABLES[self.variable], rules, times.tolist()
+        paths = torch.stack(coefficients, -1).flatten(1, -2).transpose(0, 1).flatten(1)  # (coordinates, 2 (n + 1))
+        distinct, where = torch.unique(paths, dim=0, return_inverse=True)
+        where = where.reshape(1, *coefficients[0].shape[1:])
+        plans = [
+            _plan(self.variable, *rules, tuple((row[i], row[i + 1]) for i in range(0, len(row), 2)), taus)
+            for row in distinct.tolist()
+        ]
+        columns, steps = list(zip(*plans, strict=True)), list[_Steps]()
+        values: list[Tensor] = []
+        before: tuple[Tensor, list[Tensor], Tensor | None] | None = None
+
+        def advance(i: int, x: Tensor) -> Tensor:
+            nonlocal values, before
+            steps.append(_Steps.gather(columns[i], where, x))
+            step, estimate = steps[i], model(x, times[i])
+            z = noise.between(clock[i], clock[i + 1], tuple(x.shape[1:]), i, x.dtype) if step.noisy else None
+            q = variable.q(estimate, *(c[i : i + 1].to(x) for c in coefficients))
+            if before is not None:
+                start, old, z_old = before
+                x = torch.where(steps[i - 1].corrects, steps[i - 1].take(start, (q, *old), z_old, again=True), x)
+            jump = step.jump_x0 * estimate.x0 + step.jump_eps * estimate.eps
+            values = [q, *values][:order]
+            before = (x, values, z) if correct else None
+            return step.take(x, values, z) + jump
+
+        return advance
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """The coefficients of one step of all coordinates, each a tensor of shape ``(1, *coords)``.
+
+    A coordinate with a jump has ``keep`` = 0 and only zeros in ``weights``, and takes the step
+    ``x <- jump_x0 x0_hat + jump_eps eps_hat + spread z``. In all other coordinates, the last two factors are 0.
+
+    Attributes:
+        again: The weights of the correction.
+        corrects: Which coordinates are corrected, bool ``(1, *coords)``.
+    """
+
+    keep: Tensor
+    weights: tuple[Tensor, ...]
+    spread: Tensor
+    again: tuple[Tensor, ...]
+    corrects: Tensor
+    jump_x0: Tensor
+    jump_eps: Tensor
+
+    @classmethod
+    def gather(cls, steps: Sequence[_Step], where: Tensor, like: Tensor) -> _Steps:
+        """Build the tensors for one step.
+
+        Args:
+            steps: The step of each distinct coordinate.
+            where: The index in ``steps`` of each coordinate, int64 ``(1, *coords)``.
+            like: A tensor with the device and dtype of the state.
+        """
+
+        def table(numbers: Sequence[float]) -> Tensor:
+            return torch.tensor(numbers, dtype=torch.float64)[where].to(like)
+
+        def column(lists: Sequence[tuple[float, ...]]) -> tuple[Tensor, ...]:
+            most = max(map(len, lists))
+            return tuple(table([part[j] if j < len(part) else 0.0 for part in lists]) for j in range(most))
+
+        return cls(
+            keep=table([0.0 if s.jump else s.keep for s in steps]),
+            weights=column([() if s.jump else s.weights for s in steps]),
+            spread=table([s.spread for s in steps]),
+            again=column([s.again for s in steps]),
+            corrects=torch.tensor([bool(s.again) for s in steps])[where].to(like.device),
+            jump_x0=table([s.weights[0] if s.jump else 0.0 for s in steps]),
+            jump_eps=table([s.keep if s.jump else 0.0 for s in steps]),
+        )
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the step draws noise in any coordinate."""
+        return bool((self.spread > 0).any())
+
+    def take(self, x: Tensor, values: Sequence[Tensor], z: Tensor | None, again: bool = False) -> Tensor:
+        """Take the step from ``x: (B, *event)``, or repeat it with the weights of the correction."""
+        x = self.keep * x
+        for weight, value in zip(self.again if again else self.weights, values, strict=False):
+            x = x + weight * value
+        return x if z is None else x + self.spread * z
 
 
 def _add(x: Tensor, weights: tuple[float, ...], values: Sequence[Tensor], spread: float, z: Tensor | None) -> Tensor:

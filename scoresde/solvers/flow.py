@@ -11,7 +11,9 @@ finite at both ends of the path. In two other frames (choices of the variables),
     dx/dt = alpha' x0_hat + sigma' eps_hat,                                                       frame "t"
     d(x/alpha) / d(sigma/alpha) = eps_hat.                                                        frame "ve"
 
-The solvers in this module integrate these equations in either direction.
+The solvers in this module integrate these equations in either direction. If alpha and sigma differ between coordinates,
+r is the clock of the path, and the right-hand side of the first equation is multiplied by each coordinate's speed
+(:meth:`scoresde.SDE.speed`). The frame "ve" then does not exist, because its clock differs between coordinates.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from ..model.estimate import Counted, Denoiser, Tally
 from ..ode.engines import ENGINES
 from ..ode.fixed import RULES, rule_step
 from ..ode.integrate import TABLEAUS, check_tolerances, integrate
-from ..sde.base import SDE, informative
+from ..sde.base import SDE, check_scalar, informative
 from ..sde.grids import leaps
 from .base import FixedStep, Solution, Solver, Watch, fixed_solution, unwatched
 from .trajectory import Step
@@ -40,8 +42,10 @@ __all__ = ["FRAMES", "ProbabilityFlow", "RungeKutta", "euler", "heun", "rk4", "s
 
 def slope(model: Denoiser, y: Tensor, t: Tensor) -> Tensor:
     """Return ``dy/dr`` at the state ``y: (B, *event)`` and the time ``t: ()`` or ``t: (B,)``."""
-    estimate = model(expand(model.domain.sde.scale(t), y) * y, t)
-    return estimate.eps - estimate.x0
+    sde = model.domain.sde
+    estimate = model(expand(sde.scale(t), y) * y, t)
+    found = estimate.eps - estimate.x0
+    return expand(sde.speed(t), y) * found if sde.coords else found
 
 
 @dataclass(frozen=True)
@@ -241,6 +245,8 @@ class RungeKutta(FixedStep):
 
     def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
         sde, frame = model.domain.sde, FRAMES[self.frame]
+        if self.frame == "ve":
+            check_scalar(sde, "the 've' frame", "the 'straight' frame", parameter="frame", value="straight")
         frames = [FRAMES["straight"] if leap and self.frame == "t" else frame for leap in leaps(sde, times)]
         clocks = {f: f.clock(sde, times) for f in {frame, *frames}}
         scales = {f: f.scale(sde, times) for f in {frame, *frames}}

@@ -23,6 +23,7 @@ from torch import Tensor
 from ..core.errors import UsageError
 from ..core.limits import Range, check_number
 from ..core.registry import resolve
+from ..core.shapes import align
 from ..sde.base import SDE, informative
 
 __all__ = ["LEVELS", "Level", "auto_level", "check_level", "level_of", "ratios"]
@@ -94,9 +95,15 @@ def level_of(sde: SDE, level: Level, eta: float, t: Tensor) -> Tensor:
             f"each t, got {type(found).__name__}"
         )
     value = eta * torch.as_tensor(found)
-    if value.shape != t.shape or not bool((torch.isfinite(value) & (value >= 0)).all()):
+    if sde.coords and value.shape == t.shape:  # one level for all coordinates
+        coefficient = sde.coefficients(t)[1]
+        value = align(value, coefficient).expand_as(coefficient)
+    if value.shape != (shape := sde.coefficients(t)[1].shape if sde.coords else t.shape) or not bool(
+        (torch.isfinite(value) & (value >= 0)).all()
+    ):
         name, number, at = getattr(level, "__name__", level), f"a tensor of shape {tuple(value.shape)}", ""
-        if value.shape == t.shape:
+        if value.shape == shape:
+            value = value.reshape(max(t.numel(), 1), -1).amax(1)  # NaN and infinity remain
             i = int((~(torch.isfinite(value) & (value >= 0))).flatten().nonzero()[0])
             number, at = f"{float(value.flatten()[i]):g}", f" at t = {float(t.flatten()[i]):g}"
         raise UsageError(f"the noise level {name} must be one number for each t, finite and >= 0, got {number}{at}")
@@ -111,6 +118,13 @@ def ratios(sde: SDE, level: Level, eta: float, times: Tensor) -> tuple[float, ..
     """
     if level == "g" or eta == 0:
         return (eta,) * (len(times) - 1)
+    if sde.coords:
+        raise UsageError(
+            f"on {type(sde).__name__}, alpha and sigma differ between coordinates, and the noise level of this solver "
+            f"must be 'g', got {getattr(level, '__name__', level)!r}; use level='g', or the 'em' solver",
+            parameter="level",
+            value="g",
+        )
     log_snr = sde.log_snr(times)
     middle = sde.t_of_log_snr((log_snr[1:] + log_snr[:-1]) / 2)
     whole = (log_snr.abs() < 60) & informative(*sde.coefficients(times))

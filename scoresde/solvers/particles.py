@@ -35,6 +35,7 @@ from ..core.limits import Range, ranges
 from ..core.noise import Noise
 from ..core.shapes import sum_flat
 from ..model.estimate import Counted, Denoiser, Estimate, Tally
+from ..sde.base import check_scalar
 from ..sde.marginal import posterior
 from .base import OnGrid, Solution, Watch, fixed_solution
 from .trajectory import Step
@@ -97,6 +98,7 @@ class Particles(OnGrid):
     def _solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise, watch: Watch) -> Solution:
         """Solve rows that have at most about ``STATES`` particles."""
         sde, rows, count = model.domain.sde, len(x), self.particles
+        check_scalar(sde, "the 'particles' solver", "the 'ancestral' solver", parameter="solver", value="ancestral")
         event = tuple(x.shape[1:])
         times = self.times(model, x, t0, t1, noise)
         owner = torch.arange(rows, device=x.device).repeat_interleave(count)

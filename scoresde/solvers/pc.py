@@ -47,11 +47,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
+import torch
 from torch import Tensor
 
 from ..core.errors import UsageError
 from ..core.noise import Noise
 from ..core.registry import closest, resolve
+from ..core.shapes import align, expand
 from ..model.estimate import Denoiser
 from ..sde.base import SDE
 from ..sde.grids import leaps
@@ -196,7 +198,13 @@ class PredictorCorrector(FixedStep):
         score = model(x, at).score
         annealed = self.corrector == "annealed"
         sigma = model.domain.sde.coefficients(at)[1]
-        size = sigma if annealed else norm_ratio(z, score, self.norm, sigma)
+        if annealed:
+            size = sigma
+        elif model.domain.sde.coords:  # the ratio in units of each coordinate's noise
+            ratio = norm_ratio(z, expand(sigma, x) * score, self.norm, torch.ones_like(at))
+            size = align(ratio.reshape(-1), sigma) * sigma
+        else:
+            size = norm_ratio(z, score, self.norm, sigma)
         return langevin_step(x, score, z, a.square(), self.snr, size)
 
 

@@ -37,6 +37,7 @@ from ..core.limits import Range, ranges
 from ..core.noise import Noise
 from ..core.shapes import add_scaled
 from ..model.estimate import Denoiser
+from ..sde.base import check_scalar
 from .base import FixedStep
 from .exponential import RULES, VARIABLES, log_ratio, weights
 
@@ -79,6 +80,7 @@ class Singlestep(FixedStep):
 
     def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
         sde, variable = model.domain.sde, VARIABLES[self.variable]
+        check_scalar(sde, "a singlestep solver", "the 'multistep' solver", parameter="solver", value="multistep")
         path = list(zip(*(c.tolist() for c in sde.coefficients(times.cpu())), strict=True))
         rule = "exact" if self.order == 3 else self.rule
 

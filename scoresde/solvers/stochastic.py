@@ -67,7 +67,8 @@ def drift_weights(sde: SDE, t: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
     """
     # velocity = alpha' x0_hat + sigma' eps_hat, score = -eps_hat / sigma
     a, d_sigma = sde.rates(t)
-    return a, d_sigma + level.square() / (2 * sde.coefficients(t)[1])
+    sigma = sde.coefficients(t)[1]
+    return a, d_sigma + align(level, sigma).square() / (2 * sigma)
 
 
 def drift(estimate: Estimate, a: Tensor, b: Tensor) -> Tensor:
@@ -79,7 +80,7 @@ def euler_step(model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: Tensor, leve
     """Take an Euler-Maruyama step from ``t`` down to ``s``, with standard normals ``z`` of the same shape as ``x``."""
     h = t - s
     slope = drift(model(x, t), *drift_weights(model.domain.sde, t, level))
-    return x - expand(h, x) * slope + expand(level * torch.sqrt(h), x) * z
+    return x - expand(h, x) * slope + expand(level * align(h, level).sqrt(), x) * z
 
 
 def reverse_diffusion_step(model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: Tensor) -> Tensor:

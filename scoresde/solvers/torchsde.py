@@ -88,7 +88,8 @@ class TorchSDE(Solver):
                 return flat(expand(level.square() / 2, x) * estimate.score - estimate.velocity)
 
             def g(self, s: Tensor, y: Tensor) -> Tensor:
-                return (eta * auto_level(sde, self.time(s))).to(y.dtype).expand_as(y) * real
+                level = flat(expand(eta * auto_level(sde, self.time(s)), x).expand(shape))
+                return level.to(y.dtype) * real
 
         start = flat(x)
         # The seed is drawn from the noise of the first row, so that different batches have different Brownian motions.

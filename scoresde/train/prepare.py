@@ -63,6 +63,7 @@ def prepared(
         codec = stated(config, data, operator) if resumed is None else data.codec
     spread = _spread(config, data, codec, operator)
     config = config.fitted(lambda: sigma_for(furthest(_model_units(config, data, codec, operator)), spread))
+    config = config.shaped(codec.model_shape(data.info.shape))
     config = config.resolved(data.info, data_std=spread, operator=operator)
     if resumed is not None:
         config = replace(config, batch=given)  # even if the number of rows has changed
@@ -85,6 +86,7 @@ def prepared(
         with keyed_rng(config.seed, -1, "cpu"):
             model = spec.build(sde, network, predict, typed=config.typed_names())
         spec = spec.resolved(model, config.typed_names())
+    model.sde.check_event(spec.codec.model_shape(data.info.shape))
     config.check_network(model.network)
     _objective(config, model)  # rejects invalid names and combinations before a folder is created
     return config, model, spec

@@ -39,6 +39,7 @@ from ..objective.times import TimeSampler
 from ..objective.weighting import Weight
 from ..ode.fixed import rule_step
 from ..run.run import Run
+from ..sde.base import check_scalar
 from ..solvers import ProbabilityFlow, Solver
 from ..solvers.flow import slope
 from .loop import fit
@@ -188,6 +189,7 @@ def straightness(
     0.0
     """
     sde, (low, high) = model.domain.sde, model.domain.interval("sample")
+    check_scalar(sde, "straightness", "a path with one alpha and one sigma, such as 'flow'")
     ends = torch.tensor([high, low], dtype=time_dtype(noise.indices.device), device=noise.indices.device)
     r, scale = sde.ratio(ends), sde.scale(ends)
     x = sde.prior.sample(noise, shape, dtype)

@@ -104,7 +104,7 @@ class Problem:
         return flat(self.x * expand(self.unit / at(self.scales, 0), self.x))
 
     @property
-    def unit(self) -> float:
+    def unit(self) -> float | Tensor:
         """The factor that converts ``x`` to states on the path at ``t0``.
 
         This is ``data_scale`` if the trajectory starts at the beginning of the model's domain, and 1 otherwise.

@@ -108,7 +108,7 @@ def convert(model: Denoiser, path: SDE) -> Converted:
     # At an end that is set by the model, the model's prior or data unit is kept, rescaled to the path.
     ends = torch.tensor([low, high], dtype=torch.float64)
     ratio = path.scale(ends) / theirs.scale(t[[0, 2]])
-    start, end = ratio.split(1) if ratio.ndim > 1 else ratio.tolist()
+    start, end = (ratio[:1], ratio[1:]) if ratio.ndim > 1 else ratio.tolist()
     std = end * theirs.prior.std if high < path.t_max else path.prior.std
     unit = start * theirs.data_scale if low > path.t_min else path.data_scale
     return Converted(model, Stretch(path, std, low, high, max(stop, path.times("sample")[0]), unit))

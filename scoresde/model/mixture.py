@@ -109,10 +109,10 @@ class GaussianMixture:
             and of C_k, with last dimension D, or 1 for isotropic components; the logs of the components' weighted
             densities, ``(B, K)``; alpha; and sigma.
         """
-        coefficients = self.sde.coefficients(t)
+        alpha, sigma = self.sde.coefficients(t)
         if self.sde.coords:
-            coefficients = tuple(flat(c.expand(len(c), *x.shape[1:]))[:, None] for c in coefficients)
-        alpha, sigma = (c.to(x.dtype).reshape(len(c) if c.ndim else 1, 1, -1) for c in coefficients)
+            alpha, sigma = (flat(c.expand(len(c), *x.shape[1:]))[:, None] for c in (alpha, sigma))
+        alpha, sigma = (c.to(x.dtype).reshape(len(c) if c.ndim else 1, 1, -1) for c in (alpha, sigma))
         values, vectors = self.axes
         if self.sde.coords and vectors is not None:
             return self._factored(x, alpha, sigma)

@@ -405,8 +405,8 @@ class SDE(Checked, ABC):
             if label == "sigma":
                 bad |= (values == 0) & align(t > 0, values)
             if bool(bad.any()):
-                i = bad.nonzero()[0].tolist()
-                value, place = float(values[tuple(i)]), f"at t = {float(t[i[0]]):.6g}{_place(i)}"
+                at = bad.nonzero()[0].tolist()
+                value, place = float(values[tuple(at)]), f"at t = {float(t[at[0]]):.6g}{_place(at)}"
                 raise UsageError(
                     f"{name}.{label}(t) is {value:.6g} {place}; it must be finite, "
                     f"{'>= 0' if label == 'alpha' else '> 0'} and <= {_LARGEST:g} for all t in [{self.t_min}, "

@@ -133,7 +133,7 @@ READS_THE_CLOCK = {
     "model/parametrization.py": "the noise label of a network",
     "model/convert.py": "converting a model finds the noise levels that two paths share",
     "guidance/steered.py": "a state near the prior is replaced by a slightly less noisy one",
-    "run/run.py": "the amount of noise at which samples start",
+    "run/sampling.py": "the amount of noise at which samples start",
     "solvers/flow.py": "steps of Runge-Kutta are taken in the clock of the frame",
     "solvers/level.py": "the middle of a step",
     "solvers/singlestep.py": "a stage lies at a clock time",

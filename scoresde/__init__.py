@@ -26,6 +26,7 @@ _HOME = {
     "Shifted": "sde.modified",
     "DDPM": "sde.chains",
     "SMLD": "sde.chains",
+    "verify": "sde.verify",
     "Estimate": "model.estimate",
     "Denoiser": "model.estimate",
     "Domain": "model.estimate",
@@ -101,6 +102,7 @@ if TYPE_CHECKING:
     from .sde.chains import DDPM, SMLD
     from .sde.continuous import EDMSDE, VDMSDE, VESDE, VPSDE, CosineSDE, FlowMatching, SubVPSDE
     from .sde.modified import Shifted
+    from .sde.verify import verify
     from .solvers import (
         EulerMaruyama,
         FixedStep,

@@ -2,7 +2,8 @@
 
 The modules define the SDE interface (``base``), forward and reverse steps between two times (``marginal``), paths in
 continuous time (``continuous``), discrete chains (``chains``), paths derived from other paths (``modified``), a check
-that the prior fits the end of a path (``reach``), and time grids (``grids``).
+that the prior fits the end of a path (``reach``), time grids (``grids``), and a check of a class against the published
+drift and diffusion of its SDE (``verify``).
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from .base import SDE, Prior
 from .chains import DDPM, SMLD
 from .continuous import EDMSDE, VDMSDE, VESDE, VPSDE, CosineSDE, FlowMatching, SubVPSDE
 from .modified import Shifted, Stretch
+from .verify import verify
 
 __all__ = [
     "DDPM", "EDMSDE", "SDE", "SMLD", "VDMSDE", "VESDE", "VPSDE", "CosineSDE", "FlowMatching", "Prior", "Shifted",
-    "Stretch", "SubVPSDE",
+    "Stretch", "SubVPSDE", "verify",
 ]  # fmt: skip

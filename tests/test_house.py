@@ -25,7 +25,8 @@ ROOT = Path(scoresde.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 PUBLIC = """
-    SDE VPSDE SubVPSDE VESDE CosineSDE EDMSDE VDMSDE FlowMatching Shifted DDPM SMLD
+    SDE VPSDE SubVPSDE VESDE CosineSDE EDMSDE VDMSDE FlowMatching Shifted DDPM SMLD verify
+    MeanReverting OUVE BBED Bridge Blur Parts
     Estimate Denoiser Domain Parametrization Eps X0 V Score Velocity EDM
     ScoreModel Guided Mixed Steered Measured Thresholded Rescaled Particles convert
     GaussianMixture Noise Condition Codec denoising_loss
@@ -132,6 +133,7 @@ READS_THE_CLOCK = {
     "objective/times.py": "training times are drawn on it",
     "model/parametrization.py": "the noise label of a network",
     "model/convert.py": "converting a model finds the noise levels that two paths share",
+    "guidance/classifier_free.py": "an interval of guidance is one for all coordinates",
     "guidance/steered.py": "a state near the prior is replaced by a slightly less noisy one",
     "run/sampling.py": "the amount of noise at which samples start",
     "solvers/flow.py": "steps of Runge-Kutta are taken in the clock of the frame",

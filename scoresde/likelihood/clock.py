@@ -20,20 +20,11 @@ from __future__ import annotations
 
 import math
 
-import torch
-from torch import Tensor
+from ..sde.clock import SOFTNESS, r_of_clock
 
 __all__ = ["SOFTNESS", "clock", "r_of_clock"]
-
-SOFTNESS = 0.2  # c in equation 1
 
 
 def clock(r: float) -> float:
     """Return the value of u at ``r`` (equation 1)."""
     return math.log1p(r / SOFTNESS) - math.log1p(-r / (1 + SOFTNESS))
-
-
-def r_of_clock(u: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the values of r and dr/du at ``u`` (equation 2). Both have the same shape as ``u``."""
-    r = SOFTNESS * torch.expm1(u) / (1 + SOFTNESS / (1 + SOFTNESS) * torch.exp(u))
-    return r, (r + SOFTNESS) * (1 - r + SOFTNESS) / (1 + 2 * SOFTNESS)

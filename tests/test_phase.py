@@ -308,18 +308,13 @@ class Coupled(Wrapped):
 class Bands(SDE):
     """A path with a noise level for each of two elements."""
 
-    def __post_init__(self):
-        pass
-
-    def coefficients(self, t):
-        t = t.reshape(-1, 1) * torch.tensor([1.0, 0.5], dtype=F64)
-        return 1 - t, t
+    coords = (2,)
 
     def alpha(self, t):
-        return self.coefficients(t)[0]
+        return 1 - self.sigma(t)
 
     def sigma(self, t):
-        return self.coefficients(t)[1]
+        return t * torch.tensor([1.0, 0.5], dtype=F64)
 
 
 def test_what_it_refuses():
@@ -336,6 +331,6 @@ def test_what_it_refuses():
         Phase(kind="clt")
     with pytest.raises(UsageError, match="Phase: gamma is 2"):
         Phase(gamma=2.0)
-    with pytest.raises(UsageError, match="Bands has separate noise levels for the elements") as error:
+    with pytest.raises(UsageError, match="the 'phase' solver requires one alpha and one sigma") as error:
         Phase(5, grid="uniform").stepper(replace(model, sde=Bands()), torch.linspace(1, 0.1, 6, dtype=F64), Noise.of(3))
     assert error.value.value == "sde"

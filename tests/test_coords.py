@@ -270,7 +270,7 @@ def test_blurring_in_the_cosine_basis():
 
 
 def test_one_path_beside_another():
-    sde = Parts("vp", "ve:sigma_max=20", split=6, shape=(16,))
+    sde = Parts("vp", "ve,sigma_max=20", split=6, shape=(16,))
     model, noise = tangled(sde), Noise.of(4000)
     assert float((sde.prior.std.flatten() - torch.tensor([1.0] * 6 + [20.0] * 10)).abs().max()) < 1e-12
     x = Multistep(60)(model, sde.prior.sample(noise, (16,), F64)).x
@@ -360,11 +360,12 @@ def test_conversion_between_paths_with_the_same_levels():
     [
         (lambda: replace(Bands(count=4), count=0), "tuple of positive integers"),
         (lambda: Blur(shape=(4,)), "number of channels"),
-        (lambda: Blur(shape="8x8"), "shape is '8x8'"),
+        (lambda: Blur(shape="8x8"), r"Blur needs images"),
+        (lambda: Parts(shape=(4, 0)), r"shape is \(4, 0\)"),
         (lambda: Blur().log_snr(torch.ones(1)), "set shape"),
         (lambda: Parts(split=3, shape=(3,)), "only 3 entries"),
         (lambda: Parts(first="ddpm"), "continuous time"),
-        (lambda: Parts(second="ve:sigma_max"), "field=value"),
+        (lambda: Parts(second="ve,sigma_max"), "field=value"),
         (lambda: Bands(count=4).check_event((5,)), r"coords = \(4,\)"),
         (lambda: Bands(count=4).check_event((4, 1)), "one number for each axis"),
     ],

@@ -428,7 +428,8 @@ def test_evaluate_takes_features_from_a_file(copied: Copied, shell) -> None:
     assert evaluate_features(Path("f.npz"), {}).copies_by is None
     np.savez("f.npz", **arrays, train=np.concatenate([rng.normal(size=(50, 3)), arrays["samples"][:1]]))
     out, err = shell("evaluate --features f.npz --json")
-    assert err == "" and json.loads(out)["copies"]["flagged"] == [0] and json.loads(out)["n_real"] == 30
+    assert err == "evaluation already exists, so the results are written to evaluation-2\n"
+    assert json.loads(out)["copies"]["flagged"] == [0] and json.loads(out)["n_real"] == 30
     _, err = shell("evaluate runs/moons --features f.npz", 2)
     assert "omit RUN" in err
 

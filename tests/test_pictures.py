@@ -19,7 +19,7 @@ from scoresde.study.figures import (
     frames_between,
     paths,
     projection,
-    schedule_of,
+    schedules_of,
     shown,
     size_note,
     training_log_snr,
@@ -76,7 +76,7 @@ def test_states_are_drawn_in_data_units_and_at_unit_size():
 
 
 def test_a_schedule_has_the_closed_forms():
-    vp, flow = schedule_of("vp", VPSDE()), schedule_of("flow", FlowMatching())
+    (vp,), (flow,) = schedules_of("vp", VPSDE()), schedules_of("flow", FlowMatching())
     beta = 0.1 + torch.as_tensor(vp.t) * 19.9
     torch.testing.assert_close(torch.as_tensor(vp.beta), beta, rtol=1e-10, atol=0)
     torch.testing.assert_close(torch.as_tensor(vp.g2), beta, rtol=1e-10, atol=0)
@@ -96,10 +96,13 @@ def test_training_noise_levels_are_where_training_draws_them():
 
 @pytest.mark.parametrize("name", SDES)
 def test_every_sde_has_a_schedule(name):
-    made = schedule_of(name, build(name, SDES))
-    for values in (made.alpha, made.sigma):
-        assert torch.isfinite(torch.as_tensor(values)).all()
-    assert len(torch.as_tensor(made.training)) == DRAWS
+    sde = build(name, SDES, **({"shape": (1, 4, 4)} if name == "blur" else {"shape": (2,)} if name == "parts" else {}))
+    curves = schedules_of(name, sde)
+    assert len(curves) == {"blur": 3, "parts": 2}.get(name, 1)
+    for made in curves:
+        for values in (made.alpha, made.sigma):
+            assert values.shape == (513,) and torch.isfinite(torch.as_tensor(values)).all()
+        assert len(torch.as_tensor(made.training)) == DRAWS
 
 
 # --------------------------------------------------------------------------------------------------- with a trained run

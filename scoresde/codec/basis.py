@@ -58,8 +58,10 @@ KINDS = {"dct": _dct, "fft": _fft, "haar": _haar}
 
 @lru_cache(maxsize=64)
 def basis_matrix(kind: str, n: int) -> Tensor:
-    """Return the orthonormal matrix of a basis, float64 ``(n, n)``. The rows are the basis vectors, coarse ones "
-    "first."""
+    """Return the orthonormal matrix of a basis, float64 ``(n, n)``.
+
+    The rows are the basis vectors, from coarse to fine.
+    """
     return KINDS[kind](n)
 
 

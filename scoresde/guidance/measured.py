@@ -198,9 +198,8 @@ class Measured(Checked, Wrapped):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_linear(self.operator)
-        check_scalar(
-            self.model.domain.sde, "a rule for measurements", "a run on such a path, or --cond with the operator"
-        )
+        instead = "a run on such a path, or train with the operator as a condition"
+        check_scalar(self.model.domain.sde, "a rule for measurements", instead)
         if tuple(self.y.shape[1:]) != self.operator.measured:
             raise UsageError(
                 f"the measurements have shape {tuple(self.y.shape[1:])} for each sample, but those by the operator "

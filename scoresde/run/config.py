@@ -236,6 +236,23 @@ class TrainConfig:
         options = {**self.sde_options, "sigma_max": max(highest() / min(1.0, self.shift), 10 * lowest)}
         return dataclasses.replace(self, sde_options=options)
 
+    def _check_stated(self, sde: SDE) -> None:
+        """Check that the space is the one in which the path has its meaning."""
+        name, _, kind = sde.stated_in.partition(":")
+        of_kind = not kind or any(getattr(space, "kind", kind) == kind for space in self.spaces)
+        if name and not (name in self.space_names and of_kind):
+            why = {
+                "relative": "the data drift towards a known signal, which is given by the condition 'image' or an "
+                "operator such as 'pool:2'",
+                "basis": "it blurs by frequency",
+            }.get(name, "its alpha and sigma are those of other coordinates")
+            raise UsageError(
+                f"the path {self.name('sde')!r} is stated in the space {sde.stated_in!r}, because {why}; the space is "
+                f"{self.space!r}",
+                parameter="space",
+                value=sde.stated_in,
+            )
+
     def shaped(self, shape: tuple[int, ...]) -> TrainConfig:
         """Return the configuration, with the field ``shape`` of the SDE set to ``shape`` if it has one and it is auto.
 
@@ -301,6 +318,7 @@ class TrainConfig:
                 parameter="weighting",
                 value="likelihood",
             )
+        self._check_stated(sde)
         check_coupling(self.coupling, weighting, predict, sde.nodes is not None)
         if self.augmentation is not None and (info.kind != "image" or self.coupling == "reflow"):
             given = (

@@ -15,14 +15,16 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core.errors import UsageError
 from ..core.limits import Range, ranges
-from ..core.registry import build, parse_value
+from ..core.registry import build, name_of, options_of, parse_value
 from ..core.tables import SDES
 from .base import SDE
 
@@ -56,15 +58,19 @@ class Shaped(SDE):
         return self.shape
 
     def __post_init__(self) -> None:
-        if not isinstance(self.shape, str):
-            object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
+        given: Any = self.shape
+        if isinstance(given, str) and given != AUTO:  # as typed, such as "1,28,28"
+            given = [int(n) if n.strip().isdigit() else 0 for n in given.split(",")]
+        if not isinstance(given, str):
+            sides = given if isinstance(given, Iterable) else (given,)
+            object.__setattr__(self, "shape", tuple(int(n) for n in sides))
         super().__post_init__()
 
     def check(self) -> None:
         """Check the path if ``shape`` is known (see :meth:`SDE.check <scoresde.SDE.check>`)."""
         if self.shape == AUTO:
             return
-        if isinstance(self.shape, str) or not self.shape or min(self.shape) < 1:
+        if not self.shape or min(self.event) < 1:
             raise UsageError(
                 f"{type(self).__name__}: shape is {self.shape!r}; it must be the shape of an event, such as 1,28,28",
                 parameter="shape",
@@ -95,6 +101,7 @@ class Blur(Shaped):
     shape: tuple[int, ...] | str = AUTO
 
     default_grid = "uniform"
+    stated_in = "basis:dct"
 
     @property
     def coords(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -121,10 +128,10 @@ class Blur(Shaped):
 
     def check(self) -> None:
         """Check the shape, and then the path (see :meth:`SDE.check <scoresde.SDE.check>`)."""
-        if isinstance(self.shape, tuple) and len(self.shape) < 2:
+        if isinstance(self.shape, tuple) and len(self.shape) not in (2, 3):
             raise UsageError(
-                f"Blur needs images, signals or volumes, whose shape begins with the number of channels; got the shape "
-                f"{self.shape}",
+                "Blur needs images (C, H, W) or signals (C, T), whose shape begins with the number of channels; got "
+                f"the shape {self.shape}",
                 parameter="shape",
             )
         super().check()
@@ -135,8 +142,8 @@ class Parts(Shaped):
     """One path for the first ``split`` entries along the first axis of an event, and another path for the rest.
 
     Args:
-        first, second: The two paths: the name of a built-in path, which may be followed by values of its fields
-            (``"ve:sigma_max=10"``), or an SDE.
+        first, second: The two paths: the name of a built-in path, a name followed by values of its fields
+            (``"ve,sigma_max=10"``), or an SDE.
         split: The number of entries along the first axis of an event (columns, or channels) that follow ``first``.
         shape: The shape of an event; ``auto`` to take it from the data.
     """
@@ -153,6 +160,10 @@ class Parts(Shaped):
         for name in ("first", "second"):
             given = getattr(self, name)
             made = given if isinstance(given, SDE) else _named(given)
+            if isinstance(given, SDE) and name_of(given, SDES) in SDES:  # as it is stored
+                usual = options_of(type(given)())
+                changed = [f"{k}={v}" for k, v in options_of(given).items() if v != usual[k]]
+                object.__setattr__(self, name, ",".join([name_of(given, SDES), *changed]))
             if made.coords or made.nodes is not None or isinstance(made, Shaped):
                 raise UsageError(
                     f"Parts: {name} is {given!r}, but it must be a path in continuous time with one alpha and one "
@@ -222,14 +233,17 @@ class Parts(Shaped):
         return self._join([std.reshape(1, *[1] * len(self.coords)) for std in stds], torch.zeros(1))
 
 
-def _named(text: str) -> SDE:
-    """Build a built-in SDE from its name, optionally followed by values of fields, as in ``ve:sigma_max=10``."""
-    name, *fields = str(text).split(":")
+def _named(given: str) -> SDE:
+    """Build a built-in SDE from its name, or from its name followed by values of fields, as in ``ve,sigma_max=10``."""
+    name, *fields = given.split(",")
     options = {}
     for part in fields:
         key, equals, value = part.partition("=")
         if not equals:
-            raise UsageError(f"Parts: {text!r} must be a name, followed by field=value, such as ve:sigma_max=10")
+            raise UsageError(
+                f"Parts: {part!r} is not a value of a field; after the name of a path, write field=value, such as "
+                "ve,sigma_max=10"
+            )
         options[key.strip()] = parse_value(value)
     made: SDE = build(name, SDES, "SDE", **options)
     return made

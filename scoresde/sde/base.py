@@ -40,8 +40,10 @@ Concrete SDEs are defined in :mod:`scoresde.sde.continuous` and :mod:`scoresde.s
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar, overload
 
 import torch
@@ -132,6 +134,8 @@ class SDE(Checked, ABC):
         more_noise: A pair: the name of the field that controls the amount of noise at ``t_max``, and a value of this
             field that gives enough noise. Warnings about too little noise suggest this value
             (:mod:`scoresde.sde.reach`). The default, ``None``, means that no field controls the noise.
+        stated_in: The space in which the path is stated (:mod:`scoresde.codec`), if it has no meaning in the
+            coordinates of the data. Training then requires this space. The default is ``""``.
         smooth: Whether ``alpha`` and ``sigma`` have continuous derivatives. If not, step sizes in t cannot be chosen
             from error estimates. Solvers that step in r, the time variable of the straight frame
             (:mod:`scoresde.sde.base`), are not affected.
@@ -155,6 +159,7 @@ class SDE(Checked, ABC):
     t_sample: float | None = None
     data_scale: float | Tensor = 1.0
     more_noise: ClassVar[tuple[str, object] | None] = None
+    stated_in: ClassVar[str] = ""
     smooth: bool = True
 
     @abstractmethod
@@ -191,6 +196,7 @@ class SDE(Checked, ABC):
 
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return the time derivatives ``alpha'(t)`` and ``sigma'(t)``, each with the same shape as ``t``."""
+        _quiet()
         rates: tuple[Tensor, Tensor] = torch.func.jvp(self.coefficients, (t,), (torch.ones_like(t),))[1]
         return rates
 
@@ -508,6 +514,14 @@ def check_scalar(sde: SDE, what: str, instead: str, parameter: str | None = None
             parameter=parameter,
             value=value,
         )
+
+
+@cache
+def _quiet() -> None:
+    """Import what forward-mode differentiation needs. PyTorch warns of a function that it uses itself there."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.func.jvp(torch.sin, (torch.zeros(()),), (torch.ones(()),))
 
 
 def _place(index: list[int]) -> str:

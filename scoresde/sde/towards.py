@@ -38,8 +38,14 @@ from .base import SDE
 __all__ = ["BBED", "OUVE", "Bridge", "MeanReverting"]
 
 
+class _Towards(SDE):
+    """Base class of the paths that are stated in ``z = x - y``."""
+
+    stated_in = "relative"
+
+
 @dataclass(frozen=True)
-class MeanReverting(SDE):
+class MeanReverting(_Towards):
     """The mean-reverting SDE ``dx = theta (y - x) dt + sqrt(2 theta) lambda dw`` in the coordinates ``z = x - y``.
 
     With the integral B of theta from 0 to t, ``alpha = e^-B`` and ``sigma = lambda sqrt(1 - e^(-2 B))``. This is a VP
@@ -81,7 +87,7 @@ class MeanReverting(SDE):
 
 
 @dataclass(frozen=True)
-class OUVE(SDE):
+class OUVE(_Towards):
     """The Ornstein-Uhlenbeck SDE with exploding variance, in the coordinates ``z = x - y``.
 
     With ``k = log(sigma_max/sigma_min)``, ``alpha = e^(-gamma t)`` and
@@ -131,7 +137,7 @@ class OUVE(SDE):
 
 
 @dataclass(frozen=True)
-class BBED(SDE):
+class BBED(_Towards):
     """The Brownian bridge with exponential diffusion ``dx = (y - x)/(1 - t) dt + c k^t dw``, in ``z = x - y``.
 
     Here, ``alpha = 1 - t`` and ``sigma^2 = (1 - t)^2 c^2`` times the integral of ``k^(2 s)/(1 - s)^2`` from 0 to t.
@@ -169,7 +175,7 @@ class BBED(SDE):
 
 
 @dataclass(frozen=True)
-class Bridge(SDE):
+class Bridge(_Towards):
     """The Brownian bridge ``dx = (y - x)/(1 - t) dt + S dw`` from the data to y, in the coordinates ``z = x - y``.
 
     Here, ``alpha = 1 - t`` and ``sigma = S sqrt(t (1 - t))``. The diffusion coefficient is the constant S.

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,7 +45,7 @@ from ..solvers.trajectory import Trajectory
 
 __all__ = [
     "Dissolved", "Paths", "Undone", "column_labels", "dissolve", "even_times", "frames_between", "paths", "projection",
-    "schedule_of", "shown", "size_note", "training_log_snr", "undo", "write_reverse",
+    "schedules_of", "shown", "size_note", "training_log_snr", "undo", "write_reverse",
 ]  # fmt: skip
 
 POINTS = 513  # number of points on each curve of a schedule
@@ -58,8 +59,13 @@ def shown(sde: SDE, codec: Codec, x: Tensor, t: Tensor, condition: Condition | N
     ``condition`` contains the conditions of the N rows.
     """
     alpha, sigma = sde.coefficients(t.double())
-    scaled = x.double() / expand(torch.hypot(alpha, sigma), x.double())
+    scaled = x.double() / _over(torch.hypot(alpha, sigma), x.double())
     return torch.stack([codec.continuous.to_data(states, condition) for states in scaled])
+
+
+def _over(table: Tensor, x: Tensor) -> Tensor:
+    """Append axes to coefficients at T times, so that they multiply states ``x: (T, N, *event)``."""
+    return expand(table[:, None] if table.ndim > 1 else table, x)
 
 
 def even_times(sde: SDE, count: int, start: float, end: float) -> Tensor:
@@ -97,8 +103,27 @@ def _finite(*states: Tensor) -> None:
 # ---------------------------------------------------------------------------------------------------------- schedule
 
 
-def schedule_of(name: str, sde: SDE, seed: int = 0) -> Schedule:
-    """Compute the curves that :func:`scoresde.plot.schedules` draws for an SDE."""
+def schedules_of(name: str, sde: SDE, seed: int = 0) -> list[Schedule]:
+    """Compute the curves that :func:`scoresde.plot.schedules` draws for an SDE.
+
+    If alpha and sigma differ between coordinates, the result has an entry for each of three coordinates: those with the
+    highest, the median and the lowest log-SNR in the middle of the path. Otherwise, it has one entry.
+    """
+    whole = _schedule(name, sde, seed)
+    if not sde.coords:
+        return [whole]
+    alpha, sigma, beta, g2 = (torch.as_tensor(c).flatten(1) for c in (whole.alpha, whole.sigma, whole.beta, whole.g2))
+    order = (alpha / (alpha + sigma))[POINTS // 2].argsort(descending=True).tolist()
+    curves = []
+    for i in dict.fromkeys((order[0], order[len(order) // 2], order[-1])):
+        place = tuple(int(k) for k in np.unravel_index(i, sde.coords))
+        columns = {"alpha": alpha[:, i], "sigma": sigma[:, i], "beta": beta[:, i], "g2": g2[:, i]}
+        log_snr = 2 * (alpha[:, i].log() - sigma[:, i].log())
+        curves.append(replace(whole, name=f"{name} {place}", log_snr=log_snr, **columns))
+    return curves
+
+
+def _schedule(name: str, sde: SDE, seed: int) -> Schedule:
     low, high = sde.times("train")
     # The times grow quadratically, because the noise level changes fastest near the data.
     t = low + (high - low) * torch.linspace(0, 1, POINTS, dtype=torch.float64).square()
@@ -115,7 +140,7 @@ def schedule_of(name: str, sde: SDE, seed: int = 0) -> Schedule:
 def training_log_snr(sde: SDE, count: int, seed: int = 0) -> Tensor:
     """Return the log-SNR at ``count`` random times, drawn as in training with the default settings for ``sde``."""
     info = DataInfo("points", "points", "vector", (2,), -1.0, 1.0, None, (), 2, 1)
-    config = TrainConfig(sde=sde).resolved(info)
+    config = TrainConfig(sde=sde, space=sde.stated_in or "none").resolved(info)
     parametrization = build(config.predict, PARAMETRIZATIONS, "prediction", typed=True, **config.predict_options)
     weighting = make_weighting(config.weighting, config.weighting_options, True)
     low, high = sde.times("train")
@@ -167,7 +192,7 @@ def dissolve(sde: SDE, x0: Tensor, t: Sequence[float] | Tensor, noise: Noise) ->
         draws.append(noise.normal(shape, i, "solver", x0.dtype))
         states.append(expand(a, x0) * states[-1] + expand(variance.sqrt(), x0) * draws[-1])
     chain = torch.stack(states)
-    residuals = [(x - expand(alpha, x) * x0) / expand(sigma, x) for x in (jump, chain)]
+    residuals = [(x - _over(alpha, x) * x0) / _over(sigma, x) for x in (jump, chain)]
     return Dissolved(times, jump, chain, torch.stack([flat(r).square().mean(1).sqrt() for r in residuals]))
 
 
@@ -300,7 +325,7 @@ def paths(run: Run, n: int, flow: Solver, noisy: Solver, axis: Tensor, *, seed: 
     def follow(trajectory: Trajectory | None) -> Tensor:
         assert trajectory is not None
         states = trajectory.at(times).double()
-        return states.flatten(2) @ axis / torch.hypot(alpha, sigma)[:, None]
+        return (states / _over(torch.hypot(alpha, sigma), states)).flatten(2) @ axis
 
     both = [run.sample(n, s, seed=seed, denoise=False, record=True).solution.trajectory for s in (flow, noisy)]
     found = Paths(times, follow(both[0]), follow(both[1]))

@@ -15,6 +15,7 @@ from ..common import Session, builds, in_list, sde_option, session, set_option
 from .common import picture_option, target, write
 
 if TYPE_CHECKING:
+    from ...run.config import TrainConfig
     from ...sde.base import SDE
 
 __all__ = ["forward", "schedule"]
@@ -45,10 +46,10 @@ def schedule(sdes: str, assignments: tuple[str, ...], out: Path | None, session:
     session.on  # noqa: B018  # sets the threads
     built = {name: _sde(replace(PATH, group=name), name, options[name]) for name in names}
     from ...plot import schedules
-    from ...study.figures import schedule_of
+    from ...study.figures import schedules_of
 
     file = target(out, Path("schedule.png"))
-    figure = schedules([schedule_of(name, sde, session.seed) for name, sde in built.items()])
+    figure = schedules([curve for name, sde in built.items() for curve in schedules_of(name, sde, session.seed)])
     facts = {"sdes": {name: repr(sde) for name, sde in built.items()}, "seed": session.seed}
     write(session, file, figure, facts)
 
@@ -79,18 +80,24 @@ def forward(
     This command does not use a run.
     """
     session.on  # noqa: B018  # sets the threads
-    chosen = _sde(PATH, sde, settings(assignments, ("sde",))["sde"])
+    config = _config(PATH, sde, settings(assignments, ("sde",))["sde"])
+    from ...codec import Composed, parse_spaces
     from ...core.noise import Noise
     from ...data import load_data
     from ...plot import strips
+    from ...run.config import build_sde
     from ...sde.grids import make_grid
     from ...study.figures import column_labels, dissolve, shown, size_note
 
     dataset = load_data(data, session.seed)
     info, count = dataset.info, n or (1000 if dataset.info.kind == "vector" else 6)
+    chosen = build_sde(config.shaped(info.shape))
+    # The path may be stated in a basis. Without a known signal, the paths towards it are drawn as they are.
+    basis = parse_spaces(chosen.stated_in) if chosen.stated_in.startswith("basis") else ()
+    units = Composed((dataset.codec.continuous, *basis))
     file = target(out, Path("forward.png"))
     times = make_grid(grid, chosen, steps, *chosen.times("train"))
-    x0 = dataset.codec.continuous.to_model(dataset.test[:count].double())
+    x0 = units.to_model(dataset.test[:count].double())
     found = dissolve(chosen, x0, times, Noise.of(len(x0), session.seed))
     spread = {"jump": float(found.spread[0].mean()), "chain": float(found.spread[1].mean())}
     blocks = {
@@ -104,7 +111,7 @@ def forward(
         f"{spread['jump']:.3f} for the jump and {spread['chain']:.3f} for the steps."
     )
     figure = strips(
-        {title: shown(chosen, dataset.codec, x, times) for title, x in blocks.items()},
+        {title: shown(chosen, units, x, times) for title, x in blocks.items()},
         ["data", *column_labels(times[1:])], info.kind, info.low, info.high,
         coloured_by=x0 if info.kind == "vector" else None, note=note + size_note(chosen, times),
     )  # fmt: skip
@@ -120,7 +127,13 @@ def _names(option: str, text: str) -> list[str]:
 
 
 def _sde(fields: Fields, name: str, texts: dict[str, str]) -> SDE:
-    resolve(name, SDES, "SDE", typed=True)
-    from ...run.config import TrainConfig, build_sde
+    from ...run.config import build_sde
 
-    return build_sde(TrainConfig(sde=name, sde_options=fields.read(name, texts)))
+    return build_sde(_config(fields, name, texts))
+
+
+def _config(fields: Fields, name: str, texts: dict[str, str]) -> TrainConfig:
+    resolve(name, SDES, "SDE", typed=True)
+    from ...run.config import TrainConfig
+
+    return TrainConfig(sde=name, sde_options=fields.read(name, texts))

@@ -165,10 +165,10 @@ class BBED(_Towards):
         # e^a [ e^(-a (1 - t))/(1 - t) - e^-a - a int_(1-t)^1 e^(-a v)/v dv ], and the last integral is
         # -log(1 - t) + sum_n (-a)^n (1 - (1 - t)^n)/(n n!).
         a, v = 2 * math.log(self.k), 1 - t
-        series, term = -torch.log1p(-t), 1.0
-        for n in range(1, 60):
-            term *= -a / n
-            series = series + (term / n) * -torch.expm1(n * torch.log1p(-t))
+        n = torch.arange(1, int(3 * a) + 25, dtype=t.dtype, device=t.device)
+        factors = torch.cumprod(-a / n, 0) / n
+        log_v = torch.log1p(-t)
+        series = -log_v - (factors * torch.expm1(n * log_v[..., None])).sum(-1)
         # (1 - t)^2 times the bracket. The first two terms are (1 - t) (e^(a t) - 1 + t).
         square = v * (torch.expm1(a * t) + t) - a * self.k**2 * v.square() * series
         return self.c * torch.sqrt(square.clamp(min=0) + (square == 0) * 1e-300)

@@ -18,6 +18,7 @@ from scoresde.likelihood.elbo import elbo
 from scoresde.model.convert import convert
 from scoresde.nn import MLP
 from scoresde.objective.loss import denoising_loss, end_terms
+from scoresde.sde.check import check_event
 from scoresde.sde.grids import default_grid
 from scoresde.solvers import (
     Ancestral,
@@ -366,8 +367,8 @@ def test_conversion_between_paths_with_the_same_levels():
         (lambda: Parts(split=3, shape=(3,)), "only 3 entries"),
         (lambda: Parts(first="ddpm"), "continuous time"),
         (lambda: Parts(second="ve,sigma_max"), "field=value"),
-        (lambda: Bands(count=4).check_event((5,)), r"coords = \(4,\)"),
-        (lambda: Bands(count=4).check_event((4, 1)), "one number for each axis"),
+        (lambda: check_event(Bands(count=4), (5,)), r"coords = \(4,\)"),
+        (lambda: check_event(Bands(count=4), (4, 1)), "one number for each axis"),
     ],
 )
 def test_bad_coordinates_are_named(make, words):

@@ -127,6 +127,7 @@ def test_the_import_reader_sees_what_it_should(tmp_path: Path, monkeypatch: pyte
 CLOCK = {"log_snr", "t_of_log_snr", "ratio", "t_of_ratio"}
 READS_THE_CLOCK = {
     "sde/base.py": "defines it",
+    "sde/check.py": "it must fall",
     "sde/continuous.py": "closed forms of it",
     "sde/modified.py": "a path read at another log-SNR",
     "sde/grids.py": "grids are uniform in a clock",

@@ -41,7 +41,7 @@ from ..core.registry import closest
 from ..core.shapes import align, expand, select, sum_flat, time_dtype
 from ..model.estimate import Domain, Estimate, Wrapped
 from ..operators import Linear, Masking, Operator
-from ..sde.base import check_scalar
+from ..sde.check import check_scalar
 from .steered import detached, steer, twisted
 
 FLAT = 1e-3  # the smallest curvature of equation 1, relative to that of the rule "pseudoinverse"

@@ -33,7 +33,7 @@ from ..core.errors import UsageError
 from ..core.noise import Noise
 from ..core.parts import Packed, Parts
 from ..model.estimate import Denoiser
-from ..sde.base import check_scalar
+from ..sde.check import check_scalar
 from .dequantise import log_mean_exp, start_time, truncated_normal
 from .result import ALLOWED, LogLikelihood, bits_per_dim
 

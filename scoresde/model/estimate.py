@@ -21,7 +21,8 @@ from torch import Tensor
 
 from ..core.errors import UsageError
 from ..core.shapes import dims, each, expand, select
-from ..sde.base import SDE, check_scalar
+from ..sde.base import SDE
+from ..sde.check import check_scalar
 
 __all__ = [
     "VARIANCES",

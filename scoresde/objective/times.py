@@ -49,7 +49,8 @@ from ..core.limits import Checked, Range, ranges
 from ..core.registry import READ, Typed, build
 from ..core.tables import PARAMETRIZATIONS, TIME_SAMPLERS
 from ..model.parametrization import Eps, Parametrization
-from ..sde.base import SDE, check_scalar
+from ..sde.base import SDE
+from ..sde.check import check_scalar
 from ..sde.grids import finite_log_snr, make_grid
 from .weighting import Native, Weight, log_snr_speed, noise_factor
 

@@ -30,7 +30,7 @@ from ..core.noise import Noise
 from ..core.shapes import expand
 from ..model.estimate import Denoiser
 from ..ode.fixed import rule_step
-from ..sde.base import check_scalar
+from ..sde.check import check_scalar
 from ..sde.grids import Grid
 from .base import FixedStep
 from .exponential import log_ratio

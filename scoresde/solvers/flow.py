@@ -32,7 +32,8 @@ from ..model.estimate import Counted, Denoiser, Tally
 from ..ode.engines import ENGINES
 from ..ode.fixed import RULES, rule_step
 from ..ode.integrate import TABLEAUS, check_tolerances, integrate
-from ..sde.base import SDE, check_scalar, informative
+from ..sde.base import SDE, informative
+from ..sde.check import check_scalar
 from ..sde.grids import leaps
 from .base import FixedStep, Solution, Solver, Watch, fixed_solution, unwatched
 from .trajectory import Step

@@ -35,7 +35,7 @@ from ..core.limits import Range, ranges
 from ..core.noise import Noise
 from ..core.shapes import sum_flat
 from ..model.estimate import Counted, Denoiser, Estimate, Tally
-from ..sde.base import check_scalar
+from ..sde.check import check_scalar
 from ..sde.marginal import posterior
 from .base import OnGrid, Solution, Watch, fixed_solution
 from .trajectory import Step

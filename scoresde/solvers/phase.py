@@ -58,7 +58,8 @@ from ..core.noise import Noise
 from ..core.registry import closest
 from ..core.shapes import as_time, expand
 from ..model.estimate import Denoiser
-from ..sde.base import SDE, check_scalar, informative
+from ..sde.base import SDE, informative
+from ..sde.check import check_scalar
 from .base import FixedStep
 
 __all__ = ["KINDS", "Damped", "Phase", "phase_score"]

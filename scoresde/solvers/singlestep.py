@@ -37,7 +37,7 @@ from ..core.limits import Range, ranges
 from ..core.noise import Noise
 from ..core.shapes import add_scaled
 from ..model.estimate import Denoiser
-from ..sde.base import check_scalar
+from ..sde.check import check_scalar
 from .base import FixedStep
 from .exponential import RULES, VARIABLES, log_ratio, weights
 

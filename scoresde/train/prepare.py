@@ -27,6 +27,7 @@ from ..run.files import load_weights, read_config
 from ..run.run import Run, described
 from ..run.seen import kept_mask
 from ..run.spec import ModelSpec
+from ..sde.check import check_event
 from ..sde.reach import explodes, sigma_for
 from .averages import EMA
 from .schedule import interval
@@ -86,7 +87,7 @@ def prepared(
         with keyed_rng(config.seed, -1, "cpu"):
             model = spec.build(sde, network, predict, typed=config.typed_names())
         spec = spec.resolved(model, config.typed_names())
-    model.sde.check_event(spec.codec.model_shape(data.info.shape))
+    check_event(model.sde, spec.codec.model_shape(data.info.shape))
     config.check_network(model.network)
     _objective(config, model)  # rejects invalid names and combinations before a folder is created
     return config, model, spec

@@ -39,7 +39,7 @@ from ..objective.times import TimeSampler
 from ..objective.weighting import Weight
 from ..ode.fixed import rule_step
 from ..run.run import Run
-from ..sde.base import check_scalar
+from ..sde.check import check_scalar
 from ..solvers import ProbabilityFlow, Solver
 from ..solvers.flow import slope
 from .loop import fit

@@ -3,8 +3,8 @@
 The modules define the SDE interface (``base``) and its checks (``check``), forward and reverse steps between two times
 (``marginal``), paths in continuous time (``continuous``), discrete chains (``chains``), paths towards a known signal
 (``towards``), paths that differ between coordinates (``bands``, ``clock``), paths derived from other paths
-(``modified``), a check that the prior fits the end of a path (``reach``), time grids (``grids``), and a check of a class
-against the published drift and diffusion of its SDE (``verify``).
+(``modified``), a check that the prior fits the end of a path (``reach``), time grids (``grids``), and a check of a
+class against the published drift and diffusion of its SDE (``verify``).
 """
 
 from __future__ import annotations

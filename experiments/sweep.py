@@ -342,7 +342,7 @@ ORDERS = {
     "dpm2s": 2, "dpm3s": 3, "dpm++2s": 2, "dpm++3s": 3,
 }  # fmt: skip
 AFFINE = ("sde", "ancestral", "sde-dpm", "sa", "er-sde", "em", "heun-sde", "reverse-diffusion", "pc", "ald", "original")
-BY_CHANCE = ("adaptive-sde", "torchsde", "pc-langevin")
+BY_CHANCE = ("adaptive-sde", "torchsde", "phase", "pc-langevin")
 LIKELIHOODS = ("coupled", "quadrature", "fixed likelihood")
 KINDS = (*SOLVERS, "pc-langevin", *LIKELIHOODS, *LIKELIHOODS, "ode", "ode", "ode")
 

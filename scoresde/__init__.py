@@ -32,6 +32,7 @@ _HOME = {
     "Shifted": "sde.modified",
     "DDPM": "sde.chains",
     "SMLD": "sde.chains",
+    "verify": "sde.verify",
     "Estimate": "model.estimate",
     "Denoiser": "model.estimate",
     "Domain": "model.estimate",
@@ -109,6 +110,7 @@ if TYPE_CHECKING:
     from .sde.continuous import EDMSDE, VDMSDE, VESDE, VPSDE, CosineSDE, FlowMatching, SubVPSDE
     from .sde.modified import Shifted
     from .sde.towards import BBED, OUVE, Bridge, MeanReverting
+    from .sde.verify import verify
     from .solvers import (
         EulerMaruyama,
         FixedStep,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import re
@@ -98,10 +99,14 @@ def test_json(shell: Shell, digits: str) -> None:
     assert all(Path(f).is_file() for f in sampled["files"])  # type: ignore[attr-defined]
     told = shell.json(f"info {digits}")
     facts = {
-        "run", "checkpoint", "step", "used_step", "parameters", "learned", "last_loss", "training", "config", "data",
+        "run", "checkpoint", "step", "used_step", "parameters", "learned", "end", "last_loss", "training", "config",
+        "data",
     }  # fmt: skip
     assert told.keys() == facts and told["training"] is None
     assert told["step"] == 3 and told["data"]["levels"] == 17  # type: ignore[index]
+    # What is left of the data where sampling starts: alpha(1) = exp(-(0.1 + 20)/4) on VP.
+    assert told["end"] == pytest.approx({"alpha": math.exp(-5.025), "sigma": 1.0}, abs=1e-4)
+    assert "at t_max     alpha 0.00657, sigma 1, alpha/sigma 0.0066" in shell(f"info {digits}")
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ ROOT = Path(scoresde.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 PUBLIC = """
-    SDE VPSDE SubVPSDE VESDE CosineSDE EDMSDE VDMSDE FlowMatching Shifted DDPM SMLD
+    SDE VPSDE SubVPSDE VESDE CosineSDE EDMSDE VDMSDE FlowMatching Shifted DDPM SMLD verify
     Estimate Denoiser Domain Parametrization Eps X0 V Score Velocity EDM
     ScoreModel Guided Mixed Steered Measured Thresholded Rescaled Particles convert
     GaussianMixture Noise Condition Codec denoising_loss

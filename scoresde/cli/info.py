@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..core.errors import UsageError
+from ..core.tables import SDES
 from .command import verb
 from .common import Session, edited_option, session
+
+if TYPE_CHECKING:
+    from ..run.config import TrainConfig
+    from ..sde.reach import Reach
 
 __all__ = ["info"]
 
@@ -39,13 +45,16 @@ def info(run: str | None, edited: bool, session: Session) -> None:
     averaged = {} if checkpoint is None else read_tensors(checkpoint / "ema.safetensors")
     holder = held_by(folder)
     prefix = "schedule."  # the prefix of the SDE's learned parameters
+    learned = {k.removeprefix(prefix): float(v) for k, v in averaged.items() if k.startswith(prefix)}
+    end = None if learned else _end(trained)  # the ends of a learned path are among its parameters
     facts: dict[str, Any] = {
         "run": str(folder),
         "checkpoint": None if checkpoint is None else str(checkpoint),
         "step": 0 if checkpoint is None else read_object(checkpoint / "state.json")["step"],
         "used_step": 0 if used is None else read_object(used / "state.json")["step"],
         "parameters": sum(v.numel() for v in averaged.values()) if averaged else None,
-        "learned": {k.removeprefix(prefix): float(v) for k, v in averaged.items() if k.startswith(prefix)},
+        "learned": learned,
+        "end": None if end is None else {"alpha": end.alpha, "sigma": end.sigma},
         "last_loss": losses[-1] if losses else None,
         "training": holder,
         "config": config,
@@ -60,6 +69,9 @@ def info(run: str | None, edited: bool, session: Session) -> None:
         cut_off = "interrupted before its first checkpoint; it can be resumed or started again"
         told.append(f"{'training':12} {holder or cut_off}")
     told.append(f"{'sde':12} {config['sde']} {config['sde_options'] or ''}".rstrip())
+    if end is not None:
+        ratio = end.alpha / end.sigma
+        told.append(f"{'at t_max':12} alpha {end.alpha:.3g}, sigma {end.sigma:.4g}, alpha/sigma {ratio:.2g}")
     if facts["learned"]:
         told.append(f"{'learned':12} {', '.join(f'{name} {value:.4g}' for name, value in facts['learned'].items())}")
     told.append(f"{'predict':12} {config['predict']} {config['predict_options'] or ''}".rstrip())
@@ -75,3 +87,17 @@ def info(run: str | None, edited: bool, session: Session) -> None:
     reading = [f"{key} {config[key]}" for key, value in usual.items() if config[key] != value]
     told += [f"{'read with':12} {', '.join(reading)}"] if reading else []
     session.print(facts, *told, described)
+
+
+def _end(config: TrainConfig) -> Reach | None:
+    """Return the coefficients at the end of a built-in path, or ``None`` for a path of the user, which is not imported.
+
+    The result is also ``None`` if the path cannot be built from the configuration, which is shown in any case.
+    """
+    from ..run.config import build_sde
+    from ..sde.reach import Reach
+
+    try:
+        return Reach.of(build_sde(config)) if config.name("sde") in SDES else None
+    except UsageError:
+        return None

@@ -48,7 +48,7 @@ _MASK = 0xFFFFFFFF
 # One stream for each purpose, so that extra draws for one purpose never change the draws for another.
 STREAMS = {
     "prior": 0, "solver": 1, "corrector": 2, "probe": 3, "dequantise": 4, "user": 5, "path": 6, "elbo": 7, "augment": 8,
-    "condition": 9, "task": 10, "particles": 11, "resample": 12,
+    "condition": 9, "task": 10, "particles": 11, "resample": 12, "velocity": 13,
 }  # fmt: skip
 
 # Number of refinements of the Brownian path, which is linear within a cell of length 2^-20.

@@ -140,6 +140,7 @@ SOLVERS = {
     "ald": "scoresde.solvers.pc:annealed_langevin",
     "original": "scoresde.solvers.original:Original",
     "particles": "scoresde.solvers.particles:Particles",
+    "phase": "scoresde.solvers.phase:Phase",
     "torchsde": "scoresde.solvers.torchsde:TorchSDE",
 }
 

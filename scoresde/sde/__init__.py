@@ -3,7 +3,8 @@
 The modules define the SDE interface (``base``), forward and reverse steps between two times (``marginal``), paths in
 continuous time (``continuous``), discrete chains (``chains``), paths towards a known signal (``towards``), paths that
 differ between coordinates (``bands``, ``clock``), paths derived from other paths (``modified``), a check that the prior
-fits the end of a path (``reach``), and time grids (``grids``).
+fits the end of a path (``reach``), time grids (``grids``), and a check of a class against the published drift and
+diffusion of its SDE (``verify``).
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from .chains import DDPM, SMLD
 from .continuous import EDMSDE, VDMSDE, VESDE, VPSDE, CosineSDE, FlowMatching, SubVPSDE
 from .modified import Shifted, Stretch
 from .towards import BBED, OUVE, Bridge, MeanReverting
+from .verify import verify
 
 __all__ = [
     "BBED", "DDPM", "EDMSDE", "OUVE", "SDE", "SMLD", "VDMSDE", "VESDE", "VPSDE", "Blur", "Bridge", "CosineSDE",
-    "FlowMatching", "MeanReverting", "Parts", "Prior", "Shifted", "Stretch", "SubVPSDE",
+    "FlowMatching", "MeanReverting", "Parts", "Prior", "Shifted", "Stretch", "SubVPSDE", "verify",
 ]  # fmt: skip

@@ -37,6 +37,7 @@ name                      class                 what it integrates              
 ``pc``                    `PredictorCorrector`  the reverse SDE, corrected by Langevin steps     ``2 * steps``
 ``ald``                   `PredictorCorrector`  annealed Langevin dynamics alone                 ``5 * steps``
 ``particles``             `Particles`           a steered reverse SDE with weighted particles    ``steps * particles``
+``phase``                 `Phase`               the reverse SDE in position and velocity         ``steps``
 ``torchsde``              `TorchSDE`            the reverse SDE, with the torchsde library       ``10 * steps``
 ``original``              `Original`            the reverse SDE, as in the original code         ``steps``
 ========================  ====================  ===============================================  =====================
@@ -50,6 +51,7 @@ from .flow import ProbabilityFlow, RungeKutta
 from .original import Original
 from .particles import Particles
 from .pc import PredictorCorrector
+from .phase import Phase
 from .singlestep import Singlestep
 from .stochastic import DDIM, Ancestral, EulerMaruyama, StochasticHeun
 from .torchsde import TorchSDE
@@ -66,6 +68,7 @@ __all__ = [
     "MultistepSDE",
     "Original",
     "Particles",
+    "Phase",
     "PredictorCorrector",
     "ProbabilityFlow",
     "RungeKutta",

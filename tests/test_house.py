@@ -132,6 +132,7 @@ READS_THE_CLOCK = {
     "objective/times.py": "training times are drawn on it",
     "model/parametrization.py": "the noise label of a network",
     "model/convert.py": "converting a model finds the noise levels that two paths share",
+    "guidance/classifier_free.py": "the interval in which guidance applies",
     "guidance/steered.py": "a state near the prior is replaced by a slightly less noisy one",
     "run/run.py": "the amount of noise at which samples start",
     "solvers/flow.py": "steps of Runge-Kutta are taken in the clock of the frame",

@@ -323,7 +323,9 @@ def _pictures(run: Run, sources: Sources, given: Sequence[Path], shapes: Sequenc
             parameter="given",
         )
     top = 65535.0 if pixels.dtype == np.uint16 else 255.0
-    low, high = (run.info.known.low, run.info.known.high) if sources.image else (run.info.low, run.info.high)
+    low, high = run.info.low, run.info.high
+    if sources.image and "image" not in run.needs:  # unless samples drift to them, pictures have a range of their own
+        low, high = run.info.known.low, run.info.known.high  # type: ignore[assignment]
     image = torch.from_numpy(pixels.astype(np.float64))
     if (low, high) != (0.0, top):
         image = low + image * ((high - low) / top)
@@ -701,6 +703,8 @@ class Asked:
         if image is None or len(image.shape) != len(self.info.shape) + 1:
             return None
         known, info = self.info.known, self.info
+        if isinstance(known.low, tuple) or isinstance(known.high, tuple):  # in the units of the samples
+            return image
         return info.low + (image - known.low) * ((info.high - info.low) / (known.high - known.low))
 
     @property

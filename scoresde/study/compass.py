@@ -221,7 +221,7 @@ def score_grid(run: Run, data: Dataset, t: Tensor, *, size: int = 61, seed: int 
     learned, exact, density, points = [], [], [], []
     for s in t:
         alpha, sigma = sde.coefficients(s)
-        spread = float(torch.hypot(alpha, sigma))
+        spread = torch.hypot(alpha, sigma)
         # The plot shows decode(x_t / spread). The gradient in these units is the score times spread / scale.
         factor = spread / units.scale
         at = nodes * spread

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..codec import Codec
 from ..core.condition import Condition
-from ..core.errors import NumericalError
+from ..core.errors import NumericalError, UsageError
 from ..core.limits import COUNT, FRAMES, SEED, checked
 from ..core.noise import Noise
 from ..core.optional import optional
@@ -58,8 +58,13 @@ def shown(sde: SDE, codec: Codec, x: Tensor, t: Tensor, condition: Condition | N
     ``condition`` contains the conditions of the N rows.
     """
     alpha, sigma = sde.coefficients(t.double())
-    scaled = x.double() / expand(torch.hypot(alpha, sigma), x.double())
+    scaled = x.double() / _over_rows(torch.hypot(alpha, sigma), x)
     return torch.stack([codec.continuous.to_data(states, condition) for states in scaled])
+
+
+def _over_rows(c: Tensor, x: Tensor) -> Tensor:
+    """Shape coefficients ``(T,)`` or ``(T, *coords)`` so that they broadcast to states ``x: (T, N, *event)``."""
+    return c.reshape(len(c), 1, *(c.shape[1:] or [1] * (x.ndim - 2))).to(x.device)
 
 
 def even_times(sde: SDE, count: int, start: float, end: float) -> Tensor:
@@ -99,6 +104,11 @@ def _finite(*states: Tensor) -> None:
 
 def schedule_of(name: str, sde: SDE, seed: int = 0) -> Schedule:
     """Compute the curves that :func:`scoresde.plot.schedules` draws for an SDE."""
+    if sde.coords:
+        raise UsageError(
+            f"the schedule of {type(sde).__name__} is not one curve: alpha and sigma differ between the elements of an "
+            f"event (coords = {sde.coords})"
+        )
     low, high = sde.times("train")
     # The times grow quadratically, because the noise level changes fastest near the data.
     t = low + (high - low) * torch.linspace(0, 1, POINTS, dtype=torch.float64).square()
@@ -167,7 +177,7 @@ def dissolve(sde: SDE, x0: Tensor, t: Sequence[float] | Tensor, noise: Noise) ->
         draws.append(noise.normal(shape, i, "solver", x0.dtype))
         states.append(expand(a, x0) * states[-1] + expand(variance.sqrt(), x0) * draws[-1])
     chain = torch.stack(states)
-    residuals = [(x - expand(alpha, x) * x0) / expand(sigma, x) for x in (jump, chain)]
+    residuals = [(x - _over_rows(alpha, x) * x0) / _over_rows(sigma, x) for x in (jump, chain)]
     return Dissolved(times, jump, chain, torch.stack([flat(r).square().mean(1).sqrt() for r in residuals]))
 
 
@@ -300,7 +310,7 @@ def paths(run: Run, n: int, flow: Solver, noisy: Solver, axis: Tensor, *, seed: 
     def follow(trajectory: Trajectory | None) -> Tensor:
         assert trajectory is not None
         states = trajectory.at(times).double()
-        return states.flatten(2) @ axis / torch.hypot(alpha, sigma)[:, None]
+        return (states / _over_rows(torch.hypot(alpha, sigma), states)).flatten(2) @ axis
 
     both = [run.sample(n, s, seed=seed, denoise=False, record=True).solution.trajectory for s in (flow, noisy)]
     found = Paths(times, follow(both[0]), follow(both[1]))

@@ -79,7 +79,8 @@ def forward(
     This command does not use a run.
     """
     session.on  # noqa: B018  # sets the threads
-    chosen = _sde(PATH, sde, settings(assignments, ("sde",))["sde"])
+    texts = settings(assignments, ("sde",))["sde"]
+    _sde(PATH, sde, texts)  # rejects invalid options before the data are read
     from ...core.noise import Noise
     from ...data import load_data
     from ...plot import strips
@@ -88,6 +89,8 @@ def forward(
 
     dataset = load_data(data, session.seed)
     info, count = dataset.info, n or (1000 if dataset.info.kind == "vector" else 6)
+    chosen = _sde(PATH, sde, texts, info.shape)
+    chosen.check_event(info.shape)
     file = target(out, Path("forward.png"))
     times = make_grid(grid, chosen, steps, *chosen.times("train"))
     x0 = dataset.codec.continuous.to_model(dataset.test[:count].double())
@@ -119,8 +122,10 @@ def _names(option: str, text: str) -> list[str]:
     return names
 
 
-def _sde(fields: Fields, name: str, texts: dict[str, str]) -> SDE:
+def _sde(fields: Fields, name: str, texts: dict[str, str], shape: tuple[int, ...] | None = None) -> SDE:
+    """Build an SDE. If its field ``shape`` is ``auto``, it is set to ``shape``, the shape of an event."""
     resolve(name, SDES, "SDE", typed=True)
     from ...run.config import TrainConfig, build_sde
 
-    return build_sde(TrainConfig(sde=name, sde_options=fields.read(name, texts)))
+    config = TrainConfig(sde=name, sde_options=fields.read(name, texts))
+    return build_sde(config if shape is None else config.shaped(shape))

@@ -1,6 +1,6 @@
 """Train four SDEs of one's own, run a fifth as a solver, and compare everything with the truth.
 
-    python experiments/own_sde.py                          # about six CPU minutes
+    python experiments/own_sde.py                          # about ten CPU minutes
     python experiments/own_sde.py --steps 500 --n 300      # faster
     python experiments/own_sde.py --only costs             # one part: a class, Phase, costs or figure
 

@@ -180,7 +180,7 @@ def make_path(part: Part, shift: float = 1.0, given: SDE | type[SDE] | None = No
     name = part.name if given is None else name_of(given, SDES)
     _check_same(part.name, name, given, SDES, "SDE")
     if given is None:
-        sde: Any = build(part.name, SDES, "SDE", typed=typed, **part.options)
+        sde: Any = build(part.name, SDES, "SDE", part.options, typed=typed)
     elif isinstance(given, type):
         sde = construct(given, "SDE", given.__name__, part.options, typed=typed)
     else:

@@ -231,5 +231,5 @@ def _named(text: str) -> SDE:
         if not equals:
             raise UsageError(f"Parts: {text!r} must be a name, followed by field=value, such as ve:sigma_max=10")
         options[key.strip()] = parse_value(value)
-    made: SDE = build(name, SDES, "SDE", **options)
+    made: SDE = build(name, SDES, "SDE", options)
     return made

@@ -144,7 +144,8 @@ def aligned(config: TrainConfig, data: Dataset) -> Dataset:
     the data are returned unchanged.
     """
     spaces = config.spaces
-    if not any(isinstance(space, Relative) for space in spaces) or not config.sources.image:
+    shown = config.sources.image and data.info.known.image
+    if not any(isinstance(space, Relative) for space in spaces) or not shown:
         return data
     affine = _affine(spaces, data, torch.arange(min(len(data.train), 4096)))
     scale = affine.scale.double() + torch.zeros_like(affine.shift, dtype=torch.float64)

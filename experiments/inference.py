@@ -136,7 +136,9 @@ def run_mixture(seeds: list[int], quick: bool) -> None:
             report("single Gaussian | | ", scores, truth, answers, exact)
             answers = [marginal.sample(count, seeded(100 + i)) for i in range(questions)]
             report("p(x), without c | | ", marginal.log_prob(x.double()), truth, answers, exact)
-        run, seconds = train(z[:, :4], z[:, 4:], test[:, :4], test[:, 4:], seed, lr=4e-3, steps=20 if quick else 0)
+        # On the straight path, the answers are a little closer to exact draws than on VP (ratio 1.48 against 1.53).
+        settings = {"sde": "flow", "predict": "edm", "lr": 4e-3, "steps": 20 if quick else 0}
+        run, seconds = train(z[:, :4], z[:, 4:], test[:, :4], test[:, 4:], seed, **settings)
         scores = run.given(Condition(vector=c)).log_likelihood(x, EXACT, batch=1000, check=False).log_prob
         answers = [
             run.given(Condition(vector=b[None])).sample(count, seed=i, batch=count).x.double()

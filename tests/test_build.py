@@ -13,6 +13,7 @@ from scoresde import SDE, VPSDE, ProbabilityFlow, RungeKutta
 from scoresde.core.errors import CheckpointError, UsageError
 from scoresde.core.registry import READ, build, closest, fields_of, name_of, options_of, parse_value, resolve
 from scoresde.core.tables import SDES, SOLVERS
+from scoresde.solvers import Solver
 
 OWN = """
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ def test_names_and_options() -> None:
     assert build("vp", SDES) == VPSDE()
     assert build("vp", SDES, beta_max=18.0) == VPSDE(beta_max=18.0)
     assert build("heun", SOLVERS, steps=7) == RungeKutta(steps=7)
+    assert build("phase", SOLVERS, "solver", {"kind": "psld"}, kind=Solver).kind == "psld"
     ready = VPSDE(beta_max=3.0)
     assert build(ready, SDES) is ready
     with pytest.raises(UsageError, match="only with a name, not with an object"):

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from shell import Shell
 
 from scoresde import Condition, Dataset, TrainConfig, fit, load
 from scoresde.core.errors import CheckpointError, DataError, UsageError
+from scoresde.run.questions import read_questions
 
 ROWS = 120
 OWN = """
@@ -178,6 +180,37 @@ def test_pictures_to_drift_to_are_in_the_units_of_the_samples(away: Path) -> Non
     )  # fmt: skip
     known = run.given_rows(data, torch.arange(4))
     assert float(known.to_model(data.test[:4]).abs().max()) < 1e-5
+
+
+def test_each_column_drifts_to_its_own_y(away: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The columns of a table have scales of their own, and so have the values to which they drift."""
+    x = np.random.default_rng(0).normal(size=(200, 2)) * (1, 20) + (3, 100)
+    np.savez("table.npz", x=x, given=x)
+    Shell(capsys)("train --data table.npz --cond image --space relative --steps 2 --batch 8 --quiet --out runs/a")
+    run = load("runs/a")
+    assert isinstance(run.info.known.low, tuple)
+    known = run.given_rows(run.data(), torch.arange(4))
+    assert float(known.to_model(run.data().test[:4]).abs().max()) < 1e-5
+    np.savez("q.npz", given=x[:2])
+    Shell(capsys)("sample runs/a --given q.npz --quiet --out drawn")
+    np.savez("wide.npz", x=x, given=np.ones((200, 3)))
+    Shell(capsys).refuses(
+        "train --data wide.npz --cond image --space relative --steps 2 --quiet --out runs/b", 2, "(2,)", "(3,)"
+    )
+
+
+def test_pictures_of_a_file_to_drift_to_have_the_levels_of_the_samples(
+    away: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    y = np.random.default_rng(0).integers(0, 256, (60, 1, 8, 8), dtype=np.uint8)
+    np.savez("pictures.npz", x=y, given=y)
+    network = "--set network.channels=4 --set network.multipliers=1 --set network.attention=9"
+    Shell(capsys)(
+        f"train --data pictures.npz --cond image --space relative --steps 2 --batch 8 {network} --quiet --out runs/a"
+    )
+    Image.fromarray(y[0, 0]).save("y.png")
+    asked = read_questions(load("runs/a"), Path("y.png"))
+    assert np.array_equal(asked.condition.image[0].numpy(), y[0].astype(float))
 
 
 def test_a_bound_condition_moves_with_the_rows(away: Path) -> None:

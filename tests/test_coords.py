@@ -301,6 +301,17 @@ def test_the_clock_is_one_number_and_its_inverse_is_exact():
         assert float(((rate - speed).abs() / (1 + speed))[5:-5].max()) < 1e-3
 
 
+def test_few_evaluations_invert_the_clock_and_a_row_does_not_depend_on_the_others(monkeypatch):
+    for sde in (Bands(), Blur(shape=(1, 8, 8)), Parts("vp", "flow", split=2, shape=(5,))):
+        levels = sde.log_snr(torch.linspace(sde.t_min, sde.t_max, 301, dtype=F64)[1:-1])
+        log_snr, calls = type(sde).log_snr, []
+        monkeypatch.setattr(type(sde), "log_snr", lambda self, t: (calls.append(t), log_snr(self, t))[1])  # noqa: B023
+        found = sde.t_of_log_snr(levels)
+        assert len(calls) <= 16
+        assert all(torch.equal(sde.t_of_log_snr(levels[i : i + 1]), found[i : i + 1]) for i in range(0, 299, 23))
+        monkeypatch.undo()
+
+
 def test_rows_do_not_depend_on_their_batch_and_guidance_follows_the_clock():
     sde = Bands(count=4)
     model, other = (

@@ -127,6 +127,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
         np.save("six.npy", rng.normal(size=(6, 2)).repeat(50, 0))
         _asked(rng, tiny)
         _stated()
+        _own()
     return folder
 
 
@@ -142,6 +143,21 @@ def _stated() -> None:
     )
     Path("myspace.py").write_text(next(block for block in blocks if "class Mirrored" in block))
     exec(next(block for block in blocks if "molecules.npz" in block), {})
+
+
+def _own() -> None:
+    """The user's file of the page on SDEs of one's own, and the data of its commands."""
+    text = (ROOT / "docs" / "own-sde.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    Path("own.py").write_text("\n\n".join(block for block in blocks if "(SDE):" in block or "from scoresde" in block))
+    exec(next(block for block in blocks if "tones.npz" in block).replace("4000", "60"), {})
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(60, 2))
+    np.savez("copies.npz", x=x, given=x + rng.normal(size=x.shape))
+    np.savez("asked.npz", given=x[:2])
+    x = rng.normal(size=(60, 3, 2))
+    np.savez("triangles.npz", x=x - x.mean(1, keepdims=True))
+    np.savez("curves.npz", x=rng.normal(size=(60, 1, 16)).cumsum(2))
 
 
 def _asked(rng: np.random.Generator, tiny: dict) -> None:

@@ -342,7 +342,7 @@ class SolverChoice:
         """
         from ..solvers import Solver
 
-        made: Solver = build(self.name, SOLVERS, "solver", typed=True, kind=Solver, **self.options)
+        made: Solver = build(self.name, SOLVERS, "solver", self.options, typed=True, kind=Solver)
         return made
 
     @property

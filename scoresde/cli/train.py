@@ -147,9 +147,9 @@ def train(
                 config.predict,
                 PARAMETRIZATIONS,
                 "prediction",
+                config.predict_options,
                 typed=True,
                 kind=Parametrization,
-                **config.predict_options,
             )
         if config.weighting != "auto":
             make_weighting(config.weighting, config.weighting_options, True)

@@ -151,15 +151,16 @@ def fields_of(factory: Any) -> dict[str, inspect.Parameter]:
 
 
 def build(
-    name: str | Any, table: Mapping[str, str], what: str = "name", *, typed: Typed = READ, kind: type | None = None,
-    **options: Any,
+    name: str | Any, table: Mapping[str, str], what: str = "name", options: Mapping[str, Any] | None = None, /, *,
+    typed: Typed = READ, kind: type | None = None, **more: Any,
 ) -> Any:  # fmt: skip
     """Build the object that ``name`` refers to, or return ``name`` itself if it is not a string.
 
     Args:
         name, table, what, typed: As in :func:`resolve`.
+        options: The options to pass to the constructor. Names of any kind are possible, such as ``kind`` or ``name``.
         kind: The class that a new object must be an instance of.
-        options: The options to pass to the constructor.
+        more: More options.
 
     Raises:
         UsageError: If the name or an option is unknown (the message lists the known names), or if the new object is not
@@ -170,6 +171,7 @@ def build(
     >>> build("vp", SDES, beta_max=18.0)
     VPSDE(beta_min=0.1, beta_max=18.0)
     """
+    options = {**(options or {}), **more}
     if not isinstance(name, str):
         if options:
             raise UsageError(f"{what}: options {sorted(options)} can be passed only with a name, not with an object")

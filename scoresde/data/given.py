@@ -142,6 +142,7 @@ class CondInfo:
         shift, scale: Mean and standard deviation of each number over the training rows, for standardisation.
         image: Shape of each picture in the conditions, ``(C, *space)``, or empty if there are no pictures.
         low, high: Lowest and highest value of the pictures, or 0 and 255 for uint8. This range is mapped to [-1, 1].
+            Each is one number, or one for each of the C channels if they have separate ranges.
         words: The vocabulary. Word i has the index i + 1. All words outside the vocabulary have the index 0.
         features: Number of features of each word if the texts are stored as features, else 0.
     """
@@ -150,8 +151,8 @@ class CondInfo:
     shift: tuple[float, ...] = ()
     scale: tuple[float, ...] = ()
     image: tuple[int, ...] = ()
-    low: float = 0.0
-    high: float = 1.0
+    low: float | tuple[float, ...] = 0.0
+    high: float | tuple[float, ...] = 1.0
     words: tuple[str, ...] = ()
     features: int = 0
 
@@ -252,7 +253,9 @@ class CondInfo:
                     f"the condition has pictures of shape {tuple(image.shape[1:])}, but the model was trained on "
                     f"pictures of shape {self.image}; pass pictures with the same number of axes and channels"
                 )
-            image = ((image.double() - self.low) * (2 / (self.high - self.low)) - 1).float()
+            shape = (-1, *[1] * (image.ndim - 2))
+            low, high = (image.new_tensor(v, dtype=torch.float64).reshape(shape) for v in (self.low, self.high))
+            image = ((image.double() - low) * (2 / (high - low)) - 1).float()
         if known.tokens is not None and (self.words or self.features):
             self._check_tokens(known.tokens)
         return replace(known, vector=vector, image=image)
@@ -321,30 +324,37 @@ class CondInfo:
                 shift=tuple(float(v) for v in stored.get("shift", ())),
                 scale=tuple(float(v) for v in stored.get("scale", ())),
                 image=tuple(int(n) for n in stored.get("image", ())),
-                low=float(stored.get("low", 0.0)),
-                high=float(stored.get("high", 1.0)),
+                low=_number_or_more(stored.get("low", 0.0)),
+                high=_number_or_more(stored.get("high", 1.0)),
                 words=tuple(str(word) for word in stored.get("words", ())),
                 features=int(stored.get("features", 0)),
             )
         except (TypeError, ValueError, OverflowError) as error:
             raise DataError(f"malformed description of the conditions: {error}") from error
-        numbers = (*found.shift, *found.scale, found.low, found.high)
+        lows, highs = np.atleast_1d(found.low).tolist(), np.atleast_1d(found.high).tolist()
+        numbers = (*found.shift, *found.scale, *lows, *highs)
         if (
             not len(found.vector) == len(found.shift) == len(found.scale)
             or not all(map(math.isfinite, numbers))
-            or min((*found.scale, found.high - found.low)) <= 0
+            or len(lows) != len(highs)
+            or len(lows) not in (1, *found.image[:1])
+            or min((*found.scale, *(high - low for low, high in zip(lows, highs, strict=True)))) <= 0
             or min((*found.image, 1)) < 1
             or found.features < 0
         ):
             raise DataError(
                 "malformed description of the conditions: vector, shift and scale must have the same length, all "
-                "numbers must be finite, scale and image must be positive, low must be less than high, and features "
-                "must not be negative"
+                "numbers must be finite, scale and image must be positive, low and high must be one number or one for "
+                "each channel, low must be less than high, and features must not be negative"
             )
         return found
 
 
 _NOTHING = CondInfo()
+
+
+def _number_or_more(value: Any) -> float | tuple[float, ...]:
+    return tuple(float(v) for v in value) if isinstance(value, list | tuple) else float(value)
 
 
 def _plain(x: Array) -> Tensor:

@@ -516,7 +516,7 @@ def make_times(sampler: str | TimeSampler, options: Mapping[str, Any], setting: 
         UsageError: If the name or an option is unknown, or if the sampler does not support the setting.
         CheckpointError: If the name was read from a file and is not a built-in.
     """
-    made = build(sampler, TIME_SAMPLERS, "time sampler", typed=typed, **options)
+    made = build(sampler, TIME_SAMPLERS, "time sampler", options, typed=typed)
     if not isinstance(made, TimeSampler):
         raise UsageError(
             f"{sampler!r} is not a time sampler; it must be a frozen dataclass that subclasses "

@@ -116,6 +116,8 @@ class Asked:
         if image is None or len(image.shape) != len(self.info.shape) + 1:
             return None
         known, info = self.info.known, self.info
+        if isinstance(known.low, tuple) or isinstance(known.high, tuple):  # in the units of the samples
+            return image
         return info.low + (image - known.low) * ((info.high - info.low) / (known.high - known.low))
 
     @property

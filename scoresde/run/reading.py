@@ -65,7 +65,9 @@ def read_images(run: Run, sources: Sources, given: Sequence[Path], shapes: Seque
             parameter="given",
         )
     top = 65535.0 if pixels.dtype == np.uint16 else 255.0
-    low, high = (run.info.known.low, run.info.known.high) if sources.image else (run.info.low, run.info.high)
+    low, high = run.info.low, run.info.high
+    if sources.image and "image" not in run.needs:  # unless samples drift to them, pictures have a range of their own
+        low, high = run.info.known.low, run.info.known.high  # type: ignore[assignment]
     image = torch.from_numpy(pixels.astype(np.float64))
     if (low, high) != (0.0, top):
         image = low + image * ((high - low) / top)

@@ -178,10 +178,9 @@ def make_path(part: Part, shift: float = 1.0, given: SDE | type[SDE] | None = No
         CheckpointError: If a name that was read from a file is not built in.
     """
     name = part.name if given is None else name_of(given, SDES)
-    if name != part.name and SDES.keys() & {name, part.name}:
-        raise UsageError(f"the run was trained with the {part.name!r} SDE, not with {name!r}")
+    _check_same(part.name, name, given, SDES, "SDE")
     if given is None:
-        sde: Any = build(part.name, SDES, "SDE", typed=typed, **part.options)
+        sde: Any = build(part.name, SDES, "SDE", part.options, typed=typed)
     elif isinstance(given, type):
         sde = construct(given, "SDE", given.__name__, part.options, typed=typed)
     else:
@@ -207,6 +206,20 @@ def _flag(stored: Mapping[str, Any], name: str) -> bool:
     return bool(stored[name])
 
 
+def _check_same(trained: str, name: str, given: Any, table: Mapping[str, str], what: str) -> None:
+    """Reject a class other than the one that a run was trained with.
+
+    A class of the user may have moved to another module, but it must have kept its own name. An instance is accepted
+    under any name, and so is a network, because another network does not fit the weights.
+    """
+    if name == trained:
+        return
+    own, its = (text.rpartition(":")[2].rpartition(".")[2] for text in (name, trained))
+    other = isinstance(given, type) and what != "network" and own != its
+    if table.keys() & {name, trained} or other:
+        raise UsageError(f"the run was trained with the {trained!r} {what}, not with {name!r}")
+
+
 def _made(part: Part | None, given: Any, table: Mapping[str, str], what: str, kind: type, typed: Typed) -> Any:
     """Build a part from the class ``given``, or from the class that ``part`` names if ``given`` is ``None``.
 
@@ -218,8 +231,9 @@ def _made(part: Part | None, given: Any, table: Mapping[str, str], what: str, ki
         part = Part(name_of(given, table))
     if given is None:
         given, name = resolve(part.name, table, what, typed=typed), part.name
-    elif (name := name_of(given, table)) != part.name and table.keys() & {name, part.name}:
-        raise UsageError(f"the run was trained with the {part.name!r} {what}, not with {name!r}")
+    else:
+        name = name_of(given, table)
+        _check_same(part.name, name, given, table, what)
     made = construct(given, what, name, _tuples(part.options, given), table, typed=typed)
     if not isinstance(made, kind):
         raise UsageError(

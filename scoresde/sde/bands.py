@@ -216,7 +216,7 @@ class Parts(Shaped):
         super().check()
 
     def _join(self, values: list[Tensor | float], t: Tensor) -> Tensor:
-        n, rest = self.coords[0], self.coords[1:]
+        n, rest = self.event[0], self.coords[1:]
         sizes = (self.split, n - self.split)
         parts = [self._tensor(v, t).expand(len(t), size, *rest) for v, size in zip(values, sizes, strict=True)]
         return torch.cat(parts, 1)
@@ -245,5 +245,5 @@ def _named(given: str) -> SDE:
                 "ve,sigma_max=10"
             )
         options[key.strip()] = parse_value(value)
-    made: SDE = build(name, SDES, "SDE", **options)
+    made: SDE = build(name, SDES, "SDE", options)
     return made

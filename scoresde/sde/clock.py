@@ -70,7 +70,10 @@ def rate_of_mean(r: Tensor, rates: Tensor, mean: Tensor) -> Tensor:
 
 
 def solve_decreasing(f: Callable[[Tensor], Tensor], target: Tensor, low: float, high: float) -> Tensor:
-    """Solve ``f(t) = target`` for a decreasing function f, by the Illinois method.
+    """Solve ``f(t) = target`` for a decreasing function f, by Chandrupatla's method.
+
+    The method combines bisection with inverse quadratic interpolation (Chandrupatla 1997, Advances in Engineering
+    Software 28, 145).
 
     Args:
         f: The function, which maps times ``(n,)`` to values ``(n,)``. The values at the ends may be infinite.
@@ -86,19 +89,26 @@ def solve_decreasing(f: Callable[[Tensor], Tensor], target: Tensor, low: float, 
     place = (values[:, None] > target).sum(0).clamp(1, len(table) - 1)
     a, b, f_a, f_b = table[place - 1], table[place], values[place - 1] - target, values[place] - target
     outside = torch.where(f_a <= 0, a, torch.where(f_b >= 0, b, torch.nan))
-    weight_a, weight_b, rose, eps = f_a, f_b, torch.zeros_like(a), torch.finfo(target.dtype).eps
-    for turn in range(64):
-        t = b - weight_b * (b - a) / (weight_b - weight_a)
-        # Halve the interval in every third turn, and where the secant step is of no use (infinite or NaN).
-        t = torch.where((t > a) & (t < b) & (turn % 3 != 2), t, (a + b) / 2)
+    result, done = outside, ~outside.isnan()
+    share, eps = torch.full_like(a, 0.5), torch.finfo(target.dtype).eps
+    for _ in range(64):
+        t = a + share * (b - a)
         found = f(t) - target
-        left = found > 0
-        # If the same end moves twice in a row, halve the weight of the other end.
-        weight_a = torch.where(left, found, torch.where(rose < 0, weight_a / 2, weight_a))
-        weight_b = torch.where(left, torch.where(rose > 0, weight_b / 2, weight_b), found)
-        a, f_a = torch.where(left, t, a), torch.where(left, found, f_a)
-        b, f_b = torch.where(left, b, t), torch.where(left, f_b, found)
-        rose = torch.where(left, 1.0, -1.0)
-        if bool((~outside.isnan() | (b - a <= 2 * eps * b.abs()) | (f_a == 0) | (f_b == 0)).all()):
-            break
-    return torch.where(outside.isnan(), torch.where(f_a.abs() < f_b.abs(), a, b), outside)
+        # The new point replaces a. The solution lies between a and b, and c is the point that was dropped last.
+        same = (found > 0) == (f_a > 0)
+        c, f_c = torch.where(same, a, b), torch.where(same, f_a, f_b)
+        b, f_b = torch.where(same, b, a), torch.where(same, f_b, f_a)
+        a, f_a = t, found
+        best = torch.where(f_a.abs() < f_b.abs(), a, b)
+        least = 2 * eps * best.abs() / (b - a).abs()  # the smallest step that is worth taking, as a share of b - a
+        # A row keeps its first result, so that it does not depend on the other rows.
+        ready = ~done & ((f_a == 0) | ~(least < 0.5))
+        result, done = torch.where(ready, best, result), done | ready
+        if bool(done.all()):
+            return result
+        # Interpolate t as a quadratic function of f where it is monotone, and otherwise halve the interval.
+        xi, phi = (a - b) / (c - b), (f_a - f_b) / (f_c - f_b)
+        smooth = (phi.square() < xi) & ((1 - phi).square() < 1 - xi)
+        near = f_a / (f_b - f_a) * f_c / (f_b - f_c) + (c - a) / (b - a) * f_a / (f_c - f_a) * f_b / (f_c - f_b)
+        share = torch.where(smooth, near, 0.5).clamp(least, 1 - least)
+    return torch.where(done, result, best)

@@ -145,7 +145,7 @@ def solvers_by_name(names: Iterable[str], grid: str | None = None) -> dict[str, 
     found: dict[str, Solver] = {}
     for name in names:
         takes = grid is not None and "grid" in fields_of(resolve(name, SOLVERS, "solver", typed=True))
-        found[name] = build(name, SOLVERS, "solver", typed=True, kind=Solver, **({"grid": grid} if takes else {}))
+        found[name] = build(name, SOLVERS, "solver", {"grid": grid} if takes else {}, typed=True, kind=Solver)
     return found
 
 

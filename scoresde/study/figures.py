@@ -141,7 +141,7 @@ def training_log_snr(sde: SDE, count: int, seed: int = 0) -> Tensor:
     """Return the log-SNR at ``count`` random times, drawn as in training with the default settings for ``sde``."""
     info = DataInfo("points", "points", "vector", (2,), -1.0, 1.0, None, (), 2, 1)
     config = TrainConfig(sde=sde, space=sde.stated_in or "none").resolved(info)
-    parametrization = build(config.predict, PARAMETRIZATIONS, "prediction", typed=True, **config.predict_options)
+    parametrization = build(config.predict, PARAMETRIZATIONS, "prediction", config.predict_options, typed=True)
     weighting = make_weighting(config.weighting, config.weighting_options, True)
     low, high = sde.times("train")
     low, high = max(low, parametrization.legal_t_min(sde)), min(high, parametrization.legal_t_max(sde))

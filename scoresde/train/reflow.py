@@ -144,6 +144,7 @@ def reflow(
         )
     if run.config.padded:
         raise UsageError("reflow does not support padded rows, the space 'masked'; train without this space")
+    check_scalar(run.base.domain.sde, "reflow", "a run on a path with one alpha and one sigma, such as 'flow'")
     data = run.data() if data is None else data
     asked = run
     if run.config.sources.rich:

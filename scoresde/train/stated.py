@@ -140,17 +140,27 @@ def _middle(codec: Codec, x: Tensor) -> Tensor:
 def aligned(config: TrainConfig, data: Dataset) -> Dataset:
     """Return the data with given pictures in the units of the samples, for a path that drifts from samples to pictures.
 
-    This is possible if all values of the samples have the same shift and scale. Otherwise, or if the space does not
-    depend on pictures, the data are returned unchanged.
+    The samples have one shift and scale, or one for each channel or column. If the space does not depend on pictures,
+    the data are returned unchanged.
     """
     spaces = config.spaces
-    if not any(isinstance(space, Relative) for space in spaces) or not config.sources.image:
+    shown = config.sources.image and data.info.known.image
+    if not any(isinstance(space, Relative) for space in spaces) or not shown:
         return data
     affine = _affine(spaces, data, torch.arange(min(len(data.train), 4096)))
-    if affine.scale.numel() != 1 or affine.shift.numel() != 1:
-        return data
-    shift, scale = float(affine.shift), float(affine.scale)
-    return data.described(replace(data.info.known, low=shift - scale, high=shift + scale))
+    scale = affine.scale.double() + torch.zeros_like(affine.shift, dtype=torch.float64)
+    shift = affine.shift.double().expand(scale.shape)
+    channels = data.info.known.image[:1]
+    if scale.numel() not in (1, *channels) or (scale.ndim and scale.shape[0] != scale.numel()):
+        raise UsageError(
+            f"the space 'relative' needs images y of the shape of the samples, {data.info.shape}, but those of "
+            f"{data.info.source} have the shape {data.info.known.image}",
+            parameter="space",
+        )
+    low, high = ((shift + part * scale).flatten().tolist() for part in (-1, 1))
+    one = scale.numel() == 1
+    known = replace(data.info.known, low=low[0] if one else tuple(low), high=high[0] if one else tuple(high))
+    return data.described(known)
 
 
 def conditions(

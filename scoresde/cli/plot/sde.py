@@ -15,7 +15,6 @@ from ..common import Session, builds, in_list, sde_option, session, set_option
 from .common import picture_option, target, write
 
 if TYPE_CHECKING:
-    from ...run.config import TrainConfig
     from ...sde.base import SDE
 
 __all__ = ["forward", "schedule"]
@@ -80,18 +79,20 @@ def forward(
     This command does not use a run.
     """
     session.on  # noqa: B018  # sets the threads
-    config = _config(PATH, sde, settings(assignments, ("sde",))["sde"])
+    texts = settings(assignments, ("sde",))["sde"]
+    _sde(PATH, sde, texts)  # rejects invalid options before the data are read
     from ...codec import Composed, parse_spaces
     from ...core.noise import Noise
     from ...data import load_data
     from ...plot import strips
-    from ...run.config import build_sde
+    from ...sde.check import check_event
     from ...sde.grids import make_grid
     from ...study.figures import column_labels, dissolve, shown, size_note
 
     dataset = load_data(data, session.seed)
     info, count = dataset.info, n or (1000 if dataset.info.kind == "vector" else 6)
-    chosen = build_sde(config.shaped(info.shape))
+    chosen = _sde(PATH, sde, texts, info.shape)
+    check_event(chosen, info.shape)
     # The path may be stated in a basis. Without a known signal, the paths towards it are drawn as they are.
     basis = parse_spaces(chosen.stated_in) if chosen.stated_in.startswith("basis") else ()
     units = Composed((dataset.codec.continuous, *basis))
@@ -126,14 +127,10 @@ def _names(option: str, text: str) -> list[str]:
     return names
 
 
-def _sde(fields: Fields, name: str, texts: dict[str, str]) -> SDE:
-    from ...run.config import build_sde
-
-    return build_sde(_config(fields, name, texts))
-
-
-def _config(fields: Fields, name: str, texts: dict[str, str]) -> TrainConfig:
+def _sde(fields: Fields, name: str, texts: dict[str, str], shape: tuple[int, ...] | None = None) -> SDE:
+    """Build an SDE. If its field ``shape`` is ``auto``, it is set to ``shape``, the shape of an event."""
     resolve(name, SDES, "SDE", typed=True)
-    from ...run.config import TrainConfig
+    from ...run.config import TrainConfig, build_sde
 
-    return TrainConfig(sde=name, sde_options=fields.read(name, texts))
+    config = TrainConfig(sde=name, sde_options=fields.read(name, texts))
+    return build_sde(config if shape is None else config.shaped(shape))

@@ -26,6 +26,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 PUBLIC = """
     SDE VPSDE SubVPSDE VESDE CosineSDE EDMSDE VDMSDE FlowMatching Shifted DDPM SMLD verify
+    MeanReverting OUVE BBED Bridge Blur Parts
     Estimate Denoiser Domain Parametrization Eps X0 V Score Velocity EDM
     ScoreModel Guided Mixed Steered Measured Thresholded Rescaled Particles convert
     GaussianMixture Noise Condition Codec denoising_loss

@@ -94,8 +94,8 @@ def test_training_noise_levels_are_where_training_draws_them():
     assert (share - torch.sigmoid(-levels / 2)).abs().max() < 1e-3
 
 
-@pytest.mark.parametrize("name", SDES)
-def test_every_sde_has_a_schedule(name):
+@pytest.mark.parametrize("name", sorted(set(SDES) - {"blur", "parts"}))
+def test_every_sde_with_one_alpha_and_one_sigma_has_a_schedule(name):
     made = schedule_of(name, build(name, SDES))
     for values in (made.alpha, made.sigma):
         assert torch.isfinite(torch.as_tensor(values)).all()

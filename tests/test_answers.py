@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scoresde.core.errors import UsageError
 from scoresde.core.noise import Noise
-from scoresde.metrics.answers import coverage, exact_gap, gap, psnr, ranks, seen, spread, ssim
+from scoresde.metrics.answers import coverage, difference, exact_gap, exact_loss, gap, psnr, ranks, seen, spread, ssim
 
 
 def posterior(n: int = 4000, answers: int = 19, width: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -34,6 +34,16 @@ def test_exact_answers_satisfy_both_identities() -> None:
     assert mean.value == pytest.approx(10 * math.log10(4 / (1 + 1 / 19)), abs=4 * mean.stderr)
     one = psnr(truth, answers, 2.0)
     assert mean.value - one.value == pytest.approx(found.value)
+
+
+@pytest.mark.parametrize("each", [1, 2, 8])
+def test_the_mean_of_exact_answers_costs_what_is_told(each: int) -> None:
+    truth, answers = posterior(answers=each)
+    y = Noise.of(4000, 1).normal((3,), dtype=torch.float64)  # the posterior mean
+    loss = difference("psnr", truth, y, answers.mean(1), 2.0)
+    assert exact_loss(each) == pytest.approx(10 * math.log10((each + 1) / each))
+    assert abs(loss.value - exact_loss(each)) < 3 * loss.stderr < 0.3
+    assert exact_gap(each) == pytest.approx(exact_loss(1) - exact_loss(each))
 
 
 @pytest.mark.parametrize(("width", "sign"), [(0.6, -1), (1.5, 1)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from scoresde import Dataset, Noise, load_data
+from scoresde.core.errors import UsageError
+from scoresde.metrics import difference, psnr, ssim
+from scoresde.metrics.measurement import deal
 from scoresde.operators import AddedNoise, Half, Mask, Operator, Pool
 from scoresde.run.seen import Seen
 from scoresde.study.answers import Answers, answers_table, ask, described_answers, judge, questions, training_rows
@@ -63,8 +67,38 @@ def test_for_gaussian_rows_nothing_beats_linear_regression(
     # The mean of K exact answers has (1 + 1/K) times the error of the posterior mean, which is linear here.
     expected = judged.psnr_mean.value + 10 * torch.log10(torch.tensor(1 + 1 / 9)).item()
     assert line.value == pytest.approx(expected, abs=0.25) and line.value > means.value + 0.5
-    assert f"\n{LINE}  {line}\n" in answers_table(judged)
+    ahead = judged.ahead[LINE]["psnr"]
+    assert ahead.value < 0 and re.search(rf"\n{LINE}  {line} +{ahead}\n", answers_table(judged))
+    assert re.search(rf"\ncolumn means +{means} +\+?{judged.ahead['column means']['psnr']}\n", answers_table(judged))
+    assert re.search(r"\nwithout a network  psnr +mean minus it\n", answers_table(judged))
     assert described_answers(judged)["baselines"][LINE]["psnr"]["value"] == line.value
+
+
+def test_differences_are_paired() -> None:
+    """The error of the difference is that of a jackknife over the questions, not that of two independent figures."""
+    data = load_data("digits")
+    found = asked(data, Pool(2), 60)
+    found = replace(found, x=found.x + 2 * Noise.of(60, 3).normal((2, 1, 8, 8), dtype=F64))
+    others = estimates(found, data)
+    judged = judge(found, ["psnr", "ssim"], others=others)
+    assert judged.ahead.keys() == judged.baselines.keys() == others.keys()
+    block = deal([60])[0]
+    for metric, measure in (("psnr", psnr), ("ssim", ssim)):
+        own = getattr(judged, f"{metric}_mean")
+        for name, x in others.items():
+            ahead, alone = judged.ahead[name][metric], judged.baselines[name][metric]
+            assert ahead.value == pytest.approx(own.value - alone.value)
+            kept = [block != b for b in range(20)]
+            parts = [measure(found.truth[k], found.x.mean(1)[k], 16.0).value
+                     - measure(found.truth[k], x[k], 16.0).value for k in kept]  # fmt: skip
+            spread = torch.tensor(parts, dtype=F64).var(correction=0) * 19
+            assert ahead.stderr == pytest.approx(spread.sqrt().item())
+        assert judged.ahead[SHOWN]["ssim"].stderr < judged.baselines[SHOWN]["ssim"].stderr
+    facts = described_answers(judged)["mean_minus_baselines"]
+    assert facts[SHOWN]["psnr"]["stderr"] == judged.ahead[SHOWN]["psnr"].stderr
+    assert judge(found, ["ranks"], others=others).ahead == {}
+    with pytest.raises(UsageError, match="got 'mse'"):
+        difference("mse", found.truth, found.truth, found.truth, 1.0)
 
 
 def test_pictures_are_compared_with_what_is_shown_and_with_interpolation() -> None:

@@ -321,6 +321,7 @@ def test_empty_cells_are_filled_and_the_others_stay_as_they_were_typed(
     Path("gaps.csv").write_text(GAPS)
     facts: Any = shell.json(f"sample {run} --given gaps.csv {ASK} --out o")
     assert "given: 3 rows of gaps.csv (known: age), with 3 of 9 cells to fill; 1 answer each\n" in shell.err
+    assert "1 empty cell stays empty, in columns that the model does not fill: note (1)\n" in shell.err
     typed, filled = rows("gaps.csv"), rows("o/filled.csv")
     assert filled[0] == typed[0] and len(filled) == 4
     for i, (before, after) in enumerate(zip(typed[1:], filled[1:], strict=True)):
@@ -334,6 +335,10 @@ def test_empty_cells_are_filled_and_the_others_stay_as_they_were_typed(
     assert drawn[0]["title"] == "cells missing" and drawn[0]["given"].isnan().sum() == 3
 
     shell(f"sample {run} --given gaps.csv {ASK} --each 2 --out several")
+    assert shell.out.startswith("several/filled.csv  5 rows  6 samples  ")
+    assert json.loads(Path("several/samples.json").read_text())["lines"] == 5
+    shell(f"sample {run} --given gaps.csv {ASK} --each 2 --out several --resume")
+    assert shell.out.startswith("several/filled.csv  5 rows  6 samples  ")
     several = rows("several/filled.csv")
     assert several[0] == ["question", "answer", *typed[0]] and len(several) == 6
     assert [row[:2] for row in several[1:]] == [[*at] for at in ("00", "01", "10", "11", "20")], "a full row, once"
@@ -367,6 +372,24 @@ def test_a_table_without_gaps_comes_back_unless_an_operator_is_named(
     Path("gaps.csv").write_text(GAPS)
     facts: Any = shell.json(f"sample {run} --given gaps.csv {ASK} --operator cells:1 --out more")
     assert "with 9 of 9 cells to fill" in shell.err and samples(facts)["x"].shape == (3, 3)
+
+
+def test_empty_cells_that_stay_empty_are_named(shell: Shell, of: Callable[[str], str]) -> None:
+    run = of("sensors")
+    Path("more.csv").write_text("id,temp,hum,wind,age,note,\n,20,19,7,3,,\n,21,19,7,,x,\n")
+    shell(f"sample {run} --given more.csv {ASK} --out o")
+    told = (
+        "6 empty cells stay empty, in columns that the model does not fill: id (2), age (1), note (1), column 7 (2)\n"
+    )
+    assert told in shell.err and "without empty cells in the columns of the model" in shell.err
+    assert shell.out == "o/filled.csv  2 rows without cells to fill, unchanged\n"
+    assert rows("o/filled.csv") == rows("more.csv")
+    Path("gaps.csv").write_text(GAPS)
+    shell(f"sample {run} --given gaps.csv {ASK} --out x --save npz")
+    assert "stays empty" not in shell.err and shell.out.startswith("x/samples.npz  3 samples  ")
+    Path("full.csv").write_text("temp,hum,wind,age\n20,,7,3\n")
+    shell(f"sample {run} --given full.csv {ASK} --out y")
+    assert "empty, in columns" not in shell.err and shell.out.startswith("y/filled.csv  1 row  1 sample  ")
 
 
 def test_tables_that_do_not_fit_are_refused(shell: Shell, of: Callable[[str], str]) -> None:
@@ -795,7 +818,7 @@ def test_a_metric_that_does_not_suit_the_data_is_refused_before_anything_is_draw
     run = of("sensors")
     facts: Any = shell.json(f"evaluate {run} --given test --each 2 --n 2 --seed 1")
     assert facts["answers"]["skipped"]["ssim"].startswith("it compares pictures")
-    assert "2 answers for 1 row of sensors" in shell.err
+    assert "2 answers for 1 row (out of 2) of sensors" in shell.err
     shell(f"evaluate {run} --given test --each 2 --n 2 --seed 1 --metrics spread --out again")
     assert "2 answers to 1 question;" in shell.out
     monkeypatch.setattr(answers, "ask", lambda *_, **__: pytest.fail("answers were drawn"))

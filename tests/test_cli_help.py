@@ -223,6 +223,7 @@ def test_the_manual_prints_the_full_help_of_a_command_that_was_not_typed(line: s
 
 
 def test_the_short_help_names_the_options_of_a_condition(shell: Shell) -> None:
+    assert {"--given", "--each", "--n"} <= set(listed(shell("evaluate -h")))
     assert "--cond-drop" in shell("train -h")
     full = shell("train --help-all")
     assert full.count("--cond-drop") == 2 and full.index("  --cond TEXT") < full.index("  --cond-drop")

@@ -446,7 +446,10 @@ def test_the_table_and_the_json(simulations: Dataset, tmp_path: Path) -> None:
     assert [line.split("  ")[0] for line in lines[10:13]] == ["without a network", "column means", "linear regression"]
     assert lines[14].split() == ["ranks", "p", "within", "50%", "within", "80%", "within", "95%"]
     assert lines[15].startswith("x0") and lines[16].startswith("x1") and lines[15].count("±") == 4
+    assert "best - 3.01" in lines[1] and "best - 0.46" in lines[2] and f"{found.exact_loss:.2f}" == "0.46"
     text = "\n".join(lines)
+    assert "best: the psnr of the posterior mean; the mean of 9 exact answers is 0.46 dB below it" in text
+    assert "and that of 36 is 0.12 dB below it" in text
     assert "9 answers to each of 200 questions" in text and "no p-value, because up to 2 values" in text
     assert "not computed: ssim, because it compares pictures, but simulations contains vectors" in text
     facts = json.loads(json.dumps(described_answers(found), allow_nan=False))
@@ -454,6 +457,7 @@ def test_the_table_and_the_json(simulations: Dataset, tmp_path: Path) -> None:
     assert facts["columns"]["x1"]["p_value"] == found.columns[1].ranks.p_value and facts["ranks"]["p_value"] is None
     assert facts["columns"]["x0"]["coverage"]["0.95"]["value"] == found.columns[0].coverage[0.95].value
     assert sum(facts["ranks"]["counts"]) == 400 and facts["exact_gap"] == found.exact_gap
+    assert facts["exact_loss"] == found.exact_loss == pytest.approx(10 * math.log10(10 / 9))
     files = write_calibration(tmp_path, found, {"answers": facts})
     assert [f.name for f in files] == ["calibration.png", "evaluation.json"]
     assert json.loads(files[1].read_text())["answers"] == facts and min(Image.open(files[0]).size) > 300
@@ -531,6 +535,19 @@ def test_evaluate_judges_each_parameter(at: Callable[[str], str], shell: Shell) 
     assert held_out < 40 and f"4 answers to each of {held_out} questions" in out
     assert [line.split()[0] for line in out.splitlines() if line.startswith(("x0 ", "x1 "))] == ["x0", "x1"]
     assert "not computed: seen, because the answers are not conditioned on measurements" in out
+
+
+def test_evaluate_says_how_many_rows_are_left(at: Callable[[str], str], shell: Shell) -> None:
+    rows = len(load("runs/sims").data().test)
+    out = shell(f"{at('sims')} --given test")  # --n 48 --each 4
+    assert f"\n12 of {rows} rows; --n {4 * rows} asks about all of them\n" in out
+    assert f"each of 12 rows (out of {rows}) of sims (test)" in shell.err
+    out = shell(f"{at('sims')} --given test --limit 5 --out five")
+    assert f"\n5 of {rows} rows; --n {4 * rows} --limit 0 asks about all of them\n" in out
+    facts = shell.json(f"{at('sims')} --given test --out six --metrics frechet --features pixels --limit 6")
+    assert (facts["rows"], facts["rows_available"]) == (6, rows)
+    out = shell(f"{at('sims')} --given test --out every --n {4 * rows}")
+    assert "asks about all" not in out and "out of" not in shell.err
 
 
 def test_evaluate_asks_about_classes_and_several_operators(at: Callable[[str], str], shell: Shell) -> None:

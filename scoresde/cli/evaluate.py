@@ -81,6 +81,7 @@ ALL = ",".join((*METRICS, "copies"))
 @option(
     "--each",
     under="Conditioning",
+    first=True,
     type=Whole(COUNT),
     help="Number of answers for each row. The number of rows is at most --n divided by --each.  [default: 8]",
 )
@@ -88,7 +89,7 @@ ALL = ",".join((*METRICS, "copies"))
         help="Operator that measures the rows.  [default: the operator of the run]")  # fmt: skip
 @option("--n", under="Samples", first=True, type=Whole(SEVERAL), default=500, help="Number of samples to draw.")
 @option("--batch", under="Samples", type=Whole(COUNT), default=256, help="Maximum number of samples per batch.")
-@solver_options("multistep", "steps", "rtol", first=("solver",), unless={"multistep": {"steps": 30}})
+@solver_options("multistep", "steps", "rtol", first=("solver",), set_first=False, unless={"multistep": {"steps": 30}})
 @option("--reference", under="Files", type=click.Path(path_type=Path),
         help="Compare with the data statistics in this file.")  # fmt: skip
 @option("--save-reference", under="Files", type=click.Path(path_type=Path),
@@ -221,8 +222,9 @@ def evaluate(
         if judged is not None:
             files = [*write_calibration(folder, judged, {**facts, **told}), *files[:-1]]
     labels = "".join(f"\n{key}: {facts[key]}" for key in ("labels", "conditions") if facts.get(key))
-    tables = [] if judged is None else [answers_table(judged)]
-    tables += [] if found is None else [f"{evaluation_table(found)}{labels}"]
+    asked_of = "" if asks is None else asks.some(facts["rows"], facts["rows_available"])
+    tables = [] if judged is None else [f"{answers_table(judged)}{asked_of}"]
+    tables += [] if found is None else [f"{evaluation_table(found)}{labels}{'' if tables else asked_of}"]
     session.print(
         {**facts, **told, "files": [str(f) for f in files]},
         "\n\n".join([*tables, f"{files[0]}  {facts['seconds']:.1f} s  seed {session.seed}"]),
@@ -278,8 +280,10 @@ class _Asks:
         check_metrics(metrics or (), self.each, run)  # before drawing answers, which takes a long time
         most = n // self.each
         rows = questions(data, self.split, min(most, self.limit or most), seed)
+        available = len(questions(data, self.split))
         count = len(rows) * self.each
         of_rows = f"each of {len(rows):,} rows" if len(rows) > 1 else "1 row"
+        of_rows += f" (out of {available:,})" if len(rows) < available else ""
         session.say(
             f"drawing {self.each} answer{'s' * (self.each > 1)} for {of_rows} of {data.info.name} ({part}) from "
             f"{session.whence} with the {solver.name} solver"
@@ -295,8 +299,18 @@ class _Asks:
         assert found.solution is not None
         shown = None if found.seen is None else str(found.seen.operator or self.operator or run.operator)
         facts = _facts(session, built, solver, found.solution)
-        facts |= {"given": self.split, "each": self.each, "operator": shown, "questions_failed": found.failed}
+        facts |= {
+            "given": self.split, "each": self.each, "operator": shown, "questions_failed": found.failed,
+            "rows": len(rows), "rows_available": available,
+        }  # fmt: skip
         return found.x.flatten(0, 1), facts, judged
+
+    def some(self, rows: int, available: int) -> str:
+        """Return a line that says how to use all rows, or "" if all of them are used."""
+        if rows == available:
+            return ""
+        limit = " --limit 0" * (0 < self.limit < available)
+        return f"\n{rows:,} of {available:,} rows; --n {self.each * available}{limit} asks about all of them"
 
 
 @dataclass(frozen=True, eq=False)

@@ -87,7 +87,7 @@ def sample(
     run = session.loaded
     from ..core.parts import batch_kept, digest
     from ..core.progress import Progress
-    from ..run.questions import Asked, complete
+    from ..run.questions import Asked, complete, left_empty
     from ..run.samples import kinds_of, write_samples
 
     kinds = kinds_of(run.info, None if save is None else in_list(save))
@@ -114,6 +114,9 @@ def sample(
         session.say(f"no condition is given, so these are samples of the unconditional model; see {' and '.join(ways)}")
     if save is None and questions is not None and questions.table is not None and run.info.kind == "vector":
         kinds = tuple(dict.fromkeys((*kinds, "csv")))
+    tabular = questions is not None and questions.table is not None and "csv" in kinds  # filled.csv is written
+    if tabular and (empty := left_empty(questions)):
+        session.say(empty)
     record = bool({"gif", "path"} & set(kinds))
     # Create the folder first, so that no samples are lost if the folder cannot be written.
     default = session.folder / "samples" / f"{solver.short}-seed{session.seed}"
@@ -157,6 +160,7 @@ def sample(
                                                 "ess_min": round(float(solution.ess.min()), 2)}),
             "failed": (~solution.ok).nonzero().flatten().tolist(), "seconds": round(time.monotonic() - began, 2),
             **({**known, "each": each, **_differing(samples, asked, answers, session)} if known else {}),
+            **({"lines": answers.lines(solution.ok.cpu())} if answers is not None and tabular else {}),
         }  # fmt: skip
         more = {"failures": solution.failures(), "requests": [request()]}  # for a later call with the same request
         files = write_samples(
@@ -184,7 +188,7 @@ def _unchanged(session: Session, questions: Questions, known: Mapping[str, Any],
         facts = {"run": str(session.folder), "n": 0, **known}
         write_json(folder / "samples.json", facts)
     session.print(
-        {**facts, "files": [str(file)]}, f"{file}  {count:,} row{'s' * (count > 1)} without empty cells, unchanged"
+        {**facts, "files": [str(file)]}, f"{file}  {count:,} row{'s' * (count > 1)} without cells to fill, unchanged"
     )
 
 
@@ -347,17 +351,8 @@ def _again(work: Work, n: int, session: Session) -> None:
             parameter="out",
         )
     session.say(f"the result in {work.folder} is already finished; there is nothing left to do")
-    names = (
-        "answers.png",
-        "grid.png",
-        "samples.png",
-        "files",
-        "samples.gif",
-        "samples.npz",
-        "samples.csv",
-        "filled.csv",
-        "path.npz",
-    )
+    pictures, arrays = ("answers.png", "grid.png", "samples.png", "files", "samples.gif"), ("samples.npz", "path.npz")
+    names = (*pictures, arrays[0], "samples.csv", "filled.csv", arrays[1])
     files = [path for name in names if (path := work.folder / name).exists()]
     _report(session, work.folder, facts, files, work.finished["failures"])
 
@@ -368,11 +363,13 @@ def _report(session: Session, folder: Path, facts: dict[str, Any], files: list[P
     steps = f"steps {facts['accepted_mean']:g} accepted, {facts['rejected_mean']:g} rejected  "
     steps = steps if facts["accepted_mean"] else ""
     main = next((file for file in files if file.name == "filled.csv"), files[0] if files else folder)
+    n = facts.get("lines")
+    lines = "" if n is None else f"{n:,} row{'s' * (n != 1)}  "
     if "ess_mean" in facts:
         steps += f"effective particles mean {facts['ess_mean']:g} min {facts['ess_min']:g}  "
     session.print(
         {**facts, "files": [str(f) for f in files]},
-        f"{main}  {facts['n']} sample{'s' * (facts['n'] > 1)}  NFE mean {facts['nfe_mean']:g} "
+        f"{main}  {lines}{facts['n']} sample{'s' * (facts['n'] > 1)}  NFE mean {facts['nfe_mean']:g} "
         f"max {facts['nfe_max']}  {steps}{facts['seconds']:.1f} s  seed {facts['seed']}",
     )
     if failures:

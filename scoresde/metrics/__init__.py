@@ -21,7 +21,7 @@ model, that is, with several samples for each condition. :func:`kuiper` tests wh
 
 from __future__ import annotations
 
-from .answers import Ranks, coverage, exact_gap, gap, psnr, ranks, seen, spread, ssim
+from .answers import Ranks, coverage, difference, exact_gap, exact_loss, gap, psnr, ranks, seen, spread, ssim
 from .circle import kuiper
 from .copies import Copies, find_copies, nearest_line
 from .gaussian import Moments, frechet, frechet_distance
@@ -37,7 +37,9 @@ __all__ = [
     "Neighbourhoods",
     "Ranks",
     "coverage",
+    "difference",
     "exact_gap",
+    "exact_loss",
     "find_copies",
     "frechet",
     "frechet_distance",

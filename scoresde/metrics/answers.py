@@ -7,7 +7,8 @@ consequences, which can be checked without knowing the posterior. First,
 
     E |x - mean_k a_k|^2 = (1 + 1/K) V,     E |x - a_k|^2 = 2 V,     V = E |x - E[x | y]|^2,                  (1)
 
-so the PSNR of the mean of K answers exceeds that of a single answer by  10 log10(2 / (1 + 1/K))  decibels. Second, the
+so the PSNR of the mean of K answers exceeds that of a single answer by  10 log10(2 / (1 + 1/K))  decibels, and is
+10 log10(1 + 1/K)  decibels below that of the posterior mean E[x | y], whose error is V. Second, the
 rank of the truth among the answers is uniform on 0, ..., K. If a model is overconfident, the gap in PSNR is smaller,
 and the ranks pile up at both ends. An underconfident model shows the opposite. Draws from the prior pass both checks as
 well, so the PSNR itself must also be reported.
@@ -41,7 +42,20 @@ from ..core.errors import UsageError
 from ..core.noise import Noise
 from .measurement import Measurement, jackknife
 
-__all__ = ["Ranks", "bins_of", "coverage", "exact_gap", "gap", "psnr", "ranks", "seen", "spread", "ssim"]
+__all__ = [
+    "Ranks",
+    "bins_of",
+    "coverage",
+    "difference",
+    "exact_gap",
+    "exact_loss",
+    "gap",
+    "psnr",
+    "ranks",
+    "seen",
+    "spread",
+    "ssim",
+]
 
 BINS = 20
 FEWEST = 5  # the smallest expected number of values in a bin for which the chi-square test is reliable
@@ -70,11 +84,30 @@ def gap(truth: Tensor, answers: Tensor, span: float, hidden: Tensor | None = Non
         truth, span, hidden: See :func:`psnr`.
         answers: The answers, ``(N, K, *event)``.
     """
-    one, count = _squares(truth, answers, hidden)
-    mean, _ = _squares(truth, answers.double().mean(1), hidden)
+    return difference("psnr", truth, answers.double().mean(1), answers, span, hidden)
+
+
+def difference(
+    metric: str, truth: Tensor, first: Tensor, second: Tensor, span: float, hidden: Tensor | None = None
+) -> Measurement:
+    """Compute the PSNR or the structural similarity of one estimate minus that of another estimate of the same samples.
+
+    The error is that of the difference: whatever makes a sample difficult for both estimates cancels.
+
+    Args:
+        metric: ``psnr`` (the difference is in decibels) or ``ssim``.
+        truth, span, hidden: See :func:`psnr`.
+        first, second: The estimates, each ``(N, *event)`` or ``(N, K, *event)``.
+    """
+    if metric not in ("psnr", "ssim"):
+        raise UsageError(f"a difference is computed for psnr or ssim, got {metric!r}", parameter="metric")
+    if metric == "ssim":
+        (a, count), (b, _) = (_similarities(truth, x, span, hidden) for x in (first, second))
+        return jackknife(lambda a, b, n: float((a.sum() - b.sum()) / n.sum()), a, b, count, paired=True)
+    (a, count), (b, _) = (_squares(truth, x, hidden) for x in (first, second))
     return jackknife(
-        lambda a, b, n: _decibels(float(b.sum() / n.sum()), span) - _decibels(float(a.sum() / n.sum()), span),
-        one, mean, count, paired=True,
+        lambda a, b, n: _decibels(float(a.sum() / n.sum()), span) - _decibels(float(b.sum() / n.sum()), span),
+        a, b, count, paired=True,
     )  # fmt: skip
 
 
@@ -85,6 +118,17 @@ def exact_gap(answers: int) -> float:
     2.75
     """
     return 10 * math.log10(2 / (1 + 1 / answers))
+
+
+def exact_loss(answers: int) -> float:
+    """Return how far the PSNR of the mean of exact answers is below that of the posterior mean, in decibels.
+
+    The expected value is ``10 log10(1 + 1/K)`` with K = ``answers`` (equation 1).
+
+    >>> round(exact_loss(8), 2)
+    0.51
+    """
+    return 10 * math.log10(1 + 1 / answers)
 
 
 def spread(truth: Tensor, answers: Tensor, hidden: Tensor | None = None) -> Measurement:
@@ -272,6 +316,15 @@ def ssim(truth: Tensor, estimate: Tensor, span: float, hidden: Tensor | None = N
         hidden: Boolean mask of the pixels at which a window may be centred, broadcastable to ``(N, C, H, W)``. ``None``
             means all pixels.
     """
+    total, count = _similarities(truth, estimate, span, hidden)
+    return jackknife(lambda s, n: float(s.sum() / n.sum()), total, count, paired=True)
+
+
+def _similarities(truth: Tensor, estimate: Tensor, span: float, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the sum of the similarities and the number of compared windows for each picture (see :func:`ssim`).
+
+    The similarities are averaged over the answers to a question.
+    """
     dims = truth.ndim - 2
     if dims < 1:
         raise UsageError("ssim compares pictures, signals or volumes, not vectors; use psnr for vectors")
@@ -307,8 +360,7 @@ def ssim(truth: Tensor, estimate: Tensor, span: float, hidden: Tensor | None = N
     several = _several(truth, estimate)
     total = sum(torch.where(mask, similarity(x), 0).flatten(1).sum(1) for x in several.unbind(1)) / several.shape[1]
     assert isinstance(total, Tensor)
-    count = mask.flatten(1).sum(1).double()
-    return jackknife(lambda s, n: float(s.sum() / n.sum()), total, count, paired=True)
+    return total, mask.flatten(1).sum(1).double()
 
 
 def _several(truth: Tensor, estimate: Tensor) -> Tensor:

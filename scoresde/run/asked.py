@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..core.condition import Condition
 from ..core.files import write_csv
+from ..core.text import one_line
 from ..data import DataInfo
 from ..data.raw import Array
 from ..data.table import Sheet
@@ -18,7 +19,9 @@ from ..operators import Crop, Mask, Masking
 from .run import Run
 from .seen import Seen
 
-__all__ = ["Asked", "Questions", "complete", "write_filled"]
+__all__ = ["Asked", "Questions", "complete", "left_empty", "write_filled"]
+
+NAMED = 10  # the largest number of columns that a message names
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +98,11 @@ class Asked:
             return None
         return ~hidden.expand(len(seen), *hidden.shape[1:])
 
+    def lines(self, ok: Tensor) -> int:
+        """Return the number of rows of the filled table, if the samples with ``ok``, bool ``(n,)``, succeeded."""
+        index = ok.nonzero().flatten().numpy()
+        return sum(_written(index, self.each, _whole(self.questions, self.cells)))
+
     @property
     def truth(self) -> Tensor | None:
         """The true samples ``(Q, *event)``, with one row for each question, or ``None`` if they are unknown."""
@@ -161,13 +169,12 @@ def write_filled(
     sheet, n = questions.table, len(questions)
     assert sheet is not None
     more = [i for i, place in enumerate(questions.places) if place is None]
-    whole = [False] * n if known is None or more else known.all(1).tolist()
-    numbered, rows, before = (each > 1 and not all(whole)) or len(index) < n or start > 0, [], -1
-    for answer, line in zip(index.tolist(), lines, strict=True):
+    whole = _whole(questions, known)
+    numbered, rows = (each > 1 and not all(whole)) or len(index) < n or start > 0, []
+    for answer, line, written in zip(index.tolist(), lines, _written(index, each, whole), strict=True):
         question = answer // each
-        if whole[question] and question == before:
+        if not written:
             continue
-        before = question
         cells = list(sheet.rows[question])
         for i, place in enumerate(questions.places):
             if place is not None and (known is None or not bool(known[question, i])):
@@ -180,6 +187,39 @@ def write_filled(
         taken = set(header)
         header = [*(_free(name, taken) for name in ("question", "answer")), *header] if numbered else header
     return write_csv(path, header, rows, sheet.separator)
+
+
+def _whole(questions: Questions, known: Tensor | None) -> list[bool]:
+    """Return for each question whether it has no unknown cells."""
+    if known is None or None in questions.places:
+        return [False] * len(questions)
+    return known.all(1).tolist()
+
+
+def _written(index: Array, each: int, whole: Sequence[bool]) -> list[bool]:
+    """Return for each answer whether it has a row in the filled table: a question without unknown cells has one row."""
+    of = [answer // each for answer in index.tolist()]
+    return [not (whole[this] and this == before) for before, this in zip([-1, *of], of, strict=False)]
+
+
+def left_empty(questions: Questions | None) -> str:
+    """Return a sentence that says which empty cells of a table are not filled, or "" if there are none.
+
+    They are in columns that are not part of a sample: those that the model does not know, and those of the condition.
+    """
+    sheet = None if questions is None else questions.table
+    if questions is None or sheet is None:
+        return ""
+    others = [i for i in range(len(sheet.names)) if i not in questions.places]
+    found = {i: count for i in others if (count := int(sum(sheet.empty(i))))}
+    if not found:
+        return ""
+    names = [f"{one_line(sheet.names[i]) or f'column {i + 1}'} ({count:,})" for i, count in found.items()]
+    total = sum(found.values())
+    return (
+        f"{total:,} empty cell{'s' * (total > 1)} stay{'s' * (total == 1)} empty, in columns that the model does not "
+        f"fill: {', '.join(names[:NAMED])}{f' and {len(names) - NAMED} more' if names[NAMED:] else ''}"
+    )
 
 
 def _free(name: str, taken: set[str]) -> str:

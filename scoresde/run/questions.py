@@ -33,12 +33,22 @@ from ..data.pictures import mask_from_file
 from ..data.table import is_table
 from ..guidance.measured import check_linear
 from ..operators import Mask, Masking, Operator, choices, parse
-from .asked import Asked, Questions, complete, write_filled
+from .asked import Asked, Questions, complete, left_empty, write_filled
 from .plausible import FarCells
 from .reading import read_arrays, read_images, read_table, size_of
 from .run import Run
 
-__all__ = ["Asked", "Questions", "ask", "complete", "read_questions", "read_samples", "understanding", "write_filled"]
+__all__ = [
+    "Asked",
+    "Questions",
+    "ask",
+    "complete",
+    "left_empty",
+    "read_questions",
+    "read_samples",
+    "understanding",
+    "write_filled",
+]
 
 
 def ask(
@@ -106,7 +116,8 @@ def understanding(run: Run, questions: Questions) -> str:
             hidden, noun = hidden[:, :1], "pixels"
         if not bool(hidden.any()):
             unchanged = " and the rows are returned unchanged" if complete(run, questions) else ""
-            return f"{what}, without empty {noun}, so there is nothing to fill{unchanged}"
+            where = " in the columns of the model" if left_empty(questions) else ""
+            return f"{what}, without empty {noun}{where}, so there is nothing to fill{unchanged}"
         return f"{what}, with {int(hidden.sum()):,} of {hidden.numel():,} {noun} to fill"
     return f"{what}, used as measurements ({title})" if several else f"{what}, used as a measurement ({title})"
 

@@ -38,7 +38,20 @@ from ..core.shapes import flat
 from ..core.tables import ANSWERS
 from ..core.text import one_line
 from ..data import DataInfo, Dataset
-from ..metrics import Measurement, Ranks, coverage, exact_gap, gap, psnr, ranks, seen, spread, ssim
+from ..metrics import (
+    Measurement,
+    Ranks,
+    coverage,
+    difference,
+    exact_gap,
+    exact_loss,
+    gap,
+    psnr,
+    ranks,
+    seen,
+    spread,
+    ssim,
+)
 from ..metrics.answers import bins_of
 from ..operators import Linear, Operator
 from ..run.plausible import warn_of_units
@@ -68,6 +81,7 @@ LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 SHOWN = (0.5, 0.8, 0.95)  # the levels in the table
 COLUMNS = 50  # the largest number of columns that are judged one by one
 LINES = 20  # the largest number of columns in the table
+MORE = 4  # times as many answers, for which the expected loss is told too
 CURVES = 6  # the largest number of columns in the figure
 PAIRED = ("ranks", "spread")  # metrics that need two answers to each question
 
@@ -172,7 +186,7 @@ class Judgement:
         hidden: Whether only values hidden by a mask are compared.
         unit: A description of the unit in which values are compared.
         psnr_one, psnr_mean: The PSNR of a single answer, and the PSNR of the mean of all answers to a question. The
-            mean is not rounded to levels.
+            mean is not rounded to levels. The expected loss of exact answers is :attr:`exact_loss`.
         gap: The difference ``psnr_mean - psnr_one``. The expected value for exact answers is :attr:`exact_gap`.
         ssim_one, ssim_mean: The structural similarity between the truth and a single answer, and between the truth and
             the mean of all answers to a question.
@@ -188,6 +202,8 @@ class Judgement:
             of the corresponding attributes, such as ``psnr_one``.
         baselines: The PSNR and the structural similarity (``psnr`` and ``ssim``) of estimates that need no network,
             keyed by estimate.
+        ahead: The PSNR and the structural similarity of the mean of all answers to a question minus those of the
+            estimates in ``baselines``, with the error of the difference, keyed by estimate.
         skipped: The reasons why metrics could not be computed, keyed by metric.
     """
 
@@ -208,12 +224,18 @@ class Judgement:
     spread: Measurement | None = None
     ignorant: Mapping[str, Measurement] = field(default_factory=dict)
     baselines: Mapping[str, Mapping[str, Measurement]] = field(default_factory=dict)
+    ahead: Mapping[str, Mapping[str, Measurement]] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def exact_gap(self) -> float:
         """The expected :attr:`gap` for exact answers, in decibels."""
         return exact_gap(self.each)
+
+    @property
+    def exact_loss(self) -> float:
+        """The expected loss of the mean of exact answers against the posterior mean, in decibels."""
+        return exact_loss(self.each)
 
 
 @checked(limit=WHOLE, seed=SEED)
@@ -401,6 +423,7 @@ def judge(
     found: dict[str, Any] = {}
     ignorant: dict[str, Measurement] = {}
     baselines: dict[str, dict[str, Measurement]] = {key: {} for key in estimated}
+    ahead: dict[str, dict[str, Measurement]] = {key: {} for key in estimated}
     for name, measure in (("psnr", psnr), ("ssim", ssim)):
         if name in wanted:
             compare = partial(measure, truth, span=span, hidden=hidden)
@@ -409,6 +432,7 @@ def judge(
                     into[f"{name}_one"], into[f"{name}_mean"] = compare(values), compare(values.mean(1))
             for key, values in estimated.items():
                 baselines[key][name] = compare(values)
+                ahead[key][name] = difference(name, truth, x.mean(1), values, span, hidden)
     if "psnr" in wanted and several > 1:
         found["gap"] = gap(truth, x, span, hidden)
     if "seen" in wanted:
@@ -422,7 +446,8 @@ def judge(
             found["columns"] = tuple(_column(info, truth, x, hidden, seed, i) for i in range(info.dims))
     return Judgement(
         len(truth), several, hidden is not None, unit, ignorant=ignorant, skipped=reasons,
-        baselines={key: values for key, values in baselines.items() if values}, **found,
+        baselines={key: values for key, values in baselines.items() if values},
+        ahead={key: values for key, values in ahead.items() if values}, **found,
     )  # fmt: skip
 
 
@@ -466,7 +491,10 @@ def answers_table(found: Judgement) -> str:
 
     The columns contain the values for the answers, for exact answers and for training rows.
     """
-    exact = {"gap": f"{found.exact_gap:.2f}", "seen": "1", "spread": "1"}
+    exact = {
+        "psnr_one": f"best - {exact_loss(1):.2f}", "psnr_mean": f"best - {found.exact_loss:.2f}",
+        "gap": f"{found.exact_gap:.2f}", "seen": "1", "spread": "1",
+    }  # fmt: skip
     names = {
         "psnr_one": "psnr of one", "psnr_mean": "psnr of mean", "gap": "  gap", "ssim_one": "ssim of one",
         "ssim_mean": "ssim of mean", "seen": "seen", "spread": "spread",
@@ -483,8 +511,10 @@ def answers_table(found: Judgement) -> str:
     text = _aligned(lines)
     if found.baselines:
         both = [name for name in ("psnr", "ssim") if any(name in values for values in found.baselines.values())]
-        lines = [("without a network", *both)]
-        lines += [(name, *(str(values[m]) for m in both)) for name, values in found.baselines.items()]
+        lines = [("without a network", *(cell for m in both for cell in (m, "mean minus it")))]
+        for name, values in found.baselines.items():
+            pairs = ((values[m], found.ahead.get(name, {}).get(m)) for m in both)
+            lines.append((name, *(cell for value, ahead in pairs for cell in (str(value), _signed(ahead)))))
         text += ["", *_aligned(lines)]
     if len(found.columns) > 1:
         lines = [("", "ranks", "p", *(f"within {level:.0%}" for level in SHOWN))]
@@ -500,6 +530,11 @@ def answers_table(found: Judgement) -> str:
     text += ["", f"{_count(found.each, 'answer')} to {each}{_count(found.questions, 'question')}{what}"]
     if found.psnr_one is not None:
         text.append(f"psnr in decibels, relative to {found.unit}")
+        more = MORE * found.each
+        text.append(
+            f"best: the psnr of the posterior mean; the mean of {_count(found.each, 'exact answer')} is "
+            f"{found.exact_loss:.2f} dB below it, and that of {more:,} is {exact_loss(more):.2f} dB below it"
+        )
     if found.largest is not None:
         text.append(f"largest difference from a measurement: {found.largest:.3g}")
     if found.ranks is not None:
@@ -510,6 +545,11 @@ def answers_table(found: Judgement) -> str:
 
 def _count(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'s' * (n != 1)}"
+
+
+def _signed(found: Measurement | None) -> str:
+    """Format a difference, with its sign."""
+    return "-" if found is None else f"{'+' * (found.value > 0)}{found}"
 
 
 def _told_of_ranks(found: Ranks) -> str:
@@ -532,6 +572,7 @@ def described_answers(found: Judgement) -> dict[str, Any]:
         "questions": found.questions, "each": found.each, "only_hidden": found.hidden, "unit": found.unit,
         **{name: None if (value := getattr(found, name)) is None else plain_of(value) for name in singles},
         "exact_gap": found.exact_gap if found.gap is not None else None,
+        "exact_loss": found.exact_loss if found.psnr_mean is not None else None,
         "largest_difference": found.largest,
         "ranks": None if found.ranks is None else _plain_ranks(found.ranks),
         "coverage": _plain_coverage(found.coverage),
@@ -540,6 +581,10 @@ def described_answers(found: Judgement) -> dict[str, Any]:
         "baselines": {
             name: {metric: plain_of(value) for metric, value in values.items()}
             for name, values in found.baselines.items()
+        },
+        "mean_minus_baselines": {
+            name: {metric: plain_of(value) for metric, value in values.items()}
+            for name, values in found.ahead.items()
         },
         "skipped": dict(found.skipped),
     }  # fmt: skip

@@ -68,6 +68,8 @@ def test_a_run_that_always_had_its_condition_refuses_at_once(here: None, shell: 
         "sample runs/plain --given full.png --guidance 2", 2, "guidance 2 is not possible", "without guidance"
     )
     assert "given: " not in shell.err
+    shell.refuses("sample runs/plain --from full.png", 2, why)
+    assert "starting from" not in shell.err
     assert not list(Path("runs/plain/samples").glob("multistep*")), "nothing is left behind"
 
 

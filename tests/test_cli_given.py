@@ -516,7 +516,9 @@ def test_everything_that_a_run_was_told_must_be_given(shell: Shell, of: Callable
     Path("a.txt").write_text("red")
     shell.refuses(f"sample {run} --given a.txt", 3, "a condition cannot be read from a.txt")
     always = of("always")
-    shell.refuses(f"sample {always} --n 2", 2, "every training sample had its condition", "--cond-drop 0.1")
+    shell.refuses(
+        f"sample {always} --n 2", 2, "cannot be used without its condition; give a condition", "line: --given)"
+    )
 
 
 @pytest.fixture
@@ -639,7 +641,7 @@ def test_other_commands_use_the_conditions_of_held_out_rows(shell: Shell, of: Ca
     before, after = load(run), load("made")
     assert after.config is not None and before.config is not None and after.config.cond == before.config.cond
     if name == "always":
-        shell.refuses(f"plot compass {run}", 2, "every training sample had its condition", "cond_drop")
+        shell.refuses(f"plot compass {run}", 2, "cannot be used without its condition", "cond_drop=0.1")
     else:
         shell(f"plot compass {run} --n 4 --levels 2")
 

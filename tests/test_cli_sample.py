@@ -148,10 +148,9 @@ def test_images_that_are_converted_are_counted(here: Path, shell: Shell) -> None
     assert "1 image in colour without any colours, used as grey as the run expects" in shell.err
     colours.putalpha(100)
     colours.save("see-through.png")
-    shell.refuses(
-        f"sample runs/photos --given see-through.png --seen crop {FAST}", 3, "colour with alpha",
-        "1 image with transparent parts", "expects",
-    )  # fmt: skip
+    for line in ("--given see-through.png --seen crop", "--from see-through.png"):
+        shell(f"sample runs/photos {line} {FAST}")
+        assert "1 image with transparent parts (see-through.png), composited on white" in shell.err
 
 
 # ------------------------------------------------------------------------------------------------- more answers later

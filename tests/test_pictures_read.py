@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from scoresde.core.errors import DataError, Problems, UsageError
 from scoresde.data import Reading, load_data
 from scoresde.data import pictures as module
-from scoresde.data.pictures import mask_from_file, read_image_folder
+from scoresde.data.pictures import mask_from_file, read_image_folder, read_pictures
 from scoresde.data.raw import Raw
 from scoresde.data.readers import read_path
 
@@ -273,8 +273,39 @@ def test_an_alpha_channel_without_a_hole_is_dropped(tmp_path: Path) -> None:
     raw = read_image_folder(tmp_path)
     assert raw.train.shape == (7, 4, 6, 6) and np.array_equal(row(raw, "holes.png"), holes.transpose(2, 0, 1))
     assert (row(raw, "opaque0.png")[3] == 255).all() and (row(raw, "good0.png")[3] == 255).all()
-    note = "1 image with transparent parts, so the last channel is alpha, which is opaque in the other images"
+    note = (
+        "1 image with transparent parts (holes.png), so the last channel is alpha, which is opaque in the other images"
+    )
     assert note in raw.notes
+    advice = next(text for text in raw.notes if "also draws the alpha channel" in text)
+    assert advice.endswith("to avoid this, remove the alpha channel from holes.png")
+    (tmp_path / "all").mkdir()
+    save(tmp_path / "all" / "holes.png", holes)
+    notes = read_image_folder(tmp_path / "all").notes
+    assert "1 image with transparent parts, so the last channel is alpha" in notes
+    assert not any("to avoid this" in text for text in notes), "transparency in all images is no accident"
+
+
+def test_an_alpha_channel_is_added_or_put_on_white_as_needed(tmp_path: Path) -> None:
+    plain, holes = noise(1, 6, 6, 3), noise(2, 6, 6, 4)
+    save(tmp_path / "plain.png", plain)
+    save(tmp_path / "holes.png", holes)
+    paths = [tmp_path / "plain.png", tmp_path / "holes.png"]
+    with_it, _, notes = read_pictures(tmp_path, paths[:1], alpha=True)
+    assert np.array_equal(with_it[0, :3], plain.transpose(2, 0, 1)) and (with_it[0, 3] == 255).all()
+    assert notes == ("1 image without transparent parts (plain.png), used with an opaque alpha channel",)
+    on_white, _, notes = read_pictures(tmp_path, paths, alpha=False)
+    assert on_white.shape == (2, 3, 6, 6) and np.array_equal(on_white[0], plain.transpose(2, 0, 1))
+    a = holes[..., 3:] / 255
+    assert np.abs(on_white[1].transpose(1, 2, 0) - (holes[..., :3] * a + 255 * (1 - a))).max() <= 1
+    assert len(notes) == 1 and "1 image with transparent parts (holes.png), composited on white" in notes[0]
+    save(tmp_path / "deep.png", Image.fromarray(np.full((6, 6), 300, np.uint16)))
+    deep, _, _ = read_pictures(tmp_path, [tmp_path / "deep.png"], alpha=True)
+    assert deep.dtype == np.uint16 and (deep[0, 0] == 300).all() and (deep[0, 1] == 65535).all()
+    square = Reading(size=4, fit="pad")
+    save(tmp_path / "wide.png", np.dstack([np.full((6, 12, 3), 90), np.full((6, 12), 0)]).astype(np.uint8))
+    wide, _, _ = read_pictures(tmp_path, [tmp_path / "wide.png"], square, alpha=False)
+    assert (wide[0, :, [0, 3]] == 0).all() and (wide[0, :, 1:3] == 255).all(), "borders are black, as in training"
 
 
 @pytest.mark.parametrize(

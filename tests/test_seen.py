@@ -279,7 +279,7 @@ def test_what_is_dropped_never_or_always(cond: str) -> None:
     index = torch.arange(3)
     assert never.given_rows(data, index).sample(3, HEUN).x.shape == (3, 3)
     for use in (lambda: never.sample(2, HEUN), lambda: never.given_rows(data, index).guided(2.0).sample(3, HEUN)):
-        with pytest.raises(UsageError, match="trained with cond_drop=0, so every training sample had its"):
+        with pytest.raises(UsageError, match=r"trained with cond_drop=0, so (it cannot be|every training sample had)"):
             use()
     assert never.example_labels(3) is None or cond == "class+vector"
     assert always.sample(2, HEUN).x.shape == (2, 3)

@@ -406,7 +406,9 @@ def told(ctx: click.Context | None, message: ScoresdeError | Preempted | Stopped
         together = f"\nall at once: {flags(ctx, several)}" if len(texts) > 1 and all(ways) else ""
         return f"{message.listed(texts)}{together}"
     typed = None
-    if ctx is not None and message.parameter is not None:
+    # A message about the content of given files names them, so it need not say how they were given.
+    plain = ctx is not None and message.value is None and _files_typed(ctx, message.parameter)
+    if ctx is not None and message.parameter is not None and not plain:
         typed = spelled(ctx, message.parameter, message.value)
     if typed is None:
         return str(message)
@@ -415,6 +417,12 @@ def told(ctx: click.Context | None, message: ScoresdeError | Preempted | Stopped
         if isinstance(message, Preempted | Stopped)
         else f"{message} (on the command line: {typed})"
     )
+
+
+def _files_typed(ctx: click.Context, parameter: str | None) -> bool:
+    """Return whether ``parameter`` is an option for files that the user has typed."""
+    files = any(param.name == parameter and getattr(param, "files", False) for param in ctx.command.params)
+    return files and ctx.get_parameter_source(str(parameter)) is click.core.ParameterSource.COMMANDLINE
 
 
 def warned(message: Warning | str) -> str:

@@ -200,15 +200,16 @@ def _bound(
 
     spec = asking.measures(run) if questions is not None else None
     if questions is not None and spec is not None:
-        asked = _measured(run, asking, condition, questions, each, spec, session)
-        if asked is not None:
-            return condition.guide(asked)
+        if (asked := _measured(run, asking, condition, questions, each, spec, session)) is not None:
+            return asked
     # A single text, or a class, applies to all samples.
     asked = ask(
         run, questions, text=() if questions is not None and questions.text == asking.text else asking.text,
         label=condition.label, operator=asking.named(run) if asking.given else None, each=each,
         seed=session.seed,
     )  # fmt: skip
+    guided = condition.guide(asked)
+    guided.model  # noqa: B018  # report what the run cannot do before saying what will be drawn
     if questions is not None:
         told = understanding(asked, questions)
         if asked.seen is not None and asked.seen.operator is None:
@@ -216,7 +217,7 @@ def _bound(
         if not complete(asked, questions):
             told += f"; {each:,} answer{'s' * (each > 1)}{' each' * (len(questions) > 1)}"
         session.say(f"given: {told}")
-    return condition.guide(asked)
+    return guided
 
 
 def _measured(
@@ -236,13 +237,15 @@ def _measured(
     with named_by_line(questions):
         asked = base.measured(spec, image, asking.noise, rule, each=each, seed=session.seed)
     assert asked.measurement is not None
+    guided = condition.guide(asked)
+    guided.model  # noqa: B018  # report what the run cannot do before saying what will be drawn
     added = "to which noise of {:g} is added" if asked.measurement.truth is not None else "with noise of {:g}"
     with_noise = f", {added.format(asking.noise)}" if asking.noise else ""
     session.say(
         f"given: {understanding(asked, questions)}{with_noise}; {each:,} answer{'s' * (each > 1)}"
         f"{' each' * (len(questions) > 1)}, by the rule {rule}"
     )
-    return asked
+    return guided
 
 
 def _by_classifier(run: Run, folder: Path, condition: Conditioning, session: Session) -> tuple[Run, Conditioning]:

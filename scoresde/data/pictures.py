@@ -115,11 +115,18 @@ def read_image_folder(folder: Path, reading: Reading = AS_IS) -> Raw:
     if problems:
         raise Problems(folder, problems, found.notes)
     x = pile.pixels
+    advice = []
+    if 0 < len(pile.holes) < len(kept):
+        advice.append(
+            "a model of these images also draws the alpha channel, and every image given to it needs one (if it has "
+            "none, an opaque one is added); to avoid this, remove the alpha channel from "
+            + some(sorted(map(pile.name, pile.holes)), NAMED)
+        )
     levels = (0, 65535, 65536) if x.dtype == np.uint16 else None
     return Raw(
         "image", x[:n], x[n:] if test else None, _indexes(train, classes), _indexes(test, classes), classes, levels,
         hashes=tuple(pile.hashes[i] for i in kept), files=tuple(files[i][0] for i in kept),
-        notes=(*found.notes, *pile.notes(), *left_out, *_copies(pile, train + test)),
+        notes=(*found.notes, *pile.notes(), *advice, *left_out, *_copies(pile, train + test)),
         train_known=known.rows(np.arange(n)), test_known=known.rows(np.arange(n, len(kept))),
     )  # fmt: skip
 
@@ -176,7 +183,7 @@ def _known(
 
 
 def read_pictures(
-    folder: Path, paths: Sequence[Path], reading: Reading = AS_IS, advice: str = ""
+    folder: Path, paths: Sequence[Path], reading: Reading = AS_IS, advice: str = "", alpha: bool | None = None
 ) -> tuple[Array, tuple[int, int], tuple[str, ...]]:
     """Read the images at ``paths``, in that order.
 
@@ -185,6 +192,9 @@ def read_pictures(
         paths: The files.
         reading: Options for reading the files.
         advice: What to do about images of different sizes, for callers that offer no ``size``.
+        alpha: Whether the pixels have an alpha channel. If true, images without transparent parts get an opaque one. If
+            false, images with transparent parts are composited on white. With ``None``, there is an alpha channel if
+            any image has transparent parts.
 
     Returns:
         The pixels ``(N, C, H, W)``, uint8 or uint16, the smallest width and height of the images before resizing, and
@@ -193,7 +203,7 @@ def read_pictures(
     Raises:
         Problems: If an image cannot be read, or if the images differ in size or bit depth.
     """
-    pile = _Pile(folder, paths, reading, advice)
+    pile = _Pile(folder, paths, reading, advice, alpha)
     pile.read()
     if problems := pile.problems():
         raise Problems(folder, problems)
@@ -287,20 +297,22 @@ class _Picture:
         size: Width and height of the upright image before resizing.
         pixels: Pixels ``(C, H, W)``, uint8, or uint16 for a 16-bit grey image.
         opaque: Whether a fully opaque alpha channel was dropped.
+        clear: Whether the image has transparent parts.
     """
 
     size: tuple[int, int]
     pixels: Array
     opaque: bool
+    clear: bool
 
 
-def _decoded(data: bytes, reading: Reading) -> _Picture:
-    """Decode the bytes of an image file."""
+def _decoded(data: bytes, reading: Reading, on_white: bool = False) -> _Picture:
+    """Decode the bytes of an image file. With ``on_white``, composite an image with transparent parts on white."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
-            return _picture(image, data, reading)
+            return _picture(image, data, reading, on_white)
     except _Fault:
         raise
     except UnidentifiedImageError as error:
@@ -311,7 +323,7 @@ def _decoded(data: bytes, reading: Reading) -> _Picture:
         raise _Fault("unreadable", f"{error}".partition("\n")[0] or type(error).__name__) from error
 
 
-def _picture(image: Image.Image, data: bytes, reading: Reading) -> _Picture:
+def _picture(image: Image.Image, data: bytes, reading: Reading, on_white: bool) -> _Picture:
     from PIL import Image as Images
 
     # A second image in a JPEG (MPO) is a preview; in other formats it is data that would be lost.
@@ -347,13 +359,17 @@ def _picture(image: Image.Image, data: bytes, reading: Reading) -> _Picture:
         image = image if mode == image.mode else image.convert(mode)
         if mode.endswith("A") and not reading.older and image.getchannel("A").getextrema() == (255, 255):
             image, opaque = image.convert(mode.removesuffix("A")), True
+    clear = image.mode in ("LA", "RGBA")
+    if clear and on_white:  # before resizing, so that borders stay black and hidden colours do not spread
+        white = Images.new("RGBA", image.size, "white")
+        image = Images.alpha_composite(white, image.convert("RGBA")).convert(image.mode.removesuffix("A"))
     if reading.size and (reading.fit or width == height):
         image = _squared(image, part, reading.size, reading.fit)
     if turn is not None:
         image = image.transpose(Images.Transpose[turn])
     x = np.asarray(image)
     size = (height, width) if turn in TURNED else (width, height)
-    return _Picture(size, x[None] if x.ndim == 2 else x.transpose(2, 0, 1), opaque)
+    return _Picture(size, x[None] if x.ndim == 2 else x.transpose(2, 0, 1), opaque, clear)
 
 
 def _squared(image: Image.Image, part: tuple[float, float], side: int, fit: str) -> Image.Image:
@@ -479,18 +495,24 @@ def _promote(x: Array, out: Array) -> None:
     alpha = want % 2 == 0
     out[..., : want - alpha, :, :] = x[..., : have - (have % 2 == 0), :, :]
     if alpha:
-        out[..., -1:, :, :] = x[..., -1:, :, :] if have % 2 == 0 else 255
+        out[..., -1:, :, :] = x[..., -1:, :, :] if have % 2 == 0 else np.iinfo(x.dtype).max
 
 
 class _Pile:
-    """Image files to read, in the order of the rows. File names in messages are relative to ``folder``."""
+    """Image files to read, in the order of the rows. File names in messages are relative to ``folder``.
 
-    def __init__(self, folder: Path, paths: Sequence[Path], reading: Reading, advice: str = "") -> None:
-        self.folder, self.paths, self.reading, self.advice = folder, paths, reading, advice
+    ``alpha`` says whether the rows have an alpha channel, as in :func:`read_pictures`.
+    """
+
+    def __init__(
+        self, folder: Path, paths: Sequence[Path], reading: Reading, advice: str = "", alpha: bool | None = None
+    ) -> None:
+        self.folder, self.paths, self.reading, self.advice, self.alpha = folder, paths, reading, advice, alpha
         self.hashes: list[bytes] = []
         self.faults: dict[str, list[tuple[int, str]]] = {}
         self.depths = {8: _Stack(len(paths)), 16: _Stack(len(paths))}
         self.opaque = 0
+        self.clear: list[int] = []
 
     def read(self) -> None:
         try:
@@ -505,11 +527,12 @@ class _Pile:
                 data = b""
                 try:
                     data = read_bytes(path)
-                    picture = _decoded(data, self.reading)
+                    picture = _decoded(data, self.reading, self.alpha is False)
                     fits = not side or picture.pixels.shape[1:] == (side, side)
                     # Allocate no memory for a folder that will be rejected.
                     self.depths[8 * picture.pixels.itemsize].add(i, picture, keep=fits and not (stop and self.faults))
                     self.opaque += picture.opaque
+                    self.clear += [i] * picture.clear
                 except _Fault as fault:
                     self.faults.setdefault(fault.kind, []).append((i, str(fault)))
                 except (OSError, MemoryError) as error:
@@ -532,7 +555,17 @@ class _Pile:
     def pixels(self) -> Array:
         """The rows, ``(N, C, H, W)``."""
         assert self.main.pixels is not None
-        return self.main.pixels[: len(self.main.at)]
+        x = self.main.pixels[: len(self.main.at)]
+        if self.alpha and x.shape[1] % 2:
+            x = np.empty((len(x), x.shape[1] + 1, *x.shape[2:]), x.dtype)
+            _promote(self.main.pixels[: len(x)], x)
+        return x
+
+    @property
+    def holes(self) -> list[int]:
+        """Indexes of the rows' files that have transparent parts."""
+        kept = set(self.kept)
+        return [i for i in self.clear if i in kept]
 
     def name(self, file: int) -> str:
         return one_line(self.paths[file].relative_to(self.folder).as_posix())
@@ -563,10 +596,23 @@ class _Pile:
         grey, colour = (sum(self.main.channels[c] for c in channels) for channels in ((1, 2), (3, 4)))
         if grey and colour:
             found.append(f"{grey:,} grey and {colour:,} colour images, which are all read as colour")
-        holes = self.main.channels[2] + self.main.channels[4]
-        if holes:
-            others = ", which is opaque in the other images" if holes < len(self.kept) else ""
-            found.append(f"{_number(holes)} with transparent parts, so the last channel is alpha{others}")
+        holes = self.holes
+        solid = sorted(set(self.kept).difference(holes))
+        if holes and self.alpha is False:
+            found.append(
+                f"{_number(len(holes))} with transparent parts ({self._named(holes)}), composited on white, because no "
+                "alpha channel is needed"
+            )
+        elif solid and self.alpha:
+            found.append(f"{_number(len(solid))} without transparent parts ({self._named(solid)}), used with an opaque "
+                         "alpha channel")  # fmt: skip
+        elif holes and solid:
+            found.append(
+                f"{_number(len(holes))} with transparent parts ({self._named(holes)}), so the last channel is alpha, "
+                "which is opaque in the other images"
+            )
+        elif holes:
+            found.append(f"{_number(len(holes))} with transparent parts, so the last channel is alpha")
         elif self.opaque:
             found.append(f"{_number(self.opaque)} with a fully opaque alpha channel, which is dropped")
         side = self.reading.size

@@ -27,17 +27,18 @@ from ..core.registry import closest
 from ..core.shapes import as_tensor
 from ..data import DataInfo, Dataset
 from ..data.dataset import ARRAY
+from ..data.given import Sources
 from ..guidance.classifier_free import ALL
 from ..guidance.measured import Rule
 from ..guidance.steered import Potential
 from ..model.estimate import Denoiser, Domain
 from ..model.network import ScoreModel
-from ..operators import Operator
+from ..operators import Masking, Operator
 from ..sde.base import SDE
 from ..sde.reach import Reach
 from .config import TrainConfig
 from .origin import data_of
-from .seen import Seen
+from .seen import Seen, covers
 from .spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -147,18 +148,37 @@ class Bound:
 
     def _never_without(self, what: str) -> UsageError:
         """Return the error for ``what``, which needs a model that was also trained without conditions."""
-        if not (isinstance(self.base, ScoreModel) and self.base.classes and self.info.classes):
-            return UsageError(
-                f"{self.folder or 'this model'} was trained with cond_drop=0, so every training sample had its "
-                f"condition, and {what} is not possible; pass a condition without guidance, or train with "
-                "cond_drop=0.1",
-                parameter="cond_drop",
-                value=0.1,
-            )
+        labelled = isinstance(self.base, ScoreModel) and self.base.classes and self.info.classes
+        known, ways = ("label", f"one of its classes ({listed(self.info.classes)})") if labelled else (
+            "condition", "a condition"
+        )  # fmt: skip
         return UsageError(
-            f"{self.folder or 'this model'} was trained with cond_drop=0, so every training sample had its label, and "
-            f"{what} is not possible; pass one of its classes ({listed(self.info.classes)}) without guidance, or "
-            "train with cond_drop=0.1",
+            f"{self.folder or 'this model'} was trained with cond_drop=0, so every training sample had its {known}, "
+            f"and {what} is not possible; pass {ways}{' without guidance' * what.startswith('guidance')}, or train "
+            "with cond_drop=0.1",
+            parameter="cond_drop",
+            value=0.1,
+        )
+
+    def _needs_condition(self) -> UsageError:
+        """Return the error for the use of a run without its condition, which was never left out in training."""
+        who = self.folder or "this model"
+        sources = Sources() if self.config is None else self.config.sources
+        why = f"{who} was trained with cond_drop=0, so it cannot be used without its condition"
+        known = self.measurement
+        if known is None or known.operator is None:
+            only_text = sources.text and not (sources.vector or sources.image or sources.operator)
+            return UsageError(
+                f"{why}; give a condition, or train with cond_drop=0.1", parameter="text" if only_text else "given"
+            )
+        if self.operator is not None and covers(self.operator, known.operator):
+            rule = "a measurement with noise or with a rule"
+        else:
+            name = "a hole (a mask)" if isinstance(known.operator, Masking) else f"a measurement by {known.operator}"
+            rule = f"{name}, with which it was not trained,"
+        instead = f", or give only a measurement by {sources.operator}, without noise and rule" * bool(sources.operator)
+        return UsageError(
+            f"{why}, and {rule} needs the condition to be left out; train with cond_drop=0.1{instead}",
             parameter="cond_drop",
             value=0.1,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -43,16 +44,19 @@ def read_images(run: Run, sources: Sources, given: Sequence[Path], shapes: Seque
     folder, paths = _files(given)
     expected = " or ".join(dict.fromkeys(map(size_of, shapes)))
     advice = f"resize the files to what the run expects, {expected}, or give the images of each size alone"
+    needed = {shape[0] % 2 == 0 for shape in shapes if len(shape) == 3 and shape[0] <= 4}
+    alpha = needed.pop() if len(needed) == 1 else None  # None if either kind of picture may fit
     pixels, fault = None, None
     notes: tuple[str, ...] = ()
     try:
-        read, _, notes = read_pictures(folder, paths, advice=advice)
+        read, _, notes = read_pictures(folder, paths, advice=advice, alpha=alpha)
         pixels, notes = _channels(read, shapes, notes)
     except Problems as error:
         fault = error
     how, reading = "", AS_IS if run.config is None else run.config.reading
     if pixels is None and sources.operator and reading.size:
-        pixels, notes = _resized(folder, paths, reading, shapes)
+        pixels, changed = _resized(folder, paths, reading, shapes, alpha)
+        notes = notes if pixels is None else changed  # nothing was resized if the images are refused
         how = f", resized to {reading.size} x {reading.size} as in training,"
     if pixels is None:
         if fault is not None:
@@ -84,11 +88,26 @@ def read_images(run: Run, sources: Sources, given: Sequence[Path], shapes: Seque
     )  # fmt: skip
     if pixels.shape[1] == 3 and bool((pixels == pixels[:, :1]).all()):
         what += ", without colours"
+    if how:
+        _warn_of_large(run, str(paths[0]) if len(paths) == 1 else f"some of the {count} {where}", shapes)
     text = _texts(paths) if sources.text else ()
     return Questions(
         Condition(image=image), tuple(names), one_line(what), labels=tuple(names), text=text, files=tuple(paths),
         notes=notes,
     )  # fmt: skip
+
+
+def _warn_of_large(run: Run, what: str, shapes: Sequence[tuple[int, ...]]) -> None:
+    """Warn that images were reduced to the size of samples, so that their answers are smaller than they are."""
+    whole = _side(run.info.shape)
+    small = dict.fromkeys(_side(shape) for shape in shapes if shape[1:] != run.info.shape[1:])
+    advice = f"; to have an image enlarged, give it with {' or '.join(small)} pixels" if small else ""
+    warnings.warn(
+        f"{what} {'are' if what.startswith('some') else 'is'} larger than the samples of "
+        f"{run.folder or 'this model'} and reduced to their size, so the answers have {whole} pixels, and not the size "
+        f"of the given file{advice}",
+        stacklevel=3,
+    )
 
 
 def _no_picture(run: Run, path: Path, sources: Sources) -> UsageError:
@@ -148,21 +167,25 @@ def _channels(
     shape, count = pixels.shape[1:], f"{len(pixels):,} image{'s' * (len(pixels) > 1)}"
     if shape in shapes:
         return pixels, notes
-    if shape[0] == 1 and (3, *shape[1:]) in shapes:
-        return pixels.repeat(3, 1), (*notes, f"{count} in grey, used as colour as the run expects")
-    if shape[0] == 3 and bool((pixels == pixels[:, :1]).all()) and (1, *shape[1:]) in shapes:
-        return pixels[:, :1], (*notes, f"{count} in colour without any colours, used as grey as the run expects")
+    alpha = 1 - shape[0] % 2
+    colours, rest = pixels[:, : shape[0] - alpha], pixels[:, shape[0] - alpha :]
+    if colours.shape[1] == 1 and (3 + alpha, *shape[1:]) in shapes:
+        colour = np.concatenate([colours.repeat(3, 1), rest], 1)
+        return colour, (*notes, f"{count} in grey, used as colour as the run expects")
+    if colours.shape[1] == 3 and bool((colours == colours[:, :1]).all()) and (1 + alpha, *shape[1:]) in shapes:
+        grey = np.concatenate([colours[:, :1], rest], 1)
+        return grey, (*notes, f"{count} in colour without any colours, used as grey as the run expects")
     return None, notes
 
 
 def _resized(
-    folder: Path, paths: Sequence[Path], reading: Reading, shapes: Sequence[tuple[int, ...]]
+    folder: Path, paths: Sequence[Path], reading: Reading, shapes: Sequence[tuple[int, ...]], alpha: bool | None
 ) -> tuple[Array | None, tuple[str, ...]]:  # fmt: skip
     """Read images and resize them as in training. The pixels are ``None`` if an image is too small or no shape fits.
 
     The second result are the notes on what was converted.
     """
-    pixels, smallest, notes = read_pictures(folder, paths, Reading(size=reading.size, fit=reading.fit))
+    pixels, smallest, notes = read_pictures(folder, paths, Reading(size=reading.size, fit=reading.fit), alpha=alpha)
     return _channels(pixels, shapes, notes) if min(smallest) >= reading.size else (None, notes)
 
 

@@ -279,7 +279,9 @@ class Steerable(Conditioned):
             model = self.base.given(self.condition)
         labelled = isinstance(self.base, ScoreModel) and self.base.classes > 0
         if self._dropped == 0 and (self.condition is None or (labelled and self.condition.label is None)):
-            raise self._never_without("leaving out the label" if labelled else "leaving out the condition")
+            if labelled and not (self.config is not None and self.config.sources.rich and self.condition is None):
+                raise self._never_without("leaving out the label")
+            raise self._needs_condition()
         if self.scale != 1.0 and self.against is not None:
             model = Guided(model, self._against(), self.scale, self.interval)
         elif self.scale != 1.0:

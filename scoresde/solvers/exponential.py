@@ -231,7 +231,7 @@ class _Step:
     again: tuple[float, ...] = ()
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=4096)  # a path with coordinates has one plan for each distinct coordinate
 def _plan(
     name: str, order: int, rule: str, correct: bool, taper: bool, path: tuple[Node, ...], taus: tuple[float, ...]
 ) -> tuple[_Step, ...]:

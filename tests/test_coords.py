@@ -31,6 +31,7 @@ from scoresde.solvers import (
     StochasticHeun,
 )  # fmt: skip
 from scoresde.solvers.exponential import sde_dpm, unipc
+from scoresde.solvers.level import level_of
 from scoresde.train.reflow import straightness
 
 
@@ -411,3 +412,37 @@ def test_a_coordinate_that_rises_or_is_not_finite_is_named():
 
     with pytest.raises(UsageError, match=r"must broadcast to \(257, 4\)"):
         Wrong(count=4)
+
+
+@dataclass(frozen=True)
+class Early(SDE):
+    """Two coordinates, the second of which is pure noise from t = 0.5 on."""
+
+    coords = (2,)
+    smooth = False
+
+    def alpha(self, t):
+        return torch.cat([1 - t, (1 - 2 * t).clamp(min=0)], 1)
+
+    def sigma(self, t):
+        return torch.cat([t, (2 * t).clamp(max=1)], 1)
+
+
+def test_a_coordinate_whose_signal_is_gone_early():
+    model = GaussianMixture(Early(), torch.zeros(1, 2, dtype=F64), torch.full((1,), 0.5, dtype=F64))
+    x = torch.tensor([[0.3, -0.2]], dtype=F64)
+    found = elbo(model, x.expand(100, -1), strata=64, noise=Noise.of(100)).log_prob
+    assert abs(float(found.mean() - model.log_prob(x))) < 4 * float(found.std()) / 10 + 0.02
+    likelihood = Likelihood(divergence="exact")(model, x).log_prob
+    assert abs(float(likelihood - model.log_prob(x))) < 1e-3
+
+
+def test_the_prior_of_parts_is_that_of_their_common_end():
+    sde = Parts("bbed", "ve,sigma_max=20", split=1, shape=(2,))
+    assert sde.t_max == 0.999 and sde.stated_in == "relative"
+    assert float((sde.prior.std - sde.coefficients(torch.tensor(0.999, dtype=F64))[1]).abs().max()) < 1e-12
+
+
+def test_a_level_that_is_negative_in_one_coordinate_is_named():
+    with pytest.raises(UsageError, match=r"finite and >= 0, got -1 at t = 0\.5"):
+        level_of(Bands(count=2), lambda sde, t: torch.tensor([[-1.0, 1.0]]).expand(len(t), 2), 1.0, torch.tensor([0.5]))

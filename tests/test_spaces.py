@@ -635,3 +635,17 @@ def test_a_space_without_a_log_determinant_has_no_likelihood() -> None:
 def test_what_needs_an_affine_codec_names_the_space() -> None:
     with pytest.raises(UsageError, match=r"a feature requires .* stated in the space basis:dct"):
         as_affine(Composed((Affine(0.0, 1.0), Basis())), "a feature")
+
+
+def test_padding_stays_zero_beside_a_known_signal():
+    mask = torch.tensor([[True, True, False]])
+    known = Condition(mask=mask, image=torch.tensor([[1.0, 2.0, 5.0]], dtype=torch.float64))
+    x = torch.tensor([[1.5, 2.25, 0.0]], dtype=torch.float64)
+    for text in ("masked+relative", "relative+masked"):
+        assert Composed(parse_spaces(text)).to_model(x, known).tolist() == [[0.5, 0.25, 0.0]]
+
+
+@pytest.mark.parametrize("text", ["log+symmetric", "log+zero-mean", "whitened:exponential:0.3+symmetric"])
+def test_a_space_that_bends_cannot_come_before_one_of_fewer_dimensions(text):
+    with pytest.raises(UsageError, match="does not keep distances"):
+        parse_spaces(text)

@@ -37,8 +37,7 @@ __all__ = ["Codec", "Composed", "Unbuilt", "digest", "from_dict", "mask_of", "su
 
 
 def mask_of(condition: object, x: Tensor) -> Tensor | None:
-    """Return the mask of the real values in ``x: (B, *event)``, bool ``(B or 1, *event)``, or ``None`` without a "
-    "mask."""
+    """Return the mask of the real values in ``x: (B, *event)``, bool ``(B or 1, *event)``, or ``None``."""
     mask: Tensor | None = getattr(condition, "mask", None)
     return None if mask is None else mask.to(x.device)
 

@@ -77,6 +77,7 @@ class Basis(Space):
     """
 
     masks: ClassVar[bool] = False
+    rigid: ClassVar[bool] = True
 
     kind: str = "dct"
     axes: int = 0

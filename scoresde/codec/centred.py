@@ -36,8 +36,9 @@ class ZeroMean(Space):
         axis: The axis of a sample along which the points are counted: 0 for points ``(n, d)``, and 1 for ``(d, n)``.
     """
 
-    subspace: ClassVar[bool] = True
     masks: ClassVar[bool] = True
+    rigid: ClassVar[bool] = True
+    subspace: ClassVar[bool] = True
     levels_too: ClassVar[bool] = False
 
     axis: int = 0

@@ -1,5 +1,4 @@
-"""Spaces as text, such as ``log+basis:dct``: reading them, naming their classes, and naming classes of the user "
-"again."""
+"""Spaces as text, such as ``log+basis:dct``: reading them, naming their classes, and naming a user's classes again."""
 
 from __future__ import annotations
 
@@ -97,7 +96,11 @@ def typed_options(factory: Any) -> list[str]:
 
 
 def check_together(spaces: tuple[Space, ...]) -> tuple[Space, ...]:
-    """Return the spaces, or reject a combination of padded rows with a space that mixes real and padded numbers."""
+    """Return the spaces, or reject a combination whose likelihood would be wrong.
+
+    Padded rows must not be mixed with real numbers. A space that stretches or bends must not come before a space of
+    fewer dimensions, because its log-determinant on the subspace differs from that over all stored numbers.
+    """
     padded = any("mask" in space.needs for space in spaces)
     mixing = [space for space in spaces if padded and not space.masks]
     if mixing:
@@ -105,6 +108,15 @@ def check_together(spaces: tuple[Space, ...]) -> tuple[Space, ...]:
             f"padded rows cannot be combined with the space {str(mixing[0])!r}, which mixes real and padded numbers",
             parameter="space",
         )
+    for i, space in enumerate(spaces):
+        narrow = space.subspace and "mask" not in space.needs  # the sums of a padded row omit its padding anyway
+        bent = [before for before in spaces[:i] if narrow and not before.rigid]
+        if bent:
+            raise UsageError(
+                f"the space {str(bent[0])!r} does not keep distances, so it cannot come before {str(space)!r}, which "
+                "has fewer dimensions; put it after that space, or leave it out",
+                parameter="space",
+            )
     return spaces
 
 

@@ -29,6 +29,7 @@ class Log(Space):
     """
 
     masks: ClassVar[bool] = True
+    levels_too: ClassVar[bool] = False  # the log-determinant varies within the cell of a level
 
     shift: Any = 0.0
     scale: Any = 1.0

@@ -36,6 +36,7 @@ class Masked(Space):
     subspace: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("mask",)
     masks: ClassVar[bool] = True
+    rigid: ClassVar[bool] = True
 
     table: Any = None
     counts: Any = None

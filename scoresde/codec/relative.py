@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UsageError
+from .base import mask_of
 from .space import Space
 
 __all__ = ["Relative"]
@@ -33,6 +34,7 @@ class Relative(Space):
 
     needs: ClassVar[tuple[str, ...]] = ("image",)
     masks: ClassVar[bool] = True
+    rigid: ClassVar[bool] = True
 
     def require(self, condition: object) -> None:
         if getattr(condition, "image", None) is None:
@@ -55,7 +57,8 @@ class Relative(Space):
         return torch.where(image.isnan(), 0, image)
 
     def to_model(self, x: Tensor, condition: object = None, noise: Tensor | None = None) -> Tensor:
-        return x - self._y(condition, x)
+        z, mask = x - self._y(condition, x), mask_of(condition, x)
+        return z if mask is None else torch.where(mask, z, 0)  # padded numbers stay 0
 
     def to_data(self, m: Tensor, condition: object = None) -> Tensor:
         return m + self._y(condition, m)

@@ -33,12 +33,14 @@ class Space(Codec):
         needs: What the space needs of a row's condition: ``"image"`` or ``"mask"``.
         masks: Whether the space can be combined with padded rows, so that it never mixes real and padded numbers.
         levels_too: Whether the space accepts data that are stored as levels.
+        rigid: Whether the space keeps distances, so that it can come before a space of fewer dimensions.
     """
 
     is_space: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ()
     masks: ClassVar[bool] = False
     levels_too: ClassVar[bool] = True
+    rigid: ClassVar[bool] = False
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Self:

@@ -33,8 +33,9 @@ class Symmetric(Space):
         diagonal: Whether the diagonal is part of the data. If not, it is 0.
     """
 
-    subspace: ClassVar[bool] = True
     masks: ClassVar[bool] = True
+    rigid: ClassVar[bool] = True
+    subspace: ClassVar[bool] = True
     levels_too: ClassVar[bool] = False
 
     diagonal: bool = True

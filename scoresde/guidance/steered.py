@@ -95,8 +95,8 @@ def steer(
         estimate = model(state, s)
         alpha, sigma = domain.sde.coefficients(s)
         gamma = sigma.square() / alpha
-        if domain.sde.coords:  # where no signal is left in one coordinate only, the derivative is 0
-            gamma = torch.where(alpha > 0, gamma, 0.0)
+        if domain.sde.coords:  # where no signal is left in one coordinate only, the derivative is 0 up to rounding
+            gamma = sigma.square() / torch.maximum(alpha, 1e-6 * sigma).clamp(min=torch.finfo(alpha.dtype).tiny)
         moved = change(estimate, state, gamma)
     if not x.requires_grad:
         estimate, moved = detached(estimate), moved.detach()

@@ -213,7 +213,10 @@ def _integrand(model: Denoiser, x: Tensor, rows: Tensor, eps: Tensor, u: Tensor,
     c = (alpha.square() / (alpha.square() + sigma.square())).square()
     if sde.coords:  # the log-SNR l_k of each coordinate falls at its own rate, |dl_k/dr| = 2/(r_k (1 - r_k)) dr_k/dr
         own = sigma / (alpha + sigma)
-        falls = 2 / (own * (1 - own)) * sde.speed(t) * align((v1 - v0) / (1 / r + 1 / (1 - r + SOFTNESS)), own)
+        speed = sde.speed(t)
+        # A coordinate whose signal is gone already contributes nothing.
+        falls = torch.where(speed == 0, 0.0, 2 / (own * (1 - own)) * speed)
+        falls = falls * align((v1 - v0) / (1 / r + 1 / (1 - r + SOFTNESS)), own)
         return sum_flat(expand(falls / 2, wrong) * (wrong - expand(c, wrong) * (eps.square() - 1)))
     mean = c * (sum_flat(eps.square()) - some.domain.dims(eps))  # replaces c |eps|^2 by its mean, c D
     return rate / 2 * (sum_flat(wrong) - mean)

@@ -94,8 +94,6 @@ def convert(model: Denoiser, path: SDE) -> Converted:
     (0.000999, 0.993471)
     """
     domain, theirs = model.domain, model.domain.sde
-    if theirs.coords or path.coords:
-        _check_same(model, path)
     t = torch.tensor([domain.t_min, theirs.times("sample")[0], domain.t_max], dtype=torch.float64)
     # The model's noise levels, restricted to those of the path.
     most, least = path.log_snr(torch.tensor([path.t_min, path.t_max], dtype=torch.float64))
@@ -105,9 +103,12 @@ def convert(model: Denoiser, path: SDE) -> Converted:
         raise UsageError(
             f"{_ranges(domain, path)}; these ranges do not overlap, so the model cannot be used on that path"
         )
+    if theirs.coords or path.coords:
+        _check_same(model, path)
     # At an end that is set by the model, the model's prior or data unit is kept, rescaled to the path.
     ends = torch.tensor([low, high], dtype=torch.float64)
-    ratio = path.scale(ends) / theirs.scale(t[[0, 2]])
+    ours, other = path.scale(ends), theirs.scale(t[[0, 2]])
+    ratio = align(ours, other) / align(other, ours)
     start, end = (ratio[:1], ratio[1:]) if ratio.ndim > 1 else ratio.tolist()
     std = end * theirs.prior.std if high < path.t_max else path.prior.std
     unit = start * theirs.data_scale if low > path.t_min else path.data_scale
@@ -123,6 +124,13 @@ def _check_same(model: Denoiser, path: SDE) -> None:
     t = torch.linspace(low, high, 257, dtype=torch.float64)
     at = path.t_of_log_snr(theirs.log_snr(t)).clamp(path.t_min, path.t_max)
     inside = (path.log_snr(at) - theirs.log_snr(t)).abs() < _SAME
+    if bool(theirs.coords) != bool(path.coords) or not bool(inside.any()):
+        raise UsageError(
+            f"a model on {type(theirs).__name__} (coords = {theirs.coords}) cannot be converted to "
+            f"{type(path).__name__} (coords = {path.coords}), because alpha and sigma differ between coordinates on "
+            "one of the two paths only, or because the paths share no noise levels in all coordinates at once; use the "
+            "model on its own path"
+        )
     (a, s), (alpha, sigma) = theirs.coefficients(t[inside]), path.coefficients(at[inside])
     like = torch.zeros(1, *(theirs.coords or path.coords))
     off = (align(s / (a + s), like) - align(sigma / (alpha + sigma), like)).abs()

@@ -229,8 +229,19 @@ class Parts(Shaped):
 
     @property
     def prior_std(self) -> Tensor:
-        stds = [torch.full((1, 1), float(path.prior_std), dtype=torch.float64) for path in self.paths]
-        return self._join([std.reshape(1, *[1] * len(self.coords)) for std in stds], torch.zeros(1))
+        # Each prior is scaled by the same factor as sigma, because the two paths may end at different times.
+        shape, ends = (1, *[1] * len(self.coords)), torch.zeros(1)
+        stds = []
+        for path in self.paths:
+            t = torch.tensor([self.t_max, path.t_max], dtype=torch.float64)
+            ours, own = path.coefficients(t)[1]
+            stds.append((path.prior_std * ours / own).reshape(shape))
+        return self._join(stds, ends)
+
+    @property
+    def stated_in(self) -> str:  # type: ignore[override]
+        """The space in which one of the two paths is stated."""
+        return next((path.stated_in for path in self.paths if path.stated_in), "")
 
 
 def _named(given: str) -> SDE:

@@ -63,6 +63,10 @@ class Shifted(SDE):
     def coords(self) -> tuple[int, ...]:  # type: ignore[override]
         return self.path.coords
 
+    @property
+    def stated_in(self) -> str:  # type: ignore[override]
+        return self.path.stated_in
+
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma = self.path.coefficients(t)
         keep = self.path.size(alpha, sigma) / self.path.size(alpha, self.shift * sigma)

@@ -76,6 +76,11 @@ def verify(
     t = sde.t_min + (sde.t_max - sde.t_min) * u.square()
     alpha, sigma = sde.coefficients(t)
     t = t[informative(alpha, sigma).reshape(TIMES, -1).all(1)]
+    if not len(t):
+        raise UsageError(
+            f"{type(sde).__name__} cannot be compared with published coefficients, because at each time no signal is "
+            "left in at least one coordinate; compare the coordinates one by one"
+        )
     f, g = sde.drift_rate(t), sde.diffusion(t)
     return Agreement(_drift(sde, drift, t, f, rtol), _diffusion(sde, diffusion, t, f, g, rtol))
 

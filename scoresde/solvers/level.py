@@ -103,9 +103,9 @@ def level_of(sde: SDE, level: Level, eta: float, t: Tensor) -> Tensor:
     ):
         name, number, at = getattr(level, "__name__", level), f"a tensor of shape {tuple(value.shape)}", ""
         if value.shape == shape:
-            value = value.reshape(max(t.numel(), 1), -1).amax(1)  # NaN and infinity remain
-            i = int((~(torch.isfinite(value) & (value >= 0))).flatten().nonzero()[0])
-            number, at = f"{float(value.flatten()[i]):g}", f" at t = {float(t.flatten()[i]):g}"
+            each = value.reshape(max(t.numel(), 1), -1)
+            i, k = (~(torch.isfinite(each) & (each >= 0))).nonzero()[0].tolist()
+            number, at = f"{float(each[i, k]):g}", f" at t = {float(t.flatten()[i]):g}"
         raise UsageError(f"the noise level {name} must be one number for each t, finite and >= 0, got {number}{at}")
     return value
 

@@ -135,3 +135,17 @@ def test_rows_of_two_states_are_each_counted_once() -> None:
 def test_classes_are_not_taken_for_held_out_samples() -> None:
     with pytest.raises(UsageError, match="pass the labels as the argument classes"):
         Dataset.of(table(30), np.arange(30) % 2)
+
+
+@pytest.mark.parametrize("classes", [(), ("a", "b")])
+def test_rows_without_values_are_forgotten(classes):
+    # Earlier versions counted them as samples, in the training part and in a test part of the source.
+    x = np.array([[1.0, 2.0], [np.nan, np.nan], [3.0, np.nan], [np.nan, np.nan]])
+    names = ["a", "b", "a", "a"] if classes else None
+    rows = contents(x, names)
+    before = Identity.of(rows, own_test=1)
+    kept = [rows[0], rows[2]]
+    assert before.compared(Identity.of(kept))[0] == "shrunk"
+    after = before.without_empty((2,), classes)
+    assert after.compared(Identity.of(kept)) == ("re-sorted", 0, 0)
+    assert after.without_empty((2,), classes) is after

@@ -23,7 +23,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -180,6 +180,22 @@ class Identity:
         if new or missing:
             return "grown" if new else "shrunk", new, missing
         return "same" if self.order == now.order else "re-sorted", 0, 0
+
+    def without_empty(self, shape: tuple[int, ...], classes: Sequence[str]) -> Identity:
+        """Return the identity without rows that have no values, which earlier versions counted as samples.
+
+        Args:
+            shape: The shape of a row.
+            classes: The names of the classes, or ``()`` if there are none.
+        """
+        if self.large:
+            return self
+        nothing = np.full((max(1, len(classes)), *shape), np.nan)
+        rows = contents(nothing, list(classes) or None)
+        empty = np.concatenate([Identity.of(rows).hashes, Identity.of(rows, own_test=len(rows)).hashes])
+        kept = self.hashes[~np.isin(self.hashes, empty)]
+        # The order of the rows that are left was not recorded.
+        return self if len(kept) == len(self.hashes) else replace(self, hashes=kept, order=0)
 
     def retold(self, now: Identity) -> int:
         """Count the rows of the current data whose condition has changed since this identity was built.

@@ -211,7 +211,9 @@ def became(folder: Path, data: Dataset, *, changed: bool = False, named: bool = 
     if data.identity is None:  # built-in data, chosen in place of the run's data
         state, new, missing = "other", 0, 0
     else:
-        state, new, missing = known.compared(data.identity)
+        some = known.without_empty(info.shape, info.classes)  # rows without values are no longer samples
+        state, new, missing = some.compared(data.identity)
+        state = "same" if state == "re-sorted" and some is not known else state
     split = "rows are split by their content, so the rows that were held out in training are still held out"
     told = {
         "re-sorted": f"the order of the data of {folder} has changed since training; {split}",

@@ -39,6 +39,17 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _forgotten(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Forget the modules that a test imported from its own folder: the next test may write others of these names."""
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        file = getattr(sys.modules[name], "__file__", None)
+        if file and Path(file).resolve().is_relative_to(tmp_path_factory.getbasetemp().resolve()):
+            del sys.modules[name]
+
+
 SHEET, FIGURE = loop.sample_sheet, loop.loss_figure
 
 
@@ -117,11 +128,10 @@ def moons(shell: Shell, copied: Callable[[str], str]) -> str:
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Iterator[Path]:
+def own(tmp_path: Path) -> Path:
     """A module with an SDE of the user's; importing it leaves the file ``imported``."""
     (tmp_path / "mysde.py").write_text(OWN)
-    yield tmp_path / "imported"
-    sys.modules.pop("mysde", None)
+    return tmp_path / "imported"
 
 
 @pytest.fixture(scope="session")

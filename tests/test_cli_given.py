@@ -674,30 +674,27 @@ class Means(Linear):
 def test_an_operator_of_ones_own(shell: Shell, tmp_path: Path, drawn: list[dict[str, Any]]) -> None:
     Path("myop.py").write_text(OWN)
     save(digits(1)[0], "p.png")
-    try:
-        shell("train --cond myop:Means --steps 2 --batch 8 --set network.channels=4 --out r --quiet")
-        Path("imported").unlink()
-        sys.modules.pop("myop")
-        message = shell.refuses("train --resume r --steps 3", 2, "the operator myop:Means", "names read from files")
-        assert message.endswith("(on the command line: --cond myop:Means)\n")
-        shell.refuses("sample r --given p.png", 3, "'myop:Means'", "(on the command line: --operator myop:Means)")
-        shell.refuses("train --resume r --steps 3 --cond pool:2", 2, "was trained with myop:Means")
-        assert "myop:Means" in shell("info r") and not Path("imported").exists(), "a file chooses no code"
-        shell("train --resume r --steps 3 --cond myop:Means --quiet")
-        shell(f"sample r --given p.png --operator myop:Means --each 2 {ASK}")
-        assert drawn[0]["given"].shape == (1, 1, 8, 8) and drawn[0]["title"] == "myop:Means"
-        for line in (
-            "likelihood r --given --limit 2 --rtol 1e-1 --no-check",
-            "plot reverse r --steps 2 --n 1 --no-gif",
-        ):
-            shell.refuses(line, 3, "(on the command line: --operator myop:Means)")
-            shell(f"{line} --operator myop:Means")
-        made = reflow(
-            load("r", operator="myop:Means"), pairs=8, steps=2, solver=solver(), out="made", quiet=True
-        )  # fmt: skip
-        assert made.operator is not None and load("made", operator="myop:Means").operator is not None
-    finally:
-        sys.modules.pop("myop", None)
+    shell("train --cond myop:Means --steps 2 --batch 8 --set network.channels=4 --out r --quiet")
+    Path("imported").unlink()
+    sys.modules.pop("myop")
+    message = shell.refuses("train --resume r --steps 3", 2, "the operator myop:Means", "names read from files")
+    assert message.endswith("(on the command line: --cond myop:Means)\n")
+    shell.refuses("sample r --given p.png", 3, "'myop:Means'", "(on the command line: --operator myop:Means)")
+    shell.refuses("train --resume r --steps 3 --cond pool:2", 2, "was trained with myop:Means")
+    assert "myop:Means" in shell("info r") and not Path("imported").exists(), "a file chooses no code"
+    shell("train --resume r --steps 3 --cond myop:Means --quiet")
+    shell(f"sample r --given p.png --operator myop:Means --each 2 {ASK}")
+    assert drawn[0]["given"].shape == (1, 1, 8, 8) and drawn[0]["title"] == "myop:Means"
+    for line in (
+        "likelihood r --given --limit 2 --rtol 1e-1 --no-check",
+        "plot reverse r --steps 2 --n 1 --no-gif",
+    ):
+        shell.refuses(line, 3, "(on the command line: --operator myop:Means)")
+        shell(f"{line} --operator myop:Means")
+    made = reflow(
+        load("r", operator="myop:Means"), pairs=8, steps=2, solver=solver(), out="made", quiet=True
+    )  # fmt: skip
+    assert made.operator is not None and load("made", operator="myop:Means").operator is not None
 
 
 def test_a_run_keeps_its_mask(shell: Shell) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +79,7 @@ class Same(SDE):
 
 
 @pytest.fixture
-def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder ``work`` with the user's file ``own.py``, and a folder ``data`` with data."""
     rng = np.random.default_rng(0)
     (tmp_path / "data").mkdir()
@@ -92,9 +91,7 @@ def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     x = rng.normal(size=(120, 3, 2))
     np.savez(tmp_path / "data" / "triangles.npz", x=x - x.mean(1, keepdims=True))
     np.savez(tmp_path / "data" / "curves.npz", x=rng.normal(size=(120, 1, 16)).cumsum(2))
-    sys.modules.pop("own", None)
-    yield tmp_path
-    sys.modules.pop("own", None)
+    return tmp_path
 
 
 TINY = "--preset mlp --set network.width=16 --set network.blocks=1 --batch 16 --quiet"

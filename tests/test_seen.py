@@ -796,10 +796,9 @@ def stored(folder: Path, cond: str) -> str:
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    sys.modules.pop("own_operator", None)
+    return tmp_path
 
 
 @pytest.mark.parametrize("cond", list(KINDS))

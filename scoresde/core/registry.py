@@ -91,7 +91,8 @@ def resolve(
     if not hasattr(loaded, attribute):
         public = [n for n, value in vars(loaded).items() if callable(value) and not n.startswith("_")]
         raise UsageError(
-            f"{what} {name!r}: module {module!r} has no attribute {attribute!r}; {closest(attribute, public)}"
+            f"{what} {name!r}: module {module!r} ({getattr(loaded, '__file__', None) or 'built in'}) has no attribute "
+            f"{attribute!r}; {closest(attribute, public)}"
         )
     found = getattr(loaded, attribute)
     if not callable(found):

@@ -137,6 +137,8 @@ class TrainConfig:
             so that validation takes at most a fifth as long as the training steps.
         save_minutes: Maximum time between checkpoints, in minutes. A checkpoint is also saved after each fifth of the
             run.
+        accumulate: Number of parts in which each process evaluates its rows of the batch, one after the other, to save
+            memory. The batch stays the same.
         keep: Number of checkpoints to keep. To guide a model by an earlier version of itself
             (:meth:`scoresde.Run.guided`), keep 5 or more.
         typed: Which names come from the user rather than from a file: all (true), none (false), or the listed names.
@@ -148,6 +150,7 @@ class TrainConfig:
         steps=dataclasses.replace(TRAINED, low=0, hint=_HINT), batch=_OR_0, warmup=_OR_0,
         sample_every=_RARELY, validate_every=_RARELY,
         lr=dataclasses.replace(LR, above=False, hint=_HINT), save_minutes=Range(0, infinite=True), keep=COUNT,
+        accumulate=COUNT,
         clip=Range(0, above=True, infinite=True, hint="inf disables clipping"),
     )  # fmt: skip
 
@@ -187,6 +190,7 @@ class TrainConfig:
     validate_every: int = 0
     save_minutes: float = 10.0
     keep: int = 2
+    accumulate: int = 1
     typed: Typed = field(default=True, repr=False, compare=False)
 
     def __post_init__(self) -> None:

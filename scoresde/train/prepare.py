@@ -167,7 +167,7 @@ def begun(
     """Return the state before the first step and the objective. The model is moved to ``device`` and ``dtype``."""
     weighting, times = _objective(config, model)
     model.to(device=device, dtype=dtype)
-    optimiser = torch.optim.Adam(model.learned.parameters(), lr=config.lr, betas=(0.9, 0.999))
+    optimiser = torch.optim.Adam(model.learned.parameters(), lr=config.lr, betas=(0.9, 0.999), fused=True)
     draw = PathDraw(times, model.domain.nodes, config.coupling == "ot", config.cond_drop)
     return TrainState(model, optimiser, draw, EMA(model.learned, config.ema)), Denoising(weighting)
 

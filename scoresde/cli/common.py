@@ -366,12 +366,13 @@ class SolverChoice:
 
         A user who sets an option that the run's default solver lacks, such as ``--rtol``, means this solver.
         """
-        from ..solvers import Multistep
+        from ..solvers import Ancestral, Multistep
 
         usual = run.default_solver
-        if self.named or not isinstance(usual, Multistep) or set(self.options) - {"steps"}:
+        if self.named or not isinstance(usual, Ancestral | Multistep) or set(self.options) - {"steps"}:
             return self
-        return replace(self, name="multistep", options={"steps": usual.steps, **self.options})
+        name = "ancestral" if isinstance(usual, Ancestral) else "multistep"
+        return replace(self, name=name, options={"steps": usual.steps, **self.options})
 
     def build(self) -> Solver:
         """Build the solver.

@@ -52,8 +52,8 @@ NAMED = 10  # maximum number of samples that a message names
 )
 @solver_options(
     "ode", "steps", "rtol", set_first=False,
-    what=f"Solver: {', '.join(SOLVERS)}, or module:Class. With a condition, guidance or a measurement, the default is "
-         "multistep.",
+    what=f"Solver: {', '.join(SOLVERS)}, or module:Class. With a condition or guidance, the default is multistep. "
+         "With a measurement, it is ancestral.",
 )  # fmt: skip
 @option("--n", under="Samples", first=True, type=Whole(COUNT),
         help=f"Number of samples.  [default: {N}, or --each times the number of questions]")  # fmt: skip

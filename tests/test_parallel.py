@@ -13,7 +13,7 @@ import pytest
 import torch
 from processes import SIGKILL, SIGTERM, scoresde, start, when
 from shell import Shell
-from trains import CASES, trained
+from trains import CASES, made, moments, trained
 
 from scoresde import load
 from scoresde.core import parallel, signals
@@ -21,7 +21,7 @@ from scoresde.core.errors import Preempted, UsageError
 from scoresde.core.files import read_tensors
 from scoresde.core.parallel import ALONE, Agreement, World, divided, own_device, rank, ranks
 from scoresde.core.signals import Interrupts, limited
-from scoresde.run.files import newest_checkpoint
+from scoresde.run.files import fault_of, newest_checkpoint
 
 
 def test_rows_of_all_processes_are_all_rows() -> None:
@@ -48,7 +48,7 @@ def test_one_process_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         x, module = torch.randn(3), torch.nn.Linear(2, 2)
         assert world.mean(x) is x and world.gather(x) is x and world.told(x) is x and world.shared(module) is module
         assert world.led(lambda: 3) == 3 and world.exchange(4) == [4] and world.stopped is None
-        assert Agreement(world)(None) is None and Agreement(world)(SIGTERM) == SIGTERM
+        assert Agreement(world)(None) == (None, False) and Agreement(world)(SIGTERM, True) == (SIGTERM, True)
 
 
 def test_the_variables_of_torchrun(monkeypatch: pytest.MonkeyPatch, shell: Shell, moons: str) -> None:
@@ -85,6 +85,21 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     for name, one in ones.items():
         close(one, twos[name], name)
         assert all(map(math.isfinite, one["losses"])) and one["losses"][0] != one["losses"][-1]
+    # What two processes saved in parts, one process reads as it was.
+    for name in ("sharded", "sharded, accumulate"):
+        checkpoint = tmp_path / name / "checkpoints" / f"step-{count:09d}"
+        assert fault_of(checkpoint) is None and len(list((checkpoint / "shards").iterdir())) == 2
+        assert not (checkpoint / "model.safetensors").exists()
+        state = made(name)[3]
+        state.load(checkpoint)
+        assert state.step == count and state.divided == (1, 1)
+        read = {"weights": state.model.state_dict(), "averages": state.averaged(), "moments": moments(state)}
+        for part, found in read.items():
+            assert found.keys() == twos[name][part].keys() and len(found) > 20
+            assert all(torch.equal(value, twos[name][part][key]) for key, value in found.items()), part
+        assert all(float(v) == count for key, v in read["moments"].items() if key.endswith(".step"))
+        (checkpoint / "shards" / "shard-00002-model-00001-of-00001.safetensors").write_bytes(b"")
+        assert "is 0 bytes long" in str(fault_of(checkpoint))
 
 
 LINE = "train --data moons --set network.width=16 --batch 32 --dtype float64 --device cpu --threads 1"

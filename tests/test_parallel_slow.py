@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 from processes import SIGKILL, SIGTERM, Processes, scoresde, when
+from safetensors.torch import load_file
 from torch import Tensor
 
-from scoresde.core.files import read_tensors
 from scoresde.run.files import newest_checkpoint
 
 SEED = os.environ.get("FUZZ_SEED", "0")
@@ -29,22 +29,25 @@ LINE = "train --data digits --preset tiny --set network.channels=4 --batch 16 --
 HERE = "--threads 1 --device cpu"
 # Each pair of settings occurs in one of these rows.
 ROWS = [
-    (1, "0", "low-discrepancy", "independent", 1),
-    (1, "0.1", "loss-second-moment", "ot", 1),
-    (1, "0.1", "low-discrepancy", "ot", 2),
-    (1, "0", "importance", "independent", 2),
-    (2, "0", "low-discrepancy", "ot", 1),
-    (2, "0.1", "loss-second-moment", "independent", 2),
-    (2, "0.1", "importance", "independent", 1),
-    (2, "0", "loss-second-moment", "ot", 2),
-    (2, "0.1", "low-discrepancy", "independent", 1),
+    (1, "0", "low-discrepancy", "independent", 1, "ddp"),
+    (1, "0.1", "loss-second-moment", "ot", 1, "ddp"),
+    (1, "0.1", "low-discrepancy", "ot", 2, "ddp"),
+    (1, "0", "importance", "independent", 2, "ddp"),
+    (2, "0", "low-discrepancy", "ot", 1, "ddp"),
+    (2, "0.1", "loss-second-moment", "independent", 2, "ddp"),
+    (2, "0.1", "importance", "independent", 1, "ddp"),
+    (2, "0", "loss-second-moment", "ot", 2, "ddp"),
+    (2, "0.1", "low-discrepancy", "independent", 1, "ddp"),
+    (2, "0.1", "low-discrepancy", "ot", 1, "fsdp"),
+    (2, "0", "importance", "independent", 2, "fsdp"),
+    (2, "0", "loss-second-moment", "independent", 1, "fsdp"),
 ]
 
 
 def state(folder: Path) -> dict[str, Tensor]:
     checkpoint = newest_checkpoint(folder)
-    files = sorted(checkpoint.glob("*.safetensors"))
-    return {f"{f.stem} {name}": v for f in files for name, v in read_tensors(f).items()}
+    files = sorted(checkpoint.rglob("*.safetensors"))
+    return {f"{f.stem} {name}": v for f in files for name, v in load_file(f).items()}
 
 
 def finished(processes: Processes) -> None:
@@ -67,18 +70,18 @@ def settings(dropout: str, sampler: str, coupling: str, accumulate: int) -> str:
     return f"{more} --weighting likelihood" if sampler == "importance" else more
 
 
-@pytest.mark.parametrize(("size", "dropout", "sampler", "coupling", "accumulate"), ROWS)
+@pytest.mark.parametrize(("size", "dropout", "sampler", "coupling", "accumulate", "shard"), ROWS)
 def test_half_a_kill_and_the_other_half(
-    tmp_path: Path, size: int, dropout: str, sampler: str, coupling: str, accumulate: int
+    tmp_path: Path, size: int, dropout: str, sampler: str, coupling: str, accumulate: int, shard: str
 ) -> None:
     line = f"{LINE} {settings(dropout, sampler, coupling, accumulate)} {HERE}"
-    finished(scoresde(f"{line} --out whole", tmp_path, size))
-    halves = scoresde(f"{line} --out halves", tmp_path, size)
+    finished(scoresde(f"{line} --shard {shard} --out whole", tmp_path, size))
+    halves = scoresde(f"{line} --shard {shard} --out halves", tmp_path, size)
     when(lambda: done_steps(tmp_path / "halves") >= 18, halves)
     halves.kill()
     halves.wait()
     assert 18 <= done_steps(tmp_path / "halves") < 40
-    finished(scoresde(f"train --resume halves --quiet {HERE}", tmp_path, size))
+    finished(scoresde(f"train --resume halves --shard {shard} --quiet {HERE}", tmp_path, size))
     one, two = state(tmp_path / "whole"), state(tmp_path / "halves")
     assert one.keys() == two.keys() and len(one) > 100
     for name, value in one.items():

@@ -84,6 +84,8 @@ PARTS = (
 @option("--resume", under="Training", first=True, metavar="RUN",
         help="Continue a run from its newest checkpoint, with the settings of the run.")  # fmt: skip
 @option("--changed-data", under="Training", is_flag=True, help="Resume even if the run's data have changed.")
+@option("--shard", under="Training", type=click.Choice(["ddp", "fsdp"]), default="ddp",
+        help="With several processes, give each of them all weights (ddp), or a part of them (fsdp).")  # fmt: skip
 @option("--redivided", under="Training", is_flag=True,
         help="Resume with another number of processes or parts, although the dropout masks then differ.")  # fmt: skip
 @edited_option
@@ -99,8 +101,8 @@ def train(
     data: str, augment: str, cond: str, cond_drop: float, sde: str, space: str, shift: float, coupling: str,
     preset: str, network: str | None, predict: str, weighting: str, t_sampler: str, steps: int | None,
     batch: int | None, lr: float | None, assignments: tuple[str, ...], resume: str | None, changed_data: bool,
-    redivided: bool, edited: bool, sample_every: int | None, dry_run: bool, out: Path | None, session: Session,
-    reading: Reading,
+    shard: str, redivided: bool, edited: bool, sample_every: int | None, dry_run: bool, out: Path | None,
+    session: Session, reading: Reading,
 ) -> None:  # fmt: skip
     """Train a model by denoising score matching, and print the folder of the run."""
     from dataclasses import replace
@@ -176,6 +178,7 @@ def train(
     run = fit(
         config, data=dataset, network=own, out=out, resume=resume is not None, device=chosen, dtype=session.precision,
         quiet=session.quiet, changed_data=changed_data, edited=edited, redivided=redivided,
+        shard=shard,
     )  # fmt: skip
     seconds = time.monotonic() - began
     assert run.folder is not None
@@ -220,19 +223,8 @@ def _refuse_new_settings(run: str, free: set[str]) -> None:
     """Reject options that would have no effect because a resumed run keeps its settings, except those in ``free``."""
     named = ("sde", "network", "predict", "weighting", "t_sampler", "cond", "space")
     everywhere = ("device", "dtype", "threads", "json", "quiet")
-    allowed = {
-        *free,
-        *named,
-        *everywhere,
-        "data",
-        "changed_data",
-        "edited",
-        "redivided",
-        "max_time",
-        "resume",
-        "steps",
-        "dry_run",
-    }
+    free = {*free, *named, *everywhere, "data", "changed_data", "edited", "redivided", "shard", "max_time"}
+    allowed = {*free, "resume", "steps", "dry_run"}
     for param in click.get_current_context().command.params:
         if param.name not in allowed and _typed(param.name or "") is not None:
             raise UsageError(

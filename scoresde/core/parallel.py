@@ -22,10 +22,11 @@ from __future__ import annotations
 import os
 import signal
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import signals
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 __all__ = [
-    "ALONE", "Agreement", "Lost", "World", "divided", "own_device", "rank", "ranks", "shared_rows", "sharing",
-    "together",
+    "ALONE", "Agreement", "Lost", "World", "divided", "divided_like", "own_device", "rank", "ranks", "read_shards",
+    "shared_rows", "sharing", "together", "whole", "write_shards",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -123,7 +124,7 @@ class World:
             module: The module, whose forward pass returns the loss.
             unused: Whether some steps may leave some parameters unused. Finding these takes time in each step.
         """
-        if not self.several:
+        if not self.several or any(map(_is_sharded, module.modules())):
             return module
         from torch.nn.parallel import DistributedDataParallel
 
@@ -132,7 +133,25 @@ class World:
 
     def locally(self, module: nn.Module) -> AbstractContextManager[Any]:
         """Return a context in which the backward pass of a :meth:`shared` module only adds to its own gradients."""
-        return module.no_sync() if self.several else nullcontext()  # type: ignore[operator]
+        if not self.several:
+            return nullcontext()
+        return module.no_sync() if hasattr(module, "no_sync") else _unsynchronised(module)  # type: ignore[operator]
+
+    def shard(self, network: nn.Module) -> None:
+        """Divide the parameters of a network among the processes (``fully_shard``, FSDP2).
+
+        Each element of a list of modules is gathered when it is needed, and the rest with the network itself. From then
+        on, the parameters, their gradients, moments and averages are ``DTensor``, of which each process has a part.
+        """
+        from torch import nn
+        from torch.distributed.fsdp import fully_shard
+
+        with _told("dividing the network"):
+            for module in network.modules():
+                for part in module if isinstance(module, nn.ModuleList) else ():
+                    if not isinstance(part, nn.ModuleList | nn.ModuleDict) and any(True for _ in part.parameters()):
+                        fully_shard(part)
+            fully_shard(network)
 
     def mean(self, values: Tensor) -> Tensor:
         """Return the mean of a tensor over the processes, on its device. The processes do not wait for the device."""
@@ -299,8 +318,61 @@ def together(device: torch.device | str = "cpu") -> Iterator[World]:
                 dist.destroy_process_group()
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor of which each process has a part as a whole. All processes must call this together."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def divided_like(tensor: Tensor, other: Tensor) -> Tensor:
+    """Return this process's view of a whole ``tensor``, on the device of ``other`` and divided like it."""
+    if not hasattr(other, "placements"):
+        return tensor.to(other.device)
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements)  # type: ignore[attr-defined]
+
+
+def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write the parts of all processes to safetensors files in a folder. All processes must call this together."""
+    from torch.distributed import checkpoint
+
+    with _told("writing the parts of the state"):
+        writer = checkpoint.HuggingFaceStorageWriter(str(folder), save_distributed=True)  # type: ignore[attr-defined]
+        checkpoint.save(dict(tensors), storage_writer=writer)  # type: ignore[attr-defined]
+
+
+def read_shards(folder: Path, into: Mapping[str, Tensor]) -> None:
+    """Read what :func:`write_shards` wrote, in any number of processes, into tensors of the same names and shapes.
+
+    Only safetensors files are read, so no code is executed.
+    """
+    from torch.distributed import checkpoint
+
+    alone = not _together
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
+        reader = checkpoint.HuggingFaceStorageReader(str(folder))  # type: ignore[attr-defined]
+        checkpoint.load(dict(into), storage_reader=reader, no_dist=alone)  # type: ignore[attr-defined]
+
+
+def _is_sharded(module: nn.Module) -> bool:
+    return hasattr(module, "set_requires_gradient_sync")
+
+
+@contextmanager
+def _unsynchronised(module: nn.Module) -> Iterator[None]:
+    parts = [part for part in module.modules() if _is_sharded(part)]
+    for part in parts:
+        part.set_requires_gradient_sync(False)  # type: ignore[operator]
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.set_requires_gradient_sync(True)  # type: ignore[operator]
+
+
 class Agreement:
-    """Let all processes learn of a signal to one of them, after the same step.
+    """Let all processes learn of a signal to one of them, and of the wish of the first, after the same step.
 
     Each call starts an exchange on the CPU without waiting for it, and returns the result of the previous call. A
     signal is therefore known to all processes one call later.
@@ -313,31 +385,40 @@ class Agreement:
         self.world = world
         self._asked: tuple[Any, Tensor] | None = None
 
-    def __call__(self, number: int | None) -> int | None:
-        """Say that this process has received the signal ``number``, and return what is known to all processes."""
+    def __call__(self, number: int | None, wish: bool = False) -> tuple[int | None, bool]:
+        """Exchange signals and wishes.
+
+        Args:
+            number: The signal that this process has received, or ``None``.
+            wish: Whether this process wishes to save a checkpoint.
+
+        Returns:
+            The signal and the wish that are known to all processes.
+        """
         if not self.world.several:
-            return number
+            return number, wish
         import torch
         import torch.distributed as dist
 
         known = self._read()
-        told = torch.tensor(number or 0)
+        told = torch.tensor([number or 0, int(wish)])
         with _told("exchanging signals"):
             self._asked = dist.all_reduce(told, dist.ReduceOp.MAX, async_op=True), told
         return known
 
-    def last(self) -> int | None:
+    def last(self) -> tuple[int | None, bool]:
         """Return the result of the last exchange."""
-        return self._read() if self.world.several else None
+        return self._read()
 
-    def _read(self) -> int | None:
+    def _read(self) -> tuple[int | None, bool]:
         if self._asked is None:
-            return None
+            return None, False
         work, told = self._asked
         self._asked = None
         with _told("exchanging signals"):
             work.wait()
-        return int(told) or None
+        found, wish = told.tolist()
+        return found or None, bool(wish)
 
 
 @contextmanager

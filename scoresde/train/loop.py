@@ -31,7 +31,7 @@ from ..core.files import (
     write_lines,
 )
 from ..core.optional import optional
-from ..core.parallel import Agreement, World, own_device, together
+from ..core.parallel import ALONE, Agreement, World, own_device, together
 from ..core.progress import Progress
 from ..core.signals import Interrupts, keeps
 from ..core.text import printable
@@ -82,6 +82,7 @@ def fit(
     changed_data: bool = False,
     edited: bool = False,
     redivided: bool = False,
+    shard: str = "ddp",
 ) -> Run:
     """Train a model by denoising score matching.
 
@@ -102,6 +103,7 @@ def fit(
         edited: Whether to resume even if files of the run were changed after they were written.
         redivided: Whether to resume with another number of processes, or of parts (``config.accumulate``), although the
             network has dropout, whose masks then differ.
+        shard: What several processes do with the weights: each has all of them (``ddp``), or a part (``fsdp``).
 
     If ``torchrun`` has started several processes, they train together (:mod:`scoresde.core.parallel`), and each of them
     returns the run. The batch is that of all processes.
@@ -125,6 +127,8 @@ def fit(
         raise UsageError(
             "resume needs a run folder, so it cannot be combined with save=False; leave out one of the two"
         )
+    if shard not in ("ddp", "fsdp"):
+        raise UsageError(f"shard is {shard!r}, but must be 'ddp' or 'fsdp'", parameter="shard", value="ddp")
     with ExitStack() as held:
         interrupts = held.enter_context(Interrupts())
         device = own_device(torch.device(device))
@@ -145,7 +149,7 @@ def fit(
             raise UsageError(
                 "pairs and the 'reflow' coupling must be used together; the function reflow draws suitable pairs"
             )
-        state, objective = begun(config, model, device, dtype)
+        state, objective = begun(config, model, device, dtype, world if shard == "fsdp" else ALONE)
         state.divided = (world.size, config.accumulate)
         train, validating = parts(data, spec, config, operator)
         every = config.validate_every or older(config.steps)
@@ -168,8 +172,8 @@ def fit(
                 world.led(lambda: kept_pairs(path, given, spec.classes) and None)
                 pairs = kept_pairs(path, None, spec.classes)
             world.led(partial(_written, folder, made, new))
-            if start is not None and new and world.main:  # the starting weights are stored nowhere else
-                state.save(folder, config.keep)
+            if start is not None and new:  # the starting weights are stored nowhere else
+                _saved(folder, made, world)
         return _trained(made, train if pairs is None else pairs, objective, folder, world, interrupts, every, quiet)
 
 
@@ -186,8 +190,8 @@ class _Made:
     state: TrainState
     validation: Validation | None
 
-    def run(self, folder: Path | None, weights: Mapping[str, Tensor] | None = None, step: int = 0) -> Run:
-        """Return the run with ``weights`` of a ``step``, or with the averaged weights."""
+    def run(self, folder: Path | None, weights: Mapping[str, Tensor], step: int = 0) -> Run:
+        """Return the run with the averaged ``weights`` of a ``step`` (default: the current step)."""
         model = averaged_model(self.state, weights)
         return Run(
             model, self.spec.codec, self.info, self.config, self.spec, step or self.state.step, folder,
@@ -253,6 +257,15 @@ def _written(folder: Path, made: _Made, new: bool) -> None:
     write_json(folder / "config.json", facts, signed=True)  # last, because it makes the folder a run
 
 
+def _saved(folder: Path, made: _Made, world: World) -> None:
+    """Save a checkpoint: by the first process, or by all if each has a part of the weights."""
+    if made.state.undivided is not None:
+        made.state.save(folder, made.config.keep, world)
+        world.wait()
+    elif world.main:
+        made.state.save(folder, made.config.keep)
+
+
 def _trained(
     made: _Made, source: Rows | Pairs, objective: Objective, folder: Path | None, world: World,
     interrupts: Interrupts, every: int, quiet: bool,
@@ -271,6 +284,7 @@ def _trained(
     made.model.train()
     interrupts.remember()
     agreed = Agreement(world)
+    validates = world.told(validation is not None)
     waiting: Record | None = None
     records = steps(
         state, objective, batches, config.steps, seed=config.seed, rate=partial(_rate, config), clip=config.clip,
@@ -299,33 +313,35 @@ def _trained(
             if waiting is not None:  # one step late, so that the device never waits for it
                 report(waiting)
             waiting, last = record, record.step == config.steps
-            stop = agreed(interrupts.number)
+            wish = mine is not None and time.monotonic() - saved > 60 * config.save_minutes
+            saved = time.monotonic() if wish else saved
+            stop, wished = agreed(interrupts.number, wish)
             if last and world.several:
-                stop = agreed.last() or stop
-            looked = validation is not None and (record.step % every == 0 or last)
-            due = record.step % save_every == 0 or last or stop is not None
-            due = mine is not None and (due or time.monotonic() - saved > 60 * config.save_minutes)
-            if looked or due or last or stop is not None or record.step in shown_at:
+                stop = agreed.last()[0] or stop
+            looked = validates and (record.step % every == 0 or last)
+            due = folder is not None and (record.step % save_every == 0 or last or stop is not None or wished)
+            shown = folder is not None and record.step in shown_at
+            if looked or due or last or shown or stop is not None:
                 record.check()
-            if looked:
-                assert validation is not None and state.average is not None
-                losses = validation.look(averaged_model(state), state.averaged(), record.step, folder)
+                weights = state.averaged()
+            if looked and validation is not None:
+                losses = validation.look(averaged_model(state, weights), weights, record.step, folder)
             if looked or due or last:
                 report(record, looked=looked, last=last)
                 waiting = None
             if due:
-                assert mine is not None
-                state.save(mine, config.keep)
+                assert folder is not None
+                _saved(folder, made, world)
                 saved, kept_step = time.monotonic(), record.step
-            if mine is not None and record.step in shown_at:
+            if shown and mine is not None:
                 with optional(f"the figure of samples at step {record.step}"):
-                    shown_samples = sample_sheet(mine / "samples", made.run(folder), data)
+                    shown_samples = sample_sheet(mine / "samples", made.run(folder, weights), data)
             if not world.several and stop is None:
                 stop = interrupts.number  # the signal came while the figure was drawn
             if stop is not None and not last:
-                if mine is not None and kept_step != record.step:
+                if folder is not None and kept_step != record.step:
                     record.check()
-                    state.save(mine, config.keep)
+                    _saved(folder, made, world)
                 world.wait()
                 interrupts.number = stop  # another process may have received it
                 kept = f"the checkpoint is saved in {folder}" if folder else "nothing was saved"
@@ -334,10 +350,11 @@ def _trained(
     if folder is not None:
         keeps(f"all steps ({config.steps:,}) are done, and the checkpoint is saved in {folder}", "resume", folder)
     interrupts.forget()
-    run, lines, best = made.run(folder), [], None
+    weights = state.averaged()
+    run, lines, best = made.run(folder, weights), [], None
     if validation is not None and validation.best is not None:
         if losses is None:  # a run that had already completed all its steps
-            losses = validation.losses(averaged_model(state))
+            losses = validation.losses(averaged_model(state, weights))
         choice, best = validation.choose(losses, state.step, mine), validation.best
         lines.append(sentence(choice))
         if choice["used"] == "best":

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ..core.errors import CheckpointError, NumericalError
 from ..core.files import read_object, read_tensors
 from ..core.noise import keyed
-from ..core.parallel import ALONE, World, divided
+from ..core.parallel import ALONE, World, divided, divided_like, read_shards, whole
 from ..data.batch import Batch, Batches
 from ..model.network import ScoreModel
 from ..nn.dropout import drawing_from, draws_by_dropout
@@ -48,6 +48,8 @@ class TrainState:
         step: Number of completed steps.
         divided: The number of processes, and the number of parts in which each of them evaluates its rows. The dropout
             masks depend on both.
+        undivided: If each process has only a part of the weights, a copy of the model that is whole, whose weights are
+            irrelevant. Otherwise, ``None``.
     """
 
     model: nn.Module
@@ -56,6 +58,7 @@ class TrainState:
     average: EMA | None = None
     step: int = 0
     divided: tuple[int, int] = (1, 1)
+    undivided: ScoreModel | None = None
 
     @property
     def learned(self) -> nn.Module:
@@ -67,11 +70,14 @@ class TrainState:
         """The network of the model."""
         return self.model.network if isinstance(self.model, ScoreModel) else self.model
 
-    def save(self, folder: Path, keep: int = 2) -> Path:
+    def save(self, folder: Path, keep: int = 2, world: World = ALONE) -> Path:
         """Write a checkpoint into the run folder ``folder`` atomically, and return the path of the checkpoint.
 
         In the checkpoint, the optimiser moments are keyed by parameter name. Only the newest ``keep`` checkpoints are
         kept.
+
+        If each process has only a part of the weights, all processes of ``world`` must call this together. They write
+        their parts of the weights and moments to files of their own, and only the averages are written as a whole.
         """
         bare = bare_names(self.learned)
         names = [bare.get(name, name) for name, _ in self.learned.named_parameters()]
@@ -82,26 +88,38 @@ class TrainState:
         }
         tensors = {"model": {bare[name]: value for name, value in self.learned.state_dict().items()}, "optim": moments}
         facts: dict[str, Any] = {"divided": list(self.divided)} if self.divided != (1, 1) else {}
+        shards = {}
+        if self.undivided is not None:
+            shards = {f"{group}.{name}": v for group, part in tensors.items() for name, v in part.items() if v.ndim}
+            facts["updates"] = {name: float(value) for name, value in moments.items() if not value.ndim}
+            tensors = {}
         if self.average is not None:
             tensors["ema"], facts["ema_updates"] = self.averaged(), self.average.updates
         if learned := self.draw.state():
             tensors["times"] = learned
-        return save_checkpoint(folder, self.step, tensors, facts, keep)
+        return save_checkpoint(folder, self.step, tensors, facts, keep, shards=shards, world=world)
 
     def averaged(self) -> dict[str, Tensor]:
-        """Return the averaged weights, keyed by name without the prefixes of wrappers, as in a checkpoint."""
+        """Return the averaged weights, keyed by name without the prefixes of wrappers, as in a checkpoint.
+
+        If each process has only a part of the weights, all processes must call this together.
+        """
         assert self.average is not None
         bare = bare_names(self.learned)
-        return {bare[name]: value for name, value in self.average.state_dict().items()}
+        return {bare[name]: whole(value) for name, value in self.average.state_dict().items()}
 
     def load(self, checkpoint: Path) -> None:
-        """Load the state that :meth:`save` wrote into the folder ``checkpoint``.
+        """Load the state that :meth:`save` wrote into the folder ``checkpoint``, in any number of processes.
 
         Raises:
             CheckpointError: If the checkpoint belongs to another model, is damaged, or has no optimiser moments.
         """
         state = read_object(checkpoint / "state.json")
-        load_weights(self.learned, read_tensors(checkpoint / "model.safetensors"), checkpoint)
+        weights, stored = self._stored(checkpoint, state)
+        present = self.learned.state_dict()
+        now = matching(present, weights)
+        weights = {n: divided_like(v, present[now[n]]) if now[n] in present else v for n, v in weights.items()}
+        load_weights(self.learned, weights, checkpoint)
         if self.average is not None:
             kept = self.average.state
             found = read_tensors(checkpoint / "ema.safetensors")
@@ -111,7 +129,7 @@ class TrainState:
                 raise CheckpointError(
                     f"the averaged weights in {checkpoint} belong to a different network; use the network of the run"
                 )
-            self.average.state = {name: value.to(kept[name].device) for name, value in found.items()}
+            self.average.state = {name: divided_like(value, kept[name]) for name, value in found.items()}
             updates = state.get("ema_updates")
             if type(updates) is not int or updates < 0:
                 raise CheckpointError(
@@ -121,7 +139,7 @@ class TrainState:
             self.average.updates = updates
         if self.draw.state():
             self.draw.load(read_tensors(checkpoint / "times.safetensors"))
-        moments, step = self._moments(checkpoint), int(state["step"])
+        moments, step = self._moments(checkpoint, stored), int(state["step"])
         if step and not moments:
             raise CheckpointError(
                 f"{checkpoint} has no optimiser state, so training cannot resume from it; is it damaged?"
@@ -131,12 +149,33 @@ class TrainState:
         })  # fmt: skip
         self.step = step
 
-    def _moments(self, checkpoint: Path) -> dict[int, dict[str, Tensor]]:
-        """Read the optimiser moments, keyed by parameter index."""
+    def _stored(self, checkpoint: Path, state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Read the weights and the optimiser moments, keyed by name."""
+        shards = checkpoint / "shards"
+        if not shards.is_dir():
+            return read_tensors(checkpoint / "model.safetensors"), read_tensors(checkpoint / "optim.safetensors")
+        counts = state.get("updates")
+        if not isinstance(counts, dict) or not all(isinstance(count, float | int) for count in counts.values()):
+            raise CheckpointError(f"{checkpoint / 'state.json'} does not state the updates of the optimiser")
+        bare = bare_names(self.learned)
+        weights = {bare[name]: torch.zeros_like(value) for name, value in self.learned.state_dict().items()}
+        moments = {
+            f"{name.rpartition('.')[0]}.{key}": torch.zeros_like(weights[name.rpartition(".")[0]])
+            for name in counts
+            for key in ("exp_avg", "exp_avg_sq")
+            if name.rpartition(".")[0] in weights
+        }
+        read_shards(
+            shards, {f"model.{n}": v for n, v in weights.items()} | {f"optim.{n}": v for n, v in moments.items()}
+        )  # fmt: skip
+        return weights, moments | {name: torch.tensor(float(count)) for name, count in counts.items()}
+
+    def _moments(self, checkpoint: Path, stored: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+        """Return the optimiser moments, keyed by parameter index."""
         bare = bare_names(self.learned)
         number = {bare.get(name, name): i for i, (name, _) in enumerate(self.learned.named_parameters())}
+        parameters = list(self.learned.parameters())
         # Checkpoints of format 1 key the moments by parameter index, and checkpoints of format 2 by parameter name.
-        stored = read_tensors(checkpoint / "optim.safetensors")
         now = matching(number, {name.rpartition(".")[0] for name in stored})
         found: dict[int, dict[str, Tensor]] = {}
         for name, value in stored.items():
@@ -146,7 +185,9 @@ class TrainState:
                 raise CheckpointError(
                     f"{checkpoint} has optimiser moments for {parameter!r}, which is not in the model"
                 )
-            found.setdefault(number[parameter] if parameter in number else int(parameter), {})[key] = value
+            index = number[parameter] if parameter in number else int(parameter)
+            divides = value.ndim and not hasattr(value, "placements") and index < len(parameters)
+            found.setdefault(index, {})[key] = divided_like(value, parameters[index]) if divides else value
         return found
 
 
@@ -283,7 +324,7 @@ def steps(
             values.append(loss.detach())
             found.append(losses.detach())
         loss, losses = torch.stack(values).mean(), torch.cat(found)
-        norm = nn.utils.clip_grad_norm_(parameters, clip)
+        norm = whole(nn.utils.clip_grad_norm_(parameters, clip))
         loss = world.mean(loss)
         failed = torch.maximum(failed, (~(loss.isfinite() & norm.isfinite())).to(failed))
         before = _Before(state.step, 0 if state.average is None else state.average.updates)

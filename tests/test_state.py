@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,10 @@ from torch import Tensor, nn
 from scoresde import TrainConfig, fit
 from scoresde.codec import Composed
 from scoresde.core.errors import CheckpointError, NumericalError, UsageError
+from scoresde.core.files import read_object
 from scoresde.core.noise import keyed
 from scoresde.data.batch import Batch, Batches, Rows
+from scoresde.objective import loss as objective
 from scoresde.objective.draw import Draws, NoiseDraw
 from scoresde.objective.loss import Objective
 from scoresde.run.files import newest_checkpoint
@@ -230,12 +233,13 @@ def test_a_step_does_not_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) ->
 def test_parts_of_a_batch_give_the_gradient_of_the_whole() -> None:
     one, four = (fused().model.double() for _ in range(2))
     found = []
-    for model, count in ((one, 1), (four, 4)):
+    for model, number in ((one, 1), (four, 4)):
         model.eval()  # no dropout
         state = TrainState(model, torch.optim.Adam(model.parameters(), 0.1, fused=True), NoiseDraw(), EMA(model))
+        state.divided = (1, number)
         x = torch.randn(40, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         batches = Batches(Rows(x, Composed()), 8, seed=5)
-        found.append([r.loss for r in steps(state, Shrink(), batches, 6, seed=5, rate=lambda n: 0.1, accumulate=count)])
+        found.append([r.loss for r in steps(state, Shrink(), batches, 6, seed=5, rate=lambda n: 0.1)])
     assert found[0] == pytest.approx(found[1], rel=1e-12)
     for a, b in zip(one.parameters(), four.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
@@ -261,3 +265,34 @@ def test_dropout_ties_a_run_to_its_division(tmp_path: Path) -> None:
     plain = replace(config, network_options={"width": 8, "blocks": 1})
     fit(replace(plain, accumulate=2), out=tmp_path / "p", quiet=True)
     assert fit(replace(plain, steps=4), out=tmp_path / "p", resume=True, quiet=True).step == 4
+
+
+def test_a_batch_that_does_not_fit_is_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of memory, the parts are halved, with a warning. This is kept, and the weights are those of a whole batch."""
+    config = TrainConfig(data="moons", steps=4, batch=32, network_options={"width": 8, "blocks": 1}, save_minutes=0)
+    whole = fit(config, out=tmp_path / "w", dtype=torch.float64, quiet=True)
+    real, rows = objective.denoising_loss, []
+
+    def small(model: nn.Module, x0: Tensor, *more: Tensor) -> Tensor:
+        rows.append(len(x0))
+        if len(x0) > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(model, x0, *more)
+
+    monkeypatch.setattr(objective, "denoising_loss", small)
+    with pytest.warns(UserWarning, match="memory ran out") as told:
+        fit(replace(config, steps=2), out=tmp_path / "r", dtype=torch.float64, quiet=True)
+    assert [str(w.message).split(" parts")[0][-1] for w in told if "memory ran out" in str(w.message)] == ["2", "4"]
+    assert read_object(newest_checkpoint(tmp_path / "r") / "state.json")["divided"] == [1, 4]
+    rows.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run = fit(config, out=tmp_path / "r", resume=True, dtype=torch.float64, quiet=True)
+    assert set(rows) == {8}
+    for a, b in zip(run.base.learned.parameters(), whole.base.learned.parameters(), strict=True):  # type: ignore[attr-defined]
+        torch.testing.assert_close(a, b, rtol=0, atol=5e-3)  # the schedule of the first half was that of two steps
+    monkeypatch.setattr(
+        objective, "denoising_loss", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("out of memory"))
+    )
+    with pytest.raises(torch.OutOfMemoryError):  # a row alone does not fit
+        fit(config, save=False, quiet=True)

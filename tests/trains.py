@@ -57,16 +57,16 @@ def moments(state: TrainState) -> dict[str, Tensor]:
 
 def trained(name: str, count: int, world: World = ALONE, folder: Path | None = None) -> dict[str, Any]:
     """The losses, the weights, the averages, the moments and the state of the time sampler after some steps."""
-    accumulate = CASES[name][2]
     config, data, spec, state, objective = made(name, world)
     train, _ = parts(data, spec, config, operator_of(config, data.info, None, None))
     batches = Batches(train, config.batch, config.seed, config.augmentation)
     state.model.train()
+    state.divided = (world.size, CASES[name][2])
     losses = [
         record.loss
         for record in steps(
             state, objective, batches, count, seed=0, rate=lambda n: 2e-3 * min(1, (n + 1) / 3), clip=config.clip,
-            accumulate=accumulate, world=world,
+            world=world,
         )
     ]  # fmt: skip
     assert state.average is not None

@@ -118,7 +118,7 @@ def train(
 
     if resume is not None:
         divided = settings(assignments, ("",))[""] if assignments else {}
-        _refuse_new_settings(resume, {"assignments"} if set(divided) <= {"accumulate"} else set())
+        _refuse_new_settings(resume, {"assignments"} if set(divided) <= {"accumulate", "recompute"} else set())
         out = find_run(resume, edited=edited)
         config = TrainConfig.from_dict(read_config(out))
         config, own = _named_again(config, resume, out)

@@ -22,7 +22,7 @@ from __future__ import annotations
 import os
 import signal
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -137,20 +137,17 @@ class World:
             return nullcontext()
         return module.no_sync() if hasattr(module, "no_sync") else _unsynchronised(module)  # type: ignore[operator]
 
-    def shard(self, network: nn.Module) -> None:
+    def shard(self, network: nn.Module, blocks: Iterable[nn.Module]) -> None:
         """Divide the parameters of a network among the processes (``fully_shard``, FSDP2).
 
-        Each element of a list of modules is gathered when it is needed, and the rest with the network itself. From then
-        on, the parameters, their gradients, moments and averages are ``DTensor``, of which each process has a part.
+        Each of its ``blocks`` is gathered when it is needed, and the rest with the network itself. From then on, the
+        parameters, their gradients, moments and averages are ``DTensor``, of which each process has a part.
         """
-        from torch import nn
         from torch.distributed.fsdp import fully_shard
 
         with _told("dividing the network"):
-            for module in network.modules():
-                for part in module if isinstance(module, nn.ModuleList) else ():
-                    if not isinstance(part, nn.ModuleList | nn.ModuleDict) and any(True for _ in part.parameters()):
-                        fully_shard(part)
+            for block in blocks:
+                fully_shard(block)
             fully_shard(network)
 
     def mean(self, values: Tensor) -> Tensor:

@@ -139,6 +139,8 @@ class TrainConfig:
             run.
         accumulate: Number of parts in which each process evaluates its rows of the batch, one after the other, to save
             memory. The batch stays the same.
+        recompute: Whether each block of the network is computed again in the backward pass, to save more memory, at the
+            cost of another forward pass (:mod:`scoresde.nn.checkpointing`).
         keep: Number of checkpoints to keep. To guide a model by an earlier version of itself
             (:meth:`scoresde.Run.guided`), keep 5 or more.
         typed: Which names come from the user rather than from a file: all (true), none (false), or the listed names.
@@ -191,6 +193,7 @@ class TrainConfig:
     save_minutes: float = 10.0
     keep: int = 2
     accumulate: int = 1
+    recompute: bool = False
     typed: Typed = field(default=True, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -288,7 +288,7 @@ def _trained(
     waiting: Record | None = None
     records = steps(
         state, objective, batches, config.steps, seed=config.seed, rate=partial(_rate, config), clip=config.clip,
-        accumulate=config.accumulate, world=world,
+        world=world,
     )  # fmt: skip
 
     with _explained(folder), Progress(config.steps, "train", quiet=quiet, initial=first) as progress:

@@ -18,6 +18,7 @@ from ..data import DataInfo, Dataset
 from ..data.batch import Rows
 from ..metrics.rows import furthest
 from ..model.network import ScoreModel
+from ..nn.checkpointing import blocks_of, recompute
 from ..objective.draw import PathDraw
 from ..objective.loss import Denoising
 from ..objective.times import Setting, Times, make_times
@@ -171,6 +172,8 @@ def begun(
     """
     weighting, times = _objective(config, model)
     model.to(device=device, dtype=dtype)
+    if config.recompute:
+        recompute(model.network)
     undivided = None
     if shard.several:
         if model.sde.parameters():
@@ -180,7 +183,7 @@ def begun(
                 value="ddp",
             )
         undivided = copy.deepcopy(model).cpu()
-        shard.shard(model.network)
+        shard.shard(model.network, list(blocks_of(model.network)))
     optimiser = torch.optim.Adam(model.learned.parameters(), lr=config.lr, betas=(0.9, 0.999), fused=True)
     draw = PathDraw(times, model.domain.nodes, config.coupling == "ot", config.cond_drop)
     average = EMA(model.learned, config.ema)

@@ -179,7 +179,7 @@ def restore(
         redivided: Whether to accept other dropout masks, if the batch is divided otherwise than before.
     """
     stored = TrainConfig.from_dict(read_config(folder)).to_dict()
-    free = {"steps", "warmup", "accumulate"}
+    free = {"steps", "warmup", "accumulate", "recompute"}
     if not {config.data, stored["data"]} & set(NAMES):
         free.add("data")  # such data are identified by their content, not by their name or path
     for name, value in config.to_dict().items():
@@ -202,7 +202,10 @@ def restore(
         return
     checkpoint = newest_checkpoint(folder, edited=edited)
     _check_steps(folder, config.steps, _step_of(checkpoint))
-    _same_masks(folder, read_object(checkpoint / "state.json").get("divided", [1, 1]), state, redivided)
+    before = read_object(checkpoint / "state.json").get("divided", [1, 1])
+    if before[0] == state.divided[0] and before[1] > stored["accumulate"] == config.accumulate:
+        state.divided = (before[0], before[1])  # with fewer parts, the run ran out of memory
+    _same_masks(folder, before, state, redivided)
     state.load(checkpoint)
     if tidy:
         drop_older(folder, checkpoint, config.keep)  # the interrupted run had no time to do this

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from ..core.errors import CheckpointError, NumericalError
 from ..core.files import read_object, read_tensors
 from ..core.noise import keyed
+from ..core.opened import out_of_memory
 from ..core.parallel import ALONE, World, divided, divided_like, read_shards, whole
 from ..data.batch import Batch, Batches
 from ..model.network import ScoreModel
@@ -269,13 +271,13 @@ def steps(
     seed: int,
     rate: Callable[[int], float],
     clip: float = math.inf,
-    accumulate: int = 1,
     world: World = ALONE,
 ) -> Iterator[Record]:
     """Run training steps. Each step changes ``state`` and yields a record. The state may be saved between steps.
 
     The batch and all random draws, except dropout, are those of the global batch, whatever the number of processes and
-    of parts. Each process evaluates its own rows, part by part (:mod:`scoresde.core.parallel`).
+    of parts. Each process evaluates its own rows (:mod:`scoresde.core.parallel`), in as many parts as
+    ``state.divided`` says. If a single process runs out of memory, the parts become half as large, with a warning.
 
     A step with a fused optimiser does not wait for the device: the update is skipped there if the loss or the norm of
     the gradient is not finite, and so are all later ones. The error is raised after the next step, or by
@@ -290,7 +292,6 @@ def steps(
         seed: Seed of all random draws.
         rate: A function that returns the learning rate of step n, counted from 0.
         clip: Maximum norm of the gradient. A larger gradient is scaled down to this norm.
-        accumulate: Number of parts in which each process evaluates its rows, one after the other, to save memory.
         world: The processes that train together.
 
     Raises:
@@ -298,7 +299,7 @@ def steps(
             stay as they were after the previous step.
         UsageError: If the batch cannot be divided evenly.
     """
-    divided(batches.size, [("processes", world.size), ("accumulate", accumulate)])
+    divided(batches.size, [("processes", world.size), ("accumulate", state.divided[1])])
     parameters = list(state.learned.parameters())
     device, dtype = parameters[0].device, parameters[0].dtype
     built_in = type(state.network).__module__.startswith(f"{__name__.partition('.')[0]}.")
@@ -313,17 +314,14 @@ def steps(
         lr = rate(state.step)
         for group in state.optimiser.param_groups:
             group["lr"] = lr
-        state.optimiser.zero_grad()
-        values, found = [], []
-        for number, rows in enumerate(_own_rows(len(batch), world, accumulate)):
-            own, drawn = (batch, draws) if rows is None else (batch.rows(rows), draws.rows(rows))
-            apart = world.locally(module) if number < accumulate - 1 else nullcontext()
-            with apart, keyed_rng(seed, state.step, device, state.network, world.rank, number):
-                loss, losses = module(own.to(device), drawn.to(device))
-                torch.autograd.backward(loss / accumulate if accumulate > 1 else loss)
-            values.append(loss.detach())
-            found.append(losses.detach())
-        loss, losses = torch.stack(values).mean(), torch.cat(found)
+        while True:
+            try:
+                loss, losses = _backward(module, batch, draws, state, seed, device, world)
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error) or world.several or len(batch) % (2 * state.divided[1]):
+                    raise
+            _halve(state, len(batch))  # after the block, because the error keeps the activations alive
         norm = whole(nn.utils.clip_grad_norm_(parameters, clip))
         loss = world.mean(loss)
         failed = torch.maximum(failed, (~(loss.isfinite() & norm.isfinite())).to(failed))
@@ -348,6 +346,35 @@ def steps(
         last = record
     if last is not None:
         last.check()
+
+
+def _backward(
+    module: nn.Module, batch: Batch, draws: Draws, state: TrainState, seed: int, device: torch.device, world: World
+) -> tuple[Tensor, Tensor]:
+    """Compute the gradient of the loss, and return the loss ``()`` and the losses of this process's rows ``(B/W,)``."""
+    parts = state.divided[1]
+    state.optimiser.zero_grad()
+    values, found = [], []
+    for number, rows in enumerate(_own_rows(len(batch), world, parts)):
+        own, drawn = (batch, draws) if rows is None else (batch.rows(rows), draws.rows(rows))
+        apart = world.locally(module) if number < parts - 1 else nullcontext()
+        with apart, keyed_rng(seed, state.step, device, state.network, world.rank, number):
+            loss, losses = module(own.to(device), drawn.to(device))
+            torch.autograd.backward(loss / parts if parts > 1 else loss)
+        values.append(loss.detach())
+        found.append(losses.detach())
+    return torch.stack(values).mean(), torch.cat(found)
+
+
+def _halve(state: TrainState, count: int) -> None:
+    """Divide the rows of a batch into twice as many parts."""
+    processes, parts = state.divided
+    state.optimiser.zero_grad()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    state.divided = (processes, 2 * parts)
+    told = f"memory ran out, so the {count:,} rows of a batch are now evaluated in {2 * parts} parts; the batch and the"
+    warnings.warn(f"{told} result stay the same, except for dropout", stacklevel=4)
 
 
 def _own_rows(count: int, world: World, accumulate: int) -> list[Tensor | None]:

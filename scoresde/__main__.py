@@ -20,6 +20,8 @@ def _leave(number: int, _: object) -> None:
 
 def main() -> None:
     """Run the command line, and take over the signal handling of the whole process."""
+    if "WORLD_SIZE" in os.environ:  # a connection that is lost because another process ends is told in one line
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     numbers = [getattr(signal, name) for name in CODES if hasattr(signal, name)]
     for number in numbers:
         signal.signal(number, _leave)

@@ -16,7 +16,7 @@ from shell import Shell
 
 from scoresde import Condition, Guided, Rescaled, Steered, Thresholded, TrainConfig, fit, load, load_data
 from scoresde.core.errors import UsageError
-from scoresde.solvers import Multistep, Particles, ProbabilityFlow
+from scoresde.solvers import Ancestral, Multistep, Particles, ProbabilityFlow
 
 UNET: dict[str, Any] = {"steps": 2, "batch": 8, "network_options": {"channels": 4}}
 MLP: dict[str, Any] = {"steps": 20, "batch": 16, "network_options": {"width": 8, "blocks": 1}}
@@ -231,8 +231,8 @@ def test_the_default_solver_of_a_run_in_python(here: Path) -> None:
     assert isinstance(run.default_solver, ProbabilityFlow) and isinstance(run.near(x).default_solver, ProbabilityFlow)
     assert run.given("3").default_solver == run.given("3").guided(2.0).default_solver == Multistep(30)
     measured, steered = run.measured("pool:2", x), run.steered(lambda e: -e.x0.square().sum((1, 2, 3)))
-    assert measured.default_solver == steered.default_solver == Multistep(50)
-    assert torch.equal(measured.sample(1).x, measured.sample(1, Multistep(50)).x)
+    assert measured.default_solver == Ancestral(50) and steered.default_solver == Multistep(50)
+    assert torch.equal(measured.sample(1).x, measured.sample(1, Ancestral(50)).x)
     chain = load("runs/chain").given("3")
     assert bool(chain.sample(1).solution.ok.all())
 

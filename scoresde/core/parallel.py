@@ -45,6 +45,7 @@ T = TypeVar("T")
 
 PATIENCE = timedelta(hours=12)  # while rank 0 validates, draws or writes, the others wait
 STOPPED = "scoresde/stopped"
+LOST = ("gloo", "NCCL", "Connection closed", "Connection reset")  # in the errors of lost connections
 
 
 class Lost(ScoresdeError):
@@ -307,7 +308,8 @@ def together(device: torch.device | str = "cpu") -> Iterator[World]:
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             if not world.main:
                 warnings.simplefilter("ignore")
-            yield world
+            with _told("computing", LOST):
+                yield world
     finally:
         _together.pop()
         if own:
@@ -419,11 +421,13 @@ class Agreement:
 
 
 @contextmanager
-def _told(doing: str) -> Iterator[None]:
-    """Turn the error of a lost connection into one that says what happened."""
+def _told(doing: str, only: Sequence[str] = ("",)) -> Iterator[None]:
+    """Turn the error of a lost connection, which has one of the words ``only``, into one that says what happened."""
     try:
         yield
     except RuntimeError as error:
+        if not any(word in str(error) for word in only):
+            raise
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise Lost(
             f"the connection to another process was lost while {doing}; see its message for the reason ({first[:200]})"

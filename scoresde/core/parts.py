@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .errors import CheckpointError, UsageError
 from .files import read_metadata, read_tensors, write_tensors
 from .parallel import sharing
+from .signals import check
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -118,11 +119,12 @@ def pieces(
     unpack: Callable[[Mapping[str, Tensor], Mapping[str, Any]], T],
     parts: Parts | None = None,
     index: Tensor | None = None,
-) -> Iterator[T]:
-    """Yield the results of ranges of rows, in order.
+    watch: Callable[[T], object] | None = None,
+) -> list[T]:
+    """Return the results of ranges of rows, in order.
 
     If several processes share the rows (:func:`scoresde.core.parallel.shared_rows`), each of them computes a sequence
-    of ranges, and all yield the results of all.
+    of ranges, and all return the results of all.
 
     Args:
         ranges: The positions of the rows in each range, int64 ``(b,)``.
@@ -130,33 +132,41 @@ def pieces(
         pack, unpack: See :meth:`Parts.piece`.
         parts: The stored parts, or ``None`` if results are not stored.
         index: The index of each row in the names of the parts, int64 ``(n,)``. Required if there are parts.
+        watch: A function that is called with each result, as soon as this process has it.
     """
     world = sharing()
 
     def piece(number: int) -> T:
+        check()
         rows = ranges[number]
         if parts is None:
-            return solve(rows)
-        assert index is not None
-        return parts.piece(index[rows], partial(solve, rows), pack, unpack)
+            found = solve(rows)
+        else:
+            assert index is not None
+            found = parts.piece(index[rows], partial(solve, rows), pack, unpack)
+        if watch is not None:
+            watch(found)
+        return found
 
+    everything = range(len(ranges))
     if not world.several:
-        yield from map(piece, range(len(ranges)))
-        return
-    own = range(len(ranges))[world.rows(len(ranges))]
+        return [piece(number) for number in everything]
+    own = everything[world.rows(len(ranges))]
+    found = {number: piece(number) for number in own}
     if parts is not None:
-        for number in own:
-            piece(number)
         world.wait()
-        yield from map(piece, range(len(ranges)))
-        return
-    packed = []
+        return [found[number] if number in found else piece(number) for number in everything]
+    packed = {}
     for number in own:
-        tensors, facts = pack(piece(number))
-        packed.append(({name: value.cpu() for name, value in tensors.items()}, facts))
-    for found in world.exchange(packed):
-        for tensors, facts in found:
-            yield unpack(tensors, facts)
+        tensors, facts = pack(found[number])
+        packed[number] = {name: value.cpu() for name, value in tensors.items()}, facts
+    for others in world.exchange(packed):
+        for number, (tensors, facts) in others.items():
+            if number not in found:
+                found[number] = unpack(tensors, facts)
+                if watch is not None:
+                    watch(found[number])
+    return [found[number] for number in everything]
 
 
 def plain_request(request: Mapping[str, Any]) -> dict[str, Any]:

@@ -228,18 +228,13 @@ def score(
     first = states(everyone[:1], 0)[0]
     batch = how.batch_within(memory, model.rows(everyone[:1]), first, batch)
     batch = batch if parts is None else parts.batch(batch)
-    scored = []
 
     def unpack(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Scores:
         return Scores.unpack(tensors, facts, how, everyone.device)
 
     ranges = torch.split(everyone, batch)
     solve = partial(_piece, how, states, batch)
-    for piece in pieces(ranges, solve, Scores.pack, unpack, parts, noise.indices):
-        scored.append(piece)
-        if watch is not None:
-            watch(piece)
-    found = join(scored)
+    found = join(pieces(ranges, solve, Scores.pack, unpack, parts, noise.indices, watch))
     if not check:
         return found
     change = how.change(found.model, lambda rows: (model.rows(rows), states(rows, 0)[0], noise.rows(rows)), batch)

@@ -49,6 +49,7 @@ from torch import Tensor
 from ..core.errors import Advice, UsageError
 from ..core.limits import ATOL, RTOL, check_number
 from ..core.shapes import expand, flat, time_dtype, to_device
+from ..core.signals import check
 from .tableaus import TABLEAUS, Tableau
 
 __all__ = [
@@ -188,6 +189,7 @@ def integrate(
 
     # Each round attempts one step for every active row, until all rows have left.
     while True:
+        check()  # another process of the same work may have received a signal
         if leave.any():
             ended.add(rows, np.flatnonzero(leave), status, y)
             stay = np.flatnonzero(~leave)

@@ -136,6 +136,6 @@ class Scoring(Sampling):
             return Elbo.unpack(tensors, facts, self.device)
 
         ranges = torch.split(torch.arange(len(x), device=self.device), max(1, batch))
-        terms = Elbo.join(list(pieces(ranges, solved, Elbo.pack, unpack, parts, noise.indices)))
+        terms = Elbo.join(pieces(ranges, solved, Elbo.pack, unpack, parts, noise.indices))
         # -log p(x) = -log p(m) - log_det, and the last term belongs to the decoder
         return replace(terms, reconstruction=terms.reconstruction - log_det)

@@ -403,7 +403,7 @@ def sample(
 
     batch = batch if parts is None else parts.batch(batch)
     ranges = torch.split(torch.arange(len(noise.indices), device=device), batch)
-    return Solution.join(list(pieces(ranges, solved, Solution.pack, unpack, parts, noise.indices)))
+    return Solution.join(pieces(ranges, solved, Solution.pack, unpack, parts, noise.indices))
 
 
 def _numbered(watch: Watch | None, index: Tensor) -> Watch | None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from scoresde import TrainConfig, fit
+from scoresde.core.condition import Condition
 from scoresde.nn import MLP, UNet
-from scoresde.nn.checkpointing import blocks_of, recompute
+from scoresde.nn.checkpointing import as_before, blocks_of, recompute
 from scoresde.nn.dropout import drawing_from
 from scoresde.train.state import keyed_rng
 
@@ -47,6 +49,40 @@ def test_gradients_are_the_same_bit_for_bit(which: int) -> None:
     for parameter in other.parameters():
         nn.init.zeros_(parameter)
     assert not any(bool(g.any()) for g in gradients(other, x, 0)) and gradients(network, x, 0)[0].any()
+
+
+def test_blocks_that_are_called_with_names() -> None:
+    """As torch calls the layers of a text encoder; and a condition may be missing."""
+    torch.manual_seed(0)
+    unet = UNet(dims=2, channels_in=1, channels=8, multipliers=(1, 2), blocks=1, attention=(1,), words=5)
+    for parameter in unet.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    again = copy.deepcopy(unet)
+    recompute(again)
+    x = torch.randn(3, 1, 8, 8)
+    for cond in (Condition(tokens=torch.tensor([[0, 1, -1], [2, 3, 4], [-1, -1, -1]])), None):
+        found = []
+        for network in (unet, again):
+            network.zero_grad()
+            network(x, torch.zeros(3), cond).square().sum().backward()
+            found.append([p.grad.clone() for p in network.parameters() if p.grad is not None])
+        assert len(found[0]) == len(found[1]) > 10
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_blocks_are_outermost_and_can_be_as_before() -> None:
+    inner = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+    block = nn.Sequential(nn.Linear(2, 2))
+    block.append(nn.Sequential(*inner))
+    network = nn.Module()
+    network.several = nn.ModuleList([block, nn.ModuleList([nn.Linear(2, 2)]), nn.Identity()])
+    assert list(blocks_of(network)) == [block, network.several[1][0]]  # type: ignore[index]
+    unet = networks()[0][0]
+    recompute(unet)
+    with pytest.raises(pickle.PicklingError):
+        pickle.dumps(unet)
+    as_before(unet)
+    pickle.dumps(unet)
 
 
 @pytest.mark.parametrize("which", [0, 1])

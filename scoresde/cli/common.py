@@ -25,7 +25,7 @@ from ..core.errors import UsageError
 from ..core.limits import COUNT, FRACTION, QUANTILE, RTOL, SCALE, SIZE, STEPS, Range, check_number
 from ..core.parallel import own_device, rank, ranks
 from ..core.registry import build, resolve
-from ..core.signals import limited
+from ..core.signals import Limit
 from ..core.tables import OPERATORS, SDES, SOLVERS
 from .command import EVERYWHERE, Duration, Fields, Real, Whole, echo, option, settings
 
@@ -136,12 +136,12 @@ class Session:
             torch.set_num_threads(self.threads)
         name = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
         try:
-            chosen = torch.device(name)
+            chosen = own_device(torch.device(name))
             torch.empty(0, device=chosen)
         except (RuntimeError, AssertionError) as error:
             reason = "unknown device" if "Expected one of" in str(error) else str(error).splitlines()[0]
             raise UsageError(f"device {name!r} cannot be used: {reason}", parameter="device", value="cpu") from None
-        return own_device(chosen)
+        return chosen
 
     @property
     def main(self) -> bool:
@@ -284,7 +284,7 @@ def session(
             )
         given["quiet"] = given.get("quiet", False) or rank() > 0
         if (most := given.pop("max_time", None)) is not None:
-            click.get_current_context().call_on_close(limited(*most).cancel)
+            click.get_current_context().call_on_close(Limit(*most).cancel)
         return Session(**(absent | given))
 
     return together("session", make, *chosen)

@@ -166,6 +166,8 @@ def evaluate(
                     "--reference and --save-reference"
                 )
             folder = stack.enter_context(sharing().leading(session.new_folder(out or Path("evaluation"))))
+            if not session.main:
+                return
             found, facts = evaluate_features(Path(features), wanted, copies=copies), {"file": features}
         else:
             source = _source(session, samples, units, data, reading)

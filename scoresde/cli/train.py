@@ -162,7 +162,8 @@ def train(
     if resume is None and out is not None and not dry_run:
         refuse_taken(out)  # before reading the data
     if resume is not None and out is not None and finished(out, config, edited=edited):
-        with nullcontext() if dry_run else writing(out):  # also removes what an interrupted process left behind
+        # This also removes what an interrupted process left behind.
+        with nullcontext() if dry_run or not session.main else writing(out):
             _say_finished(out, session, edited)
         return
     place = _typed("data") if resume is not None else None

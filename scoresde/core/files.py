@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import CheckpointError, Preempted, Stopped, UsageError
 from .opened import parse_json, read_bytes, reason, regular
+from .parallel import ranks
 from .signals import held
 
 if TYPE_CHECKING:
@@ -113,7 +114,8 @@ def _atomic(target: Path, temporary: Path) -> Iterator[Path]:
     try:
         _writable(target)
         target.parent.mkdir(parents=True, exist_ok=True)
-        clear_leftovers(target.parent)
+        if ranks() == 1:  # other processes on this disk may run on other machines, whose temporary files look left over
+            clear_leftovers(target.parent)
         yield temporary
         sync(temporary)
         if temporary.is_dir() and target.is_dir():

@@ -19,18 +19,21 @@ not depend on this module.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import signals
-from .errors import Preempted, ScoresdeError, Stopped, UsageError
+from .errors import CheckpointError, Preempted, ScoresdeError, Stopped, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -43,15 +46,20 @@ __all__ = [
 
 T = TypeVar("T")
 
+START = timedelta(minutes=10)  # until all processes have come
 PATIENCE = timedelta(hours=12)  # while rank 0 validates, draws or writes, the others wait
 STOPPED = "scoresde/stopped"
-LOST = ("gloo", "NCCL", "Connection closed", "Connection reset")  # in the errors of lost connections
+LOST = {"DistError", "DistBackendError", "DistNetworkError", "DistStoreError"}  # the errors of lost connections
+WORDS = ("gloo", "NCCL", "Connection closed", "Connection reset")  # and words in others
 
 
 class Lost(ScoresdeError):
-    """Another process of the same training or computation has ended."""
+    """Another process of the same training or computation has ended.
 
-    exit_code = 75
+    The exit code is low, because ``srun`` returns the highest one, which should be that of the cause.
+    """
+
+    exit_code = 1
 
 
 def ranks() -> int:
@@ -81,7 +89,8 @@ def own_device(device: torch.device) -> torch.device:
         return device
     import torch
 
-    return torch.device("cuda", _number("LOCAL_RANK", 0))
+    # A task may see only its own GPU.
+    return torch.device("cuda", _number("LOCAL_RANK", 0) % max(1, torch.cuda.device_count()))
 
 
 @dataclass(frozen=True)
@@ -96,6 +105,7 @@ class World:
     rank: int = 0
     size: int = 1
     store: Any = field(default=None, repr=False)
+    work: int = 0  # how many times rows have been shared before, so that a signal is not taken for a later one
 
     @property
     def main(self) -> bool:
@@ -132,6 +142,15 @@ class World:
         with _told("wrapping the model"):
             return DistributedDataParallel(module, find_unused_parameters=unused)
 
+    def align(self, module: nn.Module) -> None:
+        """Replace the parameters and buffers of a module by those of rank 0."""
+        if self.several:
+            import torch.distributed as dist
+
+            with _told("sending the weights"):
+                for value in (*module.parameters(), *module.buffers()):
+                    dist.broadcast(value.detach(), src=0)
+
     def locally(self, module: nn.Module) -> AbstractContextManager[Any]:
         """Return a context in which the backward pass of a :meth:`shared` module only adds to its own gradients."""
         if not self.several:
@@ -144,12 +163,14 @@ class World:
         Each of its ``blocks`` is gathered when it is needed, and the rest with the network itself. From then on, the
         parameters, their gradients, moments and averages are ``DTensor``, of which each process has a part.
         """
+        from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
         with _told("dividing the network"):
+            mesh = init_device_mesh(next(network.parameters()).device.type, (self.size,))
             for block in blocks:
-                fully_shard(block)
-            fully_shard(network)
+                fully_shard(block, mesh=mesh)
+            fully_shard(network, mesh=mesh)
 
     def mean(self, values: Tensor) -> Tensor:
         """Return the mean of a tensor over the processes, on its device. The processes do not wait for the device."""
@@ -180,6 +201,7 @@ class World:
             return thing
         import torch.distributed as dist
 
+        self.wait()
         box = [thing]
         with _told("waiting for rank 0"):
             dist.broadcast_object_list(box, src=0)
@@ -189,14 +211,15 @@ class World:
         """Do ``work`` in the process of rank 0 only, and return its result, or raise its error, in all processes."""
         if not self.several:
             return work()
-        done: T | ScoresdeError | None = None
+        done: T | Exception | None = None
         if self.main:
             try:
                 done = work()
-            except ScoresdeError as error:
+            except Exception as error:
+                error.common = True  # type: ignore[attr-defined]  # all processes raise it, and one prints it
                 done = error
         done = self.told(done)
-        if isinstance(done, ScoresdeError):
+        if isinstance(done, Exception):
             raise done
         return done  # type: ignore[return-value]
 
@@ -212,36 +235,58 @@ class World:
             return [things]
         import torch.distributed as dist
 
+        self.wait()
         found: list[Any] = [None] * self.size
         with _told("exchanging results"):
             dist.all_gather_object(found, things)
         return found
 
     def wait(self) -> None:
-        """Wait until all processes have come here."""
+        """Wait until all processes have come here. A signal ends the wait, if it would end other work."""
         if self.several:
             import torch.distributed as dist
 
             with _told("waiting for the other processes"):
-                dist.barrier()
+                work = dist.barrier(async_op=True)
+                while not work.is_completed():  # Python handles no signal within a call of torch
+                    signals.check()
+                    time.sleep(0.005)
+                work.wait()
+
+    def same(self, what: str, value: str) -> None:
+        """Check that ``value`` is the same in all processes.
+
+        Raises:
+            UsageError: If it is not. The message names ``what``.
+        """
+        found = self.exchange(value)
+        if len(set(found)) > 1:
+            other = next(i for i, v in enumerate(found) if v != found[0])
+            error = UsageError(
+                f"process {other} of {self.size} has other {what} than process 0; all processes must have the same"
+            )
+            error.common = True  # type: ignore[attr-defined]
+            raise error
 
     def stop(self, number: int) -> None:
         """Tell the other processes that this one has received the signal ``number``."""
         if self.store is not None:
             with suppress(RuntimeError):
-                self.store.set(STOPPED, str(number))
+                self.store.set(f"{STOPPED}/{self.work}", str(number))
 
     @property
     def stopped(self) -> int | None:
         """The signal that a process has received and told with :meth:`stop`, or ``None``."""
         if self.store is None:
             return None
+        key = f"{STOPPED}/{self.work}"
         with _told("asking whether to stop"):
-            return int(self.store.get(STOPPED)) if self.store.check([STOPPED]) else None
+            return int(self.store.get(key)) if self.store.check([key]) else None
 
 
 ALONE = World()
-_together: list[World] = []  # the process group of this process
+_together: list[World] = []  # the world of this process, once it has been joined
+_shared = count()  # how many times rows were shared
 _sharing: list[World] = []  # the processes that share the rows of results, innermost last
 
 
@@ -256,6 +301,7 @@ def shared_rows(world: World) -> Iterator[None]:
 
     All of them must compute the same results in the same order. A signal to one of them stops all.
     """
+    world = replace(world, work=next(_shared))
     _sharing.append(world)
     asked = signals.elsewhere
     signals.elsewhere = (lambda: world.stopped) if world.several else asked
@@ -273,8 +319,9 @@ def shared_rows(world: World) -> Iterator[None]:
 def together(device: torch.device | str = "cpu") -> Iterator[World]:
     """Join the processes that ``torchrun`` has started, for as long as the block runs.
 
-    Without ``torchrun``, the world has one process, and nothing is started. If the caller has already started a process
-    group, it is used and left as it is.
+    Without ``torchrun``, the world has one process, and nothing is started. Otherwise, the process group is started by
+    the first call and ends with the process. If the caller has already started a process group, it is used and left as
+    it is.
 
     Args:
         device: The device of this process, which determines how tensors are exchanged.
@@ -282,39 +329,49 @@ def together(device: torch.device | str = "cpu") -> Iterator[World]:
     Raises:
         Lost: If another process does not come, or ends in the meantime.
     """
-    if _together:
-        yield _together[-1]
-        return
-    if ranks() < 2:
+    if not _together and ranks() < 2:
         yield ALONE
         return
+    world = _together[0] if _together else _joined(device)
+    with warnings.catch_warnings():
+        # These concern only the speed, of 1 x 1 convolutions in another memory format and of networks of one's own.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module")
+        if not world.main:
+            warnings.simplefilter("ignore")
+        with _told("computing"):
+            yield world
+
+
+def _joined(device: torch.device | str) -> World:
+    """Start the process group, or use that of the caller, and return the world."""
     import torch.distributed as dist
 
     if not dist.is_available():
         raise UsageError("this build of torch has no torch.distributed, so it cannot train in several processes")
-    own = not dist.is_initialized()
-    with _told("starting the process group"):
-        if own:
-            backend = "cpu:gloo,cuda:nccl" if str(device).startswith("cuda") else "gloo"
-            store, number, size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
+    store = None
+    if not dist.is_initialized():
+        missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+        if missing:
+            raise UsageError(
+                f"WORLD_SIZE is {ranks()}, but {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set; "
+                "start the processes with torchrun, or set these variables in each of them"
+            )
+        backend = "cpu:gloo,cuda:nccl" if str(device).startswith("cuda") else "gloo"
+        with _told("starting the process group"):
+            found = dist.rendezvous("env://", timeout=START)  # type: ignore[attr-defined]
+            store, number, size = next(found)
             dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=PATIENCE)
-        else:
-            store = None
-    world = World(dist.get_rank(), dist.get_world_size(), store)
-    _together.append(world)
-    try:
-        with warnings.catch_warnings():
-            # This concerns only the speed, of 1 x 1 convolutions in another memory format.
-            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-            if not world.main:
-                warnings.simplefilter("ignore")
-            with _told("computing", LOST):
-                yield world
-    finally:
-        _together.pop()
-        if own:
-            with suppress(RuntimeError):
-                dist.destroy_process_group()
+        atexit.register(_leave)
+    _together.append(World(dist.get_rank(), dist.get_world_size(), store))
+    return _together[0]
+
+
+def _leave() -> None:
+    import torch.distributed as dist
+
+    with suppress(RuntimeError, ValueError, AssertionError):
+        dist.destroy_process_group()
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -335,7 +392,7 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write the parts of all processes to safetensors files in a folder. All processes must call this together."""
     from torch.distributed import checkpoint
 
-    with _told("writing the parts of the state"):
+    with _told("writing the parts of the state"), _failures(f"{folder} cannot be written"):
         writer = checkpoint.HuggingFaceStorageWriter(str(folder), save_distributed=True)  # type: ignore[attr-defined]
         checkpoint.save(dict(tensors), storage_writer=writer)  # type: ignore[attr-defined]
 
@@ -348,10 +405,22 @@ def read_shards(folder: Path, into: Mapping[str, Tensor]) -> None:
     from torch.distributed import checkpoint
 
     alone = not _together
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _failures(f"{folder} cannot be read"):
         warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
         reader = checkpoint.HuggingFaceStorageReader(str(folder))  # type: ignore[attr-defined]
         checkpoint.load(dict(into), storage_reader=reader, no_dist=alone)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _failures(told: str) -> Iterator[None]:
+    """Turn a failure to write or read parts, which is not an ``Exception``, into an error that says what failed."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        yield
+    except CheckpointException as found:
+        cause = next((str(error) for error, _ in found.failures.values()), str(found))
+        raise CheckpointError(f"{told}: {cause.strip().splitlines()[-1][:300]}") from None
 
 
 def _is_sharded(module: nn.Module) -> bool:
@@ -421,16 +490,17 @@ class Agreement:
 
 
 @contextmanager
-def _told(doing: str, only: Sequence[str] = ("",)) -> Iterator[None]:
-    """Turn the error of a lost connection, which has one of the words ``only``, into one that says what happened."""
+def _told(doing: str) -> Iterator[None]:
+    """Turn the error of a lost connection into one that says what happened, and leave other errors as they are."""
     try:
         yield
     except RuntimeError as error:
-        if not any(word in str(error) for word in only):
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        if isinstance(error, ScoresdeError) or not (kinds & LOST or any(word in str(error) for word in WORDS)):
             raise
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        first = str(error).strip().splitlines()[0][:200]
         raise Lost(
-            f"the connection to another process was lost while {doing}; see its message for the reason ({first[:200]})"
+            f"the connection to another process was lost while {doing}; see its message for the reason ({first})"
         ) from None
 
 

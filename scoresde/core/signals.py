@@ -29,14 +29,15 @@ from typing import Any, Self
 
 from .errors import Preempted, Stopped
 
-__all__ = ["Interrupts", "check", "held", "keeps", "limited"]
+__all__ = ["Interrupts", "Limit", "check", "held", "keeps"]
 
 NUMBERS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+OVER = 1000  # added to the signal of a time limit
 AGAIN = 0.05  # seconds until a postponed or swallowed exception is raised
 PATIENCE = 200  # maximum number of times to wait for an import to finish
 
 _entered: list[Interrupts] = []  # the handlers of the main thread, innermost last
-_over: str | None = None  # the time limit that is over
+_limit: Limit | None = None  # the time limit of this process
 elsewhere: Callable[[], int | None] | None = None  # the signal that another process of the same work has received
 
 
@@ -90,6 +91,18 @@ class Interrupts:
         """Undo :meth:`remember`, and discard a signal that arrived too late to matter."""
         self.at_once, self.number = True, None
 
+    @property
+    def code(self) -> int | None:
+        """The signal that arrived, plus :data:`OVER` if the time limit sent it. Other processes can set it."""
+        over = _limit is not None and _limit.over
+        return None if self.number is None else self.number + OVER * over
+
+    @code.setter
+    def code(self, code: int) -> None:
+        if _limit is not None:
+            _limit.over = _limit.over or code >= OVER
+        self.number = code % OVER
+
     def error(self, told: str = "", parameter: str | None = None, value: object = None) -> Preempted | Stopped:
         """Return the exception for the signal that arrived, with a message about what is kept."""
         assert self.number is not None
@@ -97,7 +110,8 @@ class Interrupts:
         if not told:
             told, parameter, value = f": {self._kept[0]}", *self._kept[1:]
         kind: type[Preempted | Stopped] = Stopped if self.number == signal.SIGINT else Preempted
-        name = signal.Signals(self.number).name if _over is None else f"time limit {_over}"
+        over = _limit is not None and _limit.over
+        name = f"time limit {_limit.told}" if _limit is not None and over else signal.Signals(self.number).name
         return kind(f"{name}{told}", parameter=parameter, value=value)
 
     # ------------------------------------------------------------------------------------------------------- handlers
@@ -138,26 +152,31 @@ class Interrupts:
             self._hook(found)
 
 
-def limited(seconds: float, told: str) -> threading.Timer:
-    """Send SIGUSR1 to this process after some seconds, and name the limit ``told`` in the message.
+class Limit:
+    """A time limit for this process, at which it receives SIGUSR1.
 
-    Return the timer, which the caller cancels if the work ends earlier.
+    Args:
+        seconds: The time from now.
+        told: The limit as messages name it.
     """
 
-    def end() -> None:
-        global _over
-        _over = told
-        os.kill(os.getpid(), signal.SIGUSR1)
+    def __init__(self, seconds: float, told: str) -> None:
+        global _limit
+        _limit = self
+        self.told, self.over = told, False
+        self._timer = threading.Timer(seconds, self._end)
+        self._timer.daemon = True
+        self._timer.start()
 
-    def cancel() -> None:
-        global _over
-        _over = None
-        threading.Timer.cancel(timer)
+    def _end(self) -> None:
+        self.over = True
+        os.kill(os.getpid(), getattr(signal, "SIGUSR1", signal.SIGTERM))
 
-    timer = threading.Timer(seconds, end)
-    timer.daemon, timer.cancel = True, cancel  # type: ignore[method-assign]
-    timer.start()
-    return timer
+    def cancel(self) -> None:
+        """Lift the limit, because the work has ended."""
+        global _limit
+        _limit = None
+        self._timer.cancel()
 
 
 def _importing(frame: FrameType | None) -> bool:

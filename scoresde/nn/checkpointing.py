@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from itertools import count
 from typing import Any
 
 import torch
@@ -16,15 +17,23 @@ from torch.utils.checkpoint import checkpoint
 
 from .dropout import Dropout
 
-__all__ = ["blocks_of", "recompute"]
+__all__ = ["as_before", "blocks_of", "recompute"]
 
 
 def blocks_of(network: nn.Module) -> Iterator[nn.Module]:
-    """Yield the blocks of a network: the modules with parameters in its lists of modules."""
+    """Yield the blocks of a network: the modules with parameters in its lists of modules, but none inside another."""
+    for module in network.children():
+        if isinstance(network, nn.ModuleList) and not isinstance(module, nn.ModuleList | nn.ModuleDict):
+            if next(module.parameters(), None) is not None:
+                yield module
+        else:
+            yield from blocks_of(module)
+
+
+def as_before(network: nn.Module) -> None:
+    """Undo :func:`recompute`."""
     for module in network.modules():
-        for part in module if isinstance(module, nn.ModuleList) else ():
-            if not isinstance(part, nn.ModuleList | nn.ModuleDict) and next(part.parameters(), None) is not None:
-                yield part
+        module.__class__ = getattr(type(module), "computed_once", type(module))
 
 
 def recompute(network: nn.Module) -> None:
@@ -37,29 +46,28 @@ def recompute(network: nn.Module) -> None:
 def _recomputed(kind: type[nn.Module]) -> type[nn.Module]:
     """Return a subclass of the class of a block. (A copy of a module would keep a function that replaces a method.)"""
 
-    def forward(self: nn.Module, *args: Any) -> Any:
+    def forward(self: nn.Module, *args: Any, **named: Any) -> Any:
         if not (self.training and torch.is_grad_enabled()):
-            return kind.forward(self, *args)
+            return kind.forward(self, *args, **named)
         drawing = [m for m in self.modules() if isinstance(m, Dropout) and m.generator is not None]
         generator = drawing[0].generator if drawing else None  # the same in all of them
         state = None if generator is None else generator.get_state()
-        first = [True]
+        calls = count()
 
-        def again(*inputs: Any) -> Any:
-            if first[0] or generator is None or state is None:
-                first[0] = False
-                return kind.forward(self, *inputs)
+        def compute(*inputs: Any, **others: Any) -> Any:
+            if next(calls) == 0 or generator is None or state is None:
+                return kind.forward(self, *inputs, **others)
             # The generator of the step may be gone from the layers in the backward pass.
             copy = torch.Generator(generator.device).set_state(state)
             kept = [m.generator for m in drawing]
             try:
                 for layer in drawing:
                     layer.generator = copy
-                return kind.forward(self, *inputs)
+                return kind.forward(self, *inputs, **others)
             finally:
                 for layer, was in zip(drawing, kept, strict=True):
                     layer.generator = was
 
-        return checkpoint(again, *args, use_reentrant=False)
+        return checkpoint(compute, *args, use_reentrant=False, **named)
 
-    return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
+    return type(kind.__name__, (kind,), {"forward": forward, "computed_once": kind, "__module__": kind.__module__})

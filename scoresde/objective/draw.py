@@ -65,7 +65,10 @@ class Draw(Protocol):
         ...
 
     def update(self, draws: Draws, losses: Tensor) -> None:
-        """Learn from the unweighted ``losses: (B,)`` that a training step computed with ``draws``."""
+        """Learn from the unweighted ``losses: (B,)`` that a training step computed with ``draws``.
+
+        If several processes train together, this is called only if :meth:`state` is not empty.
+        """
         ...
 
     def state(self) -> dict[str, Tensor]:

@@ -39,16 +39,17 @@ class EMA:
         although the update is counted.
         """
         self.updates += 1
-        weight: float | Tensor = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
+        weights: dict[torch.dtype, Tensor] = {}
+        weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
         # Tied weights have several names, and each of them is averaged.
         trained = {name for name, _ in module.named_parameters(remove_duplicate=False)}
         for name, value in module.state_dict().items():
             average = self.state[name]
             if name in trained and average.is_floating_point():
-                if skip is None:
-                    average.lerp_(value, weight)
-                else:
-                    average.lerp_(value, (weight * (1 - skip.double())).to(average.dtype))
+                dtype = average.dtype
+                if skip is not None and dtype not in weights:
+                    weights[dtype] = torch.full_like(skip, weight, dtype=dtype).masked_fill(skip > 0, 0)
+                average.lerp_(value, weights.get(dtype, weight))
             else:
                 average.copy_(value if skip is None else torch.where(skip > 0, average, value))
 

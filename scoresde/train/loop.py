@@ -5,12 +5,13 @@ A single training step is defined in :mod:`scoresde.train.state`.
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +32,8 @@ from ..core.files import (
     write_lines,
 )
 from ..core.optional import optional
-from ..core.parallel import ALONE, Agreement, World, own_device, together
+from ..core.parallel import Agreement, World, divided, own_device, together
+from ..core.parts import digest
 from ..core.progress import Progress
 from ..core.signals import Interrupts, keeps
 from ..core.text import printable
@@ -140,7 +142,10 @@ def fit(
         config, data = data_for(config, data, folder, changed_data)
         if folder is None and start is None:
             data = aligned(config, data)
+        automatic = not config.batch
         config, model, spec = prepared(config, data, network, start, folder)
+        config = _divisible(config, world, automatic)
+        world.same("settings or data", _digest_of(config, data))
         data = _described(config, data, start, folder)
         operator = operator_of(config, data.info, start, folder)
         info = measured(config, data, spec.codec, model, operator)
@@ -149,7 +154,7 @@ def fit(
             raise UsageError(
                 "pairs and the 'reflow' coupling must be used together; the function reflow draws suitable pairs"
             )
-        state, objective = begun(config, model, device, dtype, world if shard == "fsdp" else ALONE)
+        state, objective = begun(config, model, device, dtype, world, shard)
         state.divided = (world.size, config.accumulate)
         train, validating = parts(data, spec, config, operator)
         every = config.validate_every or older(config.steps)
@@ -169,7 +174,7 @@ def fit(
             if config.coupling == "reflow":
                 path = folder / "pairs.safetensors"
                 given = pairs
-                world.led(lambda: kept_pairs(path, given, spec.classes) and None)
+                world.led(lambda: bool(kept_pairs(path, given, spec.classes)))
                 pairs = kept_pairs(path, None, spec.classes)
             world.led(partial(_written, folder, made, new))
             if start is not None and new:  # the starting weights are stored nowhere else
@@ -199,6 +204,25 @@ class _Made:
         )  # fmt: skip
 
 
+def _divisible(config: TrainConfig, world: World, automatic: bool) -> TrainConfig:
+    """Check that the batch can be divided, and reduce an automatic batch to one that can."""
+    parts = world.size * config.accumulate
+    if automatic and config.batch >= parts:
+        return replace(config, batch=config.batch // parts * parts)
+    divided(config.batch, [("processes", world.size), ("accumulate", config.accumulate)])
+    return config
+
+
+def _digest_of(config: TrainConfig, data: Dataset) -> str:
+    """Return a digest of what all processes must agree on: the settings, and the content of the data."""
+    identity = data.identity
+    content = (
+        data.train[torch.arange(min(64, len(data.train)))] if identity is None
+        else torch.from_numpy(identity.hashes.astype("int64"))
+    )  # fmt: skip
+    return digest(json.dumps(config.to_dict(), sort_keys=True, default=str), str(data.info.shape), content)
+
+
 def _described(config: TrainConfig, data: Dataset, start: Run | None, folder: Path | None) -> Dataset:
     """Describe the data in the units and the vocabulary on which the model was first trained."""
     told = data.info.known.told(config.sources)
@@ -218,6 +242,9 @@ def _resumed(folder: Path, made: _Made, world: World, edited: bool, redivided: b
             file=sys.stderr,
         )
     restore(folder, made.config, made.state, edited, tidy=world.main, redivided=redivided)
+    if made.state.short and not quiet:
+        parts = made.state.divided[1]
+        print(f"a batch is evaluated in {parts} parts, because memory ran out with fewer before", file=sys.stderr)
     if made.validation is not None:
         made.validation.resume(
             folder, made.state.step, lambda weights: averaged_model(made.state, weights), edited=edited
@@ -315,7 +342,7 @@ def _trained(
             waiting, last = record, record.step == config.steps
             wish = mine is not None and time.monotonic() - saved > 60 * config.save_minutes
             saved = time.monotonic() if wish else saved
-            stop, wished = agreed(interrupts.number, wish)
+            stop, wished = agreed(interrupts.code, wish)
             if last and world.several:
                 stop = agreed.last()[0] or stop
             looked = validates and (record.step % every == 0 or last)
@@ -337,13 +364,13 @@ def _trained(
                 with optional(f"the figure of samples at step {record.step}"):
                     shown_samples = sample_sheet(mine / "samples", made.run(folder, weights), data)
             if not world.several and stop is None:
-                stop = interrupts.number  # the signal came while the figure was drawn
+                stop = interrupts.code  # the signal came while the figure was drawn
             if stop is not None and not last:
                 if folder is not None and kept_step != record.step:
                     record.check()
                     _saved(folder, made, world)
                 world.wait()
-                interrupts.number = stop  # another process may have received it
+                interrupts.code = stop  # another process may have received it
                 kept = f"the checkpoint is saved in {folder}" if folder else "nothing was saved"
                 raise interrupts.error(f" after step {record.step}: {kept}", "resume" if folder else None, folder)
     world.wait()
@@ -374,7 +401,8 @@ def _trained(
             lines.append(nearest_line(x, data.filled, data.test, made.spec.codec.units.to_model))
         print(printable("\n".join(lines)), file=sys.stderr)
     if world.several:  # the weights that the first process has chosen
-        weights, step = world.told((run.base.learned.state_dict(), run.step))  # type: ignore[attr-defined]
+        chosen = {name: value.cpu() for name, value in run.base.learned.state_dict().items()}  # type: ignore[attr-defined]
+        weights, step = world.told((chosen, run.step))
         run = run if world.main else made.run(folder, weights, step)
     return run
 

@@ -18,7 +18,7 @@ from ..data import DataInfo, Dataset
 from ..data.batch import Rows
 from ..metrics.rows import furthest
 from ..model.network import ScoreModel
-from ..nn.checkpointing import blocks_of, recompute
+from ..nn.checkpointing import as_before, blocks_of, recompute
 from ..objective.draw import PathDraw
 from ..objective.loss import Denoising
 from ..objective.times import Setting, Times, make_times
@@ -164,26 +164,36 @@ def _objective(config: TrainConfig, model: ScoreModel) -> tuple[Weight, Times]:
 
 
 def begun(
-    config: TrainConfig, model: ScoreModel, device: torch.device, dtype: torch.dtype, shard: World = ALONE
-) -> tuple[TrainState, Denoising]:
+    config: TrainConfig, model: ScoreModel, device: torch.device, dtype: torch.dtype, world: World = ALONE,
+    shard: str = "ddp",
+) -> tuple[TrainState, Denoising]:  # fmt: skip
     """Return the state before the first step and the objective. The model is moved to ``device`` and ``dtype``.
 
-    If ``shard`` has several processes, the network is divided among them.
+    All processes of ``world`` start with the weights and buffers of the first. If ``shard`` is ``fsdp``, the network is
+    divided among them.
     """
     weighting, times = _objective(config, model)
     model.to(device=device, dtype=dtype)
+    world.align(model)
     if config.recompute:
         recompute(model.network)
     undivided = None
-    if shard.several:
+    if shard == "fsdp" and world.several:
         if model.sde.parameters():
             raise UsageError(
                 "a network whose path is learned cannot be divided among processes; use shard='ddp'",
                 parameter="shard",
                 value="ddp",
             )
+        if scalars := [name for name, value in model.network.named_parameters() if not value.ndim]:
+            raise UsageError(
+                f"the parameter {scalars[0]} of the network has no dimensions, so it cannot be divided among processes; "
+                "give it the shape (1,), or use shard='ddp'",
+                parameter="shard",
+                value="ddp",
+            )
         undivided = copy.deepcopy(model).cpu()
-        shard.shard(model.network, list(blocks_of(model.network)))
+        world.shard(model.network, list(blocks_of(model.network)))
     optimiser = torch.optim.Adam(model.learned.parameters(), lr=config.lr, betas=(0.9, 0.999), fused=True)
     draw = PathDraw(times, model.domain.nodes, config.coupling == "ot", config.cond_drop)
     average = EMA(model.learned, config.ema)
@@ -199,6 +209,7 @@ def averaged_model(state: TrainState, weights: Mapping[str, Tensor] | None = Non
     assert state.undivided is None or weights is not None
     averaged = copy.deepcopy(state.undivided or state.model).to(next(state.model.parameters()).device)
     load_weights(averaged.learned, state.average.state_dict() if weights is None else weights, Path("the best weights"))
+    as_before(averaged)
     return averaged.eval().requires_grad_(False)
 
 

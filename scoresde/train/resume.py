@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from ..core.condition import SLOTS, Condition
@@ -202,9 +202,10 @@ def restore(
         return
     checkpoint = newest_checkpoint(folder, edited=edited)
     _check_steps(folder, config.steps, _step_of(checkpoint))
-    before = read_object(checkpoint / "state.json").get("divided", [1, 1])
-    if before[0] == state.divided[0] and before[1] > stored["accumulate"] == config.accumulate:
-        state.divided = (before[0], before[1])  # with fewer parts, the run ran out of memory
+    facts = read_object(checkpoint / "state.json")
+    before = facts.get("divided", [1, 1])
+    if facts.get("short") and before[0] == state.divided[0] and stored["accumulate"] == config.accumulate:
+        state.divided, state.short = (before[0], before[1]), True
     _same_masks(folder, before, state, redivided)
     state.load(checkpoint)
     if tidy:
@@ -213,14 +214,19 @@ def restore(
 
 def _same_masks(folder: Path, before: Any, state: TrainState, accepted: bool) -> None:
     """Reject another number of processes or parts if the dropout masks depend on it, unless this is accepted."""
-    drops = any(isinstance(m, _DropoutNd) and m.p > 0 for m in state.network.modules())
-    if not drops or accepted or list(state.divided) == before:
+    if not any(map(_drops, state.network.modules())) or accepted or list(state.divided) == before:
         return
     raise UsageError(
         f"{folder} has dropout, whose masks depend on how the batch is divided: it was trained in {_division(before)}, "
         f"and would continue in {_division(state.divided)}; use the same numbers, or accept other masks",
         parameter="redivided",
     )
+
+
+def _drops(module: nn.Module) -> bool:
+    """Return whether a module, such as a dropout or an attention layer, is known to drop values at random."""
+    rates = [getattr(module, "p", 0.0) if isinstance(module, _DropoutNd) else 0.0, getattr(module, "dropout", 0.0)]
+    return any(isinstance(rate, int | float) and rate > 0 for rate in rates)
 
 
 def _division(divided: Any) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import CheckpointError, NumericalError
+from ..core.errors import CheckpointError, NumericalError, UsageError
 from ..core.files import read_object, read_tensors
 from ..core.noise import keyed
 from ..core.opened import out_of_memory
@@ -50,6 +50,7 @@ class TrainState:
         step: Number of completed steps.
         divided: The number of processes, and the number of parts in which each of them evaluates its rows. The dropout
             masks depend on both.
+        short: Whether memory ran out with fewer parts.
         undivided: If each process has only a part of the weights, a copy of the model that is whole, whose weights are
             irrelevant. Otherwise, ``None``.
     """
@@ -60,6 +61,7 @@ class TrainState:
     average: EMA | None = None
     step: int = 0
     divided: tuple[int, int] = (1, 1)
+    short: bool = False
     undivided: ScoreModel | None = None
 
     @property
@@ -90,11 +92,14 @@ class TrainState:
         }
         tensors = {"model": {bare[name]: value for name, value in self.learned.state_dict().items()}, "optim": moments}
         facts: dict[str, Any] = {"divided": list(self.divided)} if self.divided != (1, 1) else {}
+        if self.short:
+            facts["short"] = True
         shards = {}
         if self.undivided is not None:
+            scalars = {name: whole(value) for name, value in tensors["model"].items() if not value.ndim}
             shards = {f"{group}.{name}": v for group, part in tensors.items() for name, v in part.items() if v.ndim}
             facts["updates"] = {name: float(value) for name, value in moments.items() if not value.ndim}
-            tensors = {}
+            tensors = {"scalars": scalars} if scalars else {}
         if self.average is not None:
             tensors["ema"], facts["ema_updates"] = self.averaged(), self.average.updates
         if learned := self.draw.state():
@@ -167,9 +172,10 @@ class TrainState:
             for key in ("exp_avg", "exp_avg_sq")
             if name.rpartition(".")[0] in weights
         }
-        read_shards(
-            shards, {f"model.{n}": v for n, v in weights.items()} | {f"optim.{n}": v for n, v in moments.items()}
-        )  # fmt: skip
+        into = {f"model.{n}": v for n, v in weights.items()} | {f"optim.{n}": v for n, v in moments.items()}
+        read_shards(shards, {name: value for name, value in into.items() if value.ndim})
+        scalars = checkpoint / "scalars.safetensors"
+        weights |= read_tensors(scalars) if scalars.exists() else {}
         return weights, moments | {name: torch.tensor(float(count)) for name, count in counts.items()}
 
     def _moments(self, checkpoint: Path, stored: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
@@ -282,7 +288,7 @@ def steps(
     A step with a fused optimiser does not wait for the device: the update is skipped there if the loss or the norm of
     the gradient is not finite, and so are all later ones. The error is raised after the next step, or by
     :meth:`Record.check`, which must be called before the state is saved. (Time samplers that learn, and optimal
-    transport, do wait.)
+    transport, do wait.) Buffers of a network, such as running statistics, are not protected.
 
     Args:
         state: The current state of training.
@@ -319,7 +325,17 @@ def steps(
                 loss, losses = _backward(module, batch, draws, state, seed, device, world)
                 break
             except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error) or world.several or len(batch) % (2 * state.divided[1]):
+                if not out_of_memory(error):
+                    raise
+                if world.several:
+                    more = 2 * state.divided[1]
+                    raise UsageError(
+                        f"memory ran out; evaluate the rows of each process in more parts (accumulate={more}), or "
+                        "compute its blocks again in the backward pass (recompute=True)",
+                        parameter="accumulate",
+                        value=more,
+                    ) from error
+                if state.divided[1] == len(batch):
                     raise
             _halve(state, len(batch))  # after the block, because the error keeps the activations alive
         norm = whole(nn.utils.clip_grad_norm_(parameters, clip))
@@ -367,13 +383,14 @@ def _backward(
 
 
 def _halve(state: TrainState, count: int) -> None:
-    """Divide the rows of a batch into twice as many parts."""
-    processes, parts = state.divided
+    """Divide the rows of a batch into at least twice as many parts."""
+    parts = next(n for n in range(2 * state.divided[1], 2 * count + 1) if count % n == 0 or n >= count)
+    parts = min(parts, count)
     state.optimiser.zero_grad()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    state.divided = (processes, 2 * parts)
-    told = f"memory ran out, so the {count:,} rows of a batch are now evaluated in {2 * parts} parts; the batch and the"
+    state.divided, state.short = (state.divided[0], parts), True
+    told = f"memory ran out, so the {count:,} rows of a batch are now evaluated in {parts} parts; the batch and the"
     warnings.warn(f"{told} result stay the same, except for dropout", stacklevel=4)
 
 

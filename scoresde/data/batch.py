@@ -21,6 +21,7 @@ from ..core.shapes import each, expand, flat
 from ..operators import Operator
 from .augment import Augmentation
 from .given import CondInfo
+from .rows import Stored
 
 __all__ = ["Batch", "Batches", "Rows", "Source", "degraded", "finished"]
 
@@ -93,7 +94,7 @@ class Rows:
     depend on the measurement of an operator.
 
     Args:
-        x: Data in data units, shape ``(n, *event)``.
+        x: Data in data units, shape ``(n, *event)``. Rows that stay in their files are read when a batch needs them.
         codec: The map from data units to model units.
         labels: Class indexes of the rows, int64 ``(n,)``, or ``None`` for batches without class labels.
         classes: Number of classes.
@@ -104,7 +105,7 @@ class Rows:
             ``None``.
     """
 
-    x: Tensor
+    x: Tensor | Stored
     codec: Codec
     labels: Tensor | None = None
     classes: int = 0

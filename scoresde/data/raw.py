@@ -124,6 +124,8 @@ class Raw:
         whole: Whether each column of a table contains only integers. If empty, the dtype of ``train`` determines this.
         hashes: 8-byte hash of each sample's file. The training samples come first. Empty if samples do not have their
             own files.
+        keys: Content hash of each row (:mod:`scoresde.data.content`), the training samples first, or empty if the
+            hashes are not known yet.
         files: The files that were read.
         notes: Messages from the reader about what it did, one sentence each.
         complete: A mask of the known values, bool, with the shape of ``train``, or None if all values are known. An
@@ -144,6 +146,7 @@ class Raw:
     names: tuple[str, ...] = ()
     whole: tuple[bool, ...] = ()
     hashes: tuple[bytes, ...] = ()
+    keys: tuple[bytes, ...] = ()
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
     complete: Array | None = None

@@ -22,7 +22,7 @@ from .pictures import read_image_folder
 from .raw import AS_IS, Raw, Reading
 from .table import TABLE_SUFFIXES, is_table, read_table
 
-__all__ = ["READABLE", "read_digits", "read_path"]
+__all__ = ["READABLE", "read_digits", "read_path", "unused"]
 
 READABLE = (
     f"a folder of images ({', '.join(IMAGE_SUFFIXES)}) at any depth, with or without class folders, and with or "
@@ -46,13 +46,18 @@ INSTEAD = {
 def read_path(path: Path, reading: Reading = AS_IS) -> Raw:
     """Read the file or folder ``path`` in any supported format. ``reading`` contains the options for reading."""
     raw = _read_path(path, reading)
-    pictures, unused = bool(raw.hashes), []
-    if reading.size and not pictures:
-        unused.append("size and fit apply only to folders of images, and have no effect here")
-    if reading.layout != "auto" and pictures and not reading.older:
-        unused.append("layout applies only to arrays, and has no effect here")
     files = raw.files or tuple(p for p in (sorted(path.iterdir()) if path.is_dir() else [path]) if p.is_file())
-    return replace(raw, notes=(*raw.notes, *unused), files=files)
+    return replace(raw, notes=(*raw.notes, *unused(raw, reading)), files=files)
+
+
+def unused(raw: Raw, reading: Reading) -> list[str]:
+    """Return a note on each option for reading that has no effect on the data that were read."""
+    pictures, found = bool(raw.hashes), []
+    if reading.size and not pictures:
+        found.append("size and fit apply only to folders of images, and have no effect here")
+    if reading.layout != "auto" and pictures and not reading.older:
+        found.append("layout applies only to arrays, and has no effect here")
+    return found
 
 
 def _read_path(path: Path, reading: Reading) -> Raw:

@@ -46,6 +46,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -191,10 +192,22 @@ def _share(found: Tensor) -> float:
 # -------------------------------------------------------------------------------------------------- one-line summary
 
 
+class Readable(Protocol):
+    """Rows ``(n, *event)`` that can be sliced: a tensor, or rows that stay in their files."""
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        ...
+
+    def __getitem__(self, index: int | slice, /) -> Tensor:
+        """Return a row ``(*event,)``, or the rows of a slice ``(m, *event)``."""
+        ...
+
+
 def nearest_line(
     samples: Tensor,
-    train: Tensor,
-    held_out: Tensor,
+    train: Readable,
+    held_out: Readable,
     units: Callable[[Tensor], Tensor] = torch.Tensor.float,
     *,
     level: float = 0.01,

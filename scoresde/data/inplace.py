@@ -1,0 +1,129 @@
+"""Decide whether data are read into memory or stay in their files, and describe data that stay.
+
+Data stay in their files if they would take more than :data:`LARGE` bytes in memory. What is known about them after one
+pass is remembered (:mod:`.index`): their content hashes, which decide on the split, and the range and the moments of
+their values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..core.errors import DataError
+from ..core.opened import opened, reason
+from .arrays import layout_of
+from .index import remembered
+from .outliers import Outliers, outliers_of
+from .raw import AS_IS, Array, Raw, Reading
+from .readers import unused
+from .rows import ArrayFile, Stored, stamp_of, thinned
+from .survey import surveyed, well_formed
+
+__all__ = ["LARGE", "InPlace", "in_place"]
+
+LARGE = 2**30  # data that take more bytes than this are not read into memory
+SAMPLE = 2**22  # number of values among which typing errors are looked for
+
+
+@dataclass(frozen=True, eq=False)
+class InPlace:
+    """Data that stay in their files.
+
+    Attributes:
+        raw: What a reader would return for the data. Its samples have the right number, shape and dtype, but all their
+            values are 0.
+        rows: The training samples, followed by the samples of a test part if there is one.
+        about: What the data depend on, as plain JSON values: paths, sizes, times and options.
+        survey: What :func:`~scoresde.data.survey.surveyed` found, or ``None`` for pictures, whose units are known.
+    """
+
+    raw: Raw
+    rows: Stored
+    about: Mapping[str, Any]
+    survey: Mapping[str, Array] | None = None
+
+    @property
+    def unusual(self) -> tuple[Outliers, ...]:
+        """Values far outside the others, among evenly spaced training samples."""
+        if self.survey is None or (self.rows.values.kind != "f" and self.raw.kind not in ("vector", "signal")):
+            return ()
+        some = thinned(self.rows, SAMPLE).numpy()
+        step = (len(self.rows) - 1) / max(1, len(some) - 1)
+        found = outliers_of(replace(self.raw, train=some.astype(self.rows.values)))
+        return tuple(replace(one, rows=np.rint(one.rows * step).astype(np.int64)) for one in found)
+
+
+def in_place(path: Path, reading: Reading = AS_IS) -> InPlace | None:
+    """Describe data that are too large to be read into memory. Return ``None`` for all other data.
+
+    Raises:
+        DataError: If the data are too large for memory but cannot be used where they are.
+    """
+    try:
+        return _array(path, reading) if path.suffix.lower() == ".npy" else None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {reason(error)}") from error
+
+
+def zeros(count: int, event: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
+    """Return an array ``(count, *event)`` of zeros that takes no memory."""
+    return np.broadcast_to(np.zeros((), dtype), (count, *event))
+
+
+def _array(path: Path, reading: Reading) -> InPlace | None:
+    """Describe a large ``.npy`` file."""
+    rows = _large_array(path, reading)
+    if rows is None:
+        return None
+    where = f"{path}: array 'x'"
+    about = {
+        "what": "array", "path": str(path.resolve()), "stamp": rows.stamp, "kind": rows.kind,
+        "last": rows.channels_last,
+    }  # fmt: skip
+    survey, notes = remembered(
+        about, lambda: surveyed(rows, rows.kind, where), lambda found: well_formed(found, rows, rows.kind)
+    )
+    raw = Raw(
+        rows.kind, zeros(len(rows), rows.event, rows.values), channels_last=rows.channels_last, files=(path,),
+        keys=tuple(map(bytes, survey["keys"])),
+        notes=(f"the rows of {path.name} stay in the file, because they take more than {LARGE / 2**30:g} GiB", *notes),
+    )  # fmt: skip
+    return InPlace(replace(raw, notes=(*raw.notes, *unused(raw, reading))), rows, about, survey)
+
+
+def _large_array(path: Path, reading: Reading) -> ArrayFile | None:
+    """Return the rows of a large ``.npy`` file, or ``None`` if the usual reader should read or reject the file."""
+    with opened(path) as file:
+        stamp = stamp_of(file.fileno())
+        if stamp[0] <= LARGE:
+            return None
+        try:
+            version = np.lib.format.read_magic(file)
+            read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            shape, fortran, dtype = read[version](file)
+        except (KeyError, ValueError) as error:
+            raise DataError(
+                f"{path} is damaged or is not a NumPy file ({reason(error)}); save it again with np.save"
+            ) from error
+        offset = file.tell()
+    if dtype.hasobject:
+        return None
+    x = zeros(shape[0], shape[1:], dtype) if shape else np.zeros((), dtype)
+    kind, channels_last = layout_of(path, "x", x, reading)
+    promised = x.size * dtype.itemsize
+    if promised > stamp[0] - offset:
+        raise DataError(
+            f"{path} is damaged: an array of shape {shape} and dtype {dtype} needs {promised:,} bytes, but "
+            f"{stamp[0] - offset:,} bytes follow its header; save it again with np.save"
+        )
+    if fortran and len(shape) > 1:
+        raise DataError(
+            f"{path} has {stamp[0] / 1e9:,.1f} GB, too many to be read into memory, and is stored column by column, "
+            "so that single rows cannot be read; save it row by row, as np.save(file, np.ascontiguousarray(x)) does"
+        )
+    return ArrayFile(path.resolve(), offset, dtype, tuple(shape), kind, channels_last, stamp)

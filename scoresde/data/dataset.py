@@ -37,7 +37,7 @@ from .given import CondInfo
 from .inplace import InPlace, in_place
 from .outliers import Outliers, outliers_of
 from .raw import AS_IS, Array, Raw, Reading
-from .readers import READABLE, read_digits, read_path
+from .readers import READABLE, pictures_place, read_digits, read_path
 from .rows import Joined, Stored, part, tensor_of
 from .table import left_out
 from .tinted import read_tinted
@@ -531,8 +531,9 @@ def loaded(spec: str, seed: int, test_fraction: float, reading: Reading, split: 
         )
     name = os.path.basename(os.path.realpath(path))
     name = name if path.is_dir() else name.split(".")[0]
-    how, stored = How(seed, test_fraction, split, reading), in_place(path, reading)
-    return _build(read_path(path, reading) if stored is None else stored.raw, name, spec, how, stored)
+    how, place = How(seed, test_fraction, split, reading), pictures_place(path)
+    stored = in_place(path, reading, place)
+    return _build(read_path(path, reading, place) if stored is None else stored.raw, name, spec, how, stored)
 
 
 def there(path: Path) -> bool:
@@ -708,12 +709,20 @@ def identified(raw: Raw) -> tuple[Identity, list[bytes]]:
     rows = list(raw.keys) or contents(x, _names(raw.train_labels, raw.classes), raw.hashes[:n])
     if raw.test is not None and not raw.keys:
         rows += contents(raw.test, _names(raw.test_labels, raw.classes), raw.hashes[n:])
-    large = sum(path.stat().st_size for path in raw.files) > LARGE
+    large = _total(raw.files) > LARGE
     conditions = None
     if raw.train_known.some:
         conditions = told(rows[:n], raw.train_known) + (told(rows[n:], raw.test_known) if own_test else [])
     identity = replace(Identity.of(rows, own_test, conditions), files=ends(raw.files) if large else None)
     return identity, rows
+
+
+def _total(files: Sequence[Path]) -> int:
+    """Return the total size of files in bytes, or 0 for members of archives, which earlier versions did not read."""
+    try:
+        return sum(path.stat().st_size for path in files)
+    except OSError:
+        return 0
 
 
 def _by_content(raw: Raw, how: How) -> _Parts:

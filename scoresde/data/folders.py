@@ -1,4 +1,4 @@
-"""Search a folder for images, and determine the class of each image and whether it is a training or a test image.
+"""Search a folder or an archive for images, and determine which of them are for training and what their classes are.
 
 Images may be at any depth. The classes are the top-level folders or, if there is a folder ``train``, the folders inside
 ``train`` and ``test``. Everything in or below a class folder belongs to that class. Files that are not images are
@@ -10,7 +10,6 @@ the top-level folder ``given``, and the text file ``cat/7.txt`` next to the imag
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 
 from ..core.errors import Problem
 from ..core.text import one_line
+from .places import Folder, Place
 
 __all__ = ["IMAGE_SUFFIXES", "Found", "find_pictures", "pictures_in", "some"]
 
@@ -55,9 +55,10 @@ class Found:
     texts: Mapping[Path, Path] = field(default_factory=dict)
 
 
-def find_pictures(folder: Path, older: bool = False) -> Found:
-    """Find all images in and below a folder. For ``older``, see :class:`~scoresde.data.Reading`."""
+def find_pictures(folder: Path | Place, older: bool = False) -> Found:
+    """Find all images in and below a folder or an archive. For ``older``, see :class:`~scoresde.data.Reading`."""
     search = _Search(folder, older)
+    folder = search.folder
     parts: dict[str, list[Path]] = {}
     for path, is_folder in search.visible(folder):
         if is_folder and path.name.lower() in (OLDER if older else PARTS):
@@ -111,13 +112,14 @@ class _Search:
     """A search for images in a folder. The search collects problems, notes and the paths of other files.
 
     Args:
-        folder: The folder.
+        folder: The folder or the archive.
         older: See :class:`~scoresde.data.Reading`.
         alone: Whether images in the subfolder ``given`` may be conditions of other images.
     """
 
-    def __init__(self, folder: Path, older: bool, alone: bool = True) -> None:
-        self.folder, self.older = folder, older
+    def __init__(self, folder: Path | Place, older: bool, alone: bool = True) -> None:
+        self.place = folder if isinstance(folder, Place) else Folder(folder)
+        self.folder, self.older = self.place.path, older
         self.problems: list[Problem] = []
         self.notes: list[str] = []
         self.others: list[Path] = []
@@ -126,7 +128,7 @@ class _Search:
     def _known(self) -> dict[Path, Path]:
         """Return the images below ``given``, keyed by their paths relative to ``given``, without suffix."""
         folder = self.folder / GIVEN
-        if not folder.is_dir():
+        if not self.place.is_folder(folder):
             return {}
         found = {p.relative_to(folder).with_suffix(""): p for p in self.walk(folder) if _is_picture(p)}
         apart = [
@@ -147,8 +149,8 @@ class _Search:
 
     def visible(self, folder: Path) -> list[tuple[Path, bool]]:
         """Return the visible entries of a folder, sorted by name, each with a flag that is true for folders."""
-        with os.scandir(folder) as inside:
-            seen = sorted((e.name, e.is_dir()) for e in inside if e.name[0] != "." and e.name.lower() not in JUNK)
+        inside = self.place.listed(folder)
+        seen = sorted((name, folded) for name, folded in inside if name[0] != "." and name.lower() not in JUNK)
         apart = GIVEN if folder == self.folder and getattr(self, "known", None) else ""
         return [(folder / name, is_folder) for name, is_folder in seen if name != apart]
 
@@ -157,6 +159,10 @@ class _Search:
         if not is_folder:
             yield path
         if not is_folder or (self.older and above):
+            return
+        if not self.place.links:
+            for inside, folded in self.visible(path):
+                yield from self.walk(inside, folded)
             return
         here = path.resolve()
         above = above or (path.parent.resolve(), *path.parent.resolve().parents)

@@ -7,8 +7,8 @@ their values.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,13 @@ import numpy as np
 from ..core.errors import DataError
 from ..core.opened import opened, reason
 from .arrays import layout_of
+from .decoded import PictureFiles, decoded_size
+from .folders import find_pictures
 from .index import remembered
 from .outliers import Outliers, outliers_of
-from .raw import AS_IS, Array, Raw, Reading
+from .pictures import read_image_folder
+from .places import Place
+from .raw import AS_IS, Array, Raw, Reading, zeros
 from .readers import unused
 from .rows import ArrayFile, Stored, stamp_of, thinned
 from .survey import surveyed, well_formed
@@ -58,21 +62,23 @@ class InPlace:
         return tuple(replace(one, rows=np.rint(one.rows * step).astype(np.int64)) for one in found)
 
 
-def in_place(path: Path, reading: Reading = AS_IS) -> InPlace | None:
+def in_place(path: Path, reading: Reading = AS_IS, place: Place | None = None) -> InPlace | None:
     """Describe data that are too large to be read into memory. Return ``None`` for all other data.
+
+    Args:
+        path: The file or folder.
+        reading: Options for reading.
+        place: The result of :func:`~scoresde.data.readers.pictures_place`.
 
     Raises:
         DataError: If the data are too large for memory but cannot be used where they are.
     """
     try:
-        return _array(path, reading) if path.suffix.lower() == ".npy" else None
+        if path.suffix.lower() == ".npy":
+            return _array(path, reading)
+        return None if place is None else _pictures(path, place, reading)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {reason(error)}") from error
-
-
-def zeros(count: int, event: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
-    """Return an array ``(count, *event)`` of zeros that takes no memory."""
-    return np.broadcast_to(np.zeros((), dtype), (count, *event))
 
 
 def _array(path: Path, reading: Reading) -> InPlace | None:
@@ -94,6 +100,28 @@ def _array(path: Path, reading: Reading) -> InPlace | None:
         notes=(f"the rows of {path.name} stay in the file, because they take more than {LARGE / 2**30:g} GiB", *notes),
     )  # fmt: skip
     return InPlace(replace(raw, notes=(*raw.notes, *unused(raw, reading))), rows, about, survey)
+
+
+def _pictures(path: Path, place: Place, reading: Reading) -> InPlace | None:
+    """Describe a folder or an archive of pictures that take much memory when they are decoded."""
+    found = find_pictures(place, reading.older)
+    if decoded_size(place, [file for file, _ in found.train + found.test], reading) <= LARGE:
+        return None
+    about: dict[str, Any] = {"what": "pictures", "path": str(path.resolve()), "reading": asdict(reading)}
+    notes: list[str] = []
+
+    def store(
+        files: list[Path], made: Callable[[], dict[str, Array]], fits: Callable[[Mapping[str, Array]], bool]
+    ) -> dict[str, Array]:
+        about["stamp"] = place.stamp(files)
+        kept, told = remembered(about, made, fits)
+        notes.extend(told)
+        return kept
+
+    raw = read_image_folder(place, reading, store)
+    rows = PictureFiles(place, raw.files, reading, raw.train.shape[1:], raw.train.dtype)
+    told = f"the images stay in {path.name}, because they would take more than {LARGE / 2**30:g} GiB of memory"
+    return InPlace(replace(raw, notes=(*raw.notes, *unused(raw, reading), told, *notes)), rows, about)
 
 
 def _large_array(path: Path, reading: Reading) -> ArrayFile | None:

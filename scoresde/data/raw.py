@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..core.errors import DataError, UsageError
 from ..core.limits import SIZE, Checked, ranges
 
-__all__ = ["AS_IS", "Array", "Known", "Raw", "Reading", "index_labels"]
+__all__ = ["AS_IS", "Array", "Known", "Raw", "Reading", "index_labels", "zeros"]
 
 Array = NDArray[Any]
 
@@ -153,6 +153,11 @@ class Raw:
     train_known: Known = field(default_factory=Known)
     test_known: Known = field(default_factory=Known)
     lines: tuple[int, ...] = ()
+
+
+def zeros(count: int, event: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Return an array ``(count, *event)`` of zeros that takes no memory."""
+    return np.broadcast_to(np.zeros((), dtype), (count, *event))
 
 
 def index_labels(path: Path | str, *parts: Array | None) -> tuple[list[Array | None], tuple[str, ...]]:

@@ -7,6 +7,7 @@ with the name of the file. Each format has its own module.
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -19,14 +20,15 @@ from .arrays import read_numpy
 from .folders import IMAGE_SUFFIXES
 from .idx import IDX_NAME, looks_like_idx, read_idx_file, read_idx_folder
 from .pictures import read_image_folder
+from .places import Folder, Place, archive_of, is_archive
 from .raw import AS_IS, Raw, Reading
 from .table import TABLE_SUFFIXES, is_table, read_table
 
-__all__ = ["READABLE", "read_digits", "read_path", "unused"]
+__all__ = ["READABLE", "pictures_place", "read_digits", "read_path", "unused"]
 
 READABLE = (
     f"a folder of images ({', '.join(IMAGE_SUFFIXES)}) at any depth, with or without class folders, and with or "
-    "without train/ and test/; "
+    "without train/ and test/; a .zip or .tar archive of such a folder, or a folder of .tar archives; "
     "a folder of IDX files (train-images-idx3-ubyte[.gz], ...) or a single IDX file; a .npy or .npz file; a CSV or TSV "
     f"table ({', '.join(TABLE_SUFFIXES)}, also .gz)"
 )
@@ -39,13 +41,19 @@ INSTEAD = {
     (".pt", ".pth", ".pkl", ".pickle", ".joblib"): (
         "a pickle, which can execute code and is never loaded; save its numbers with np.save or np.savez"
     ),
-    (".zip", ".tar", ".tgz", ".gz", ".7z", ".rar"): "an archive; unpack it, and pass the folder or file inside it",
+    (".gz", ".7z", ".rar"): "an archive; unpack it, and pass the folder or file inside it",
 }
 
 
-def read_path(path: Path, reading: Reading = AS_IS) -> Raw:
-    """Read the file or folder ``path`` in any supported format. ``reading`` contains the options for reading."""
-    raw = _read_path(path, reading)
+def read_path(path: Path, reading: Reading = AS_IS, place: Place | None = None) -> Raw:
+    """Read the file or folder ``path`` in any supported format.
+
+    Args:
+        path: The file or folder.
+        reading: Options for reading.
+        place: The result of :func:`pictures_place`, if it is known.
+    """
+    raw = _read_path(path, reading, place)
     files = raw.files or tuple(p for p in (sorted(path.iterdir()) if path.is_dir() else [path]) if p.is_file())
     return replace(raw, notes=(*raw.notes, *unused(raw, reading)), files=files)
 
@@ -60,14 +68,13 @@ def unused(raw: Raw, reading: Reading) -> list[str]:
     return found
 
 
-def _read_path(path: Path, reading: Reading) -> Raw:
+def _read_path(path: Path, reading: Reading, place: Place | None) -> Raw:
     try:
+        place = place or pictures_place(path)
+        if place is not None:
+            return read_image_folder(place, reading)
         if path.is_dir():
-            files = {m[0]: m for p in path.iterdir() if (m := IDX_NAME.fullmatch(p.name))}
-            if files:
-                return read_idx_folder(path, files)
-            _refuse_files(path)
-            return read_image_folder(path, reading)
+            return read_idx_folder(path, _idx_files(path))
         regular(path)
         if path.suffix.lower() in ARRAYS:
             return read_numpy(path, reading)
@@ -83,10 +90,42 @@ def _read_path(path: Path, reading: Reading) -> Raw:
     raise DataError(f"{path} has an unsupported file type. The supported types are {READABLE}")
 
 
+def pictures_place(path: Path) -> Place | None:
+    """Return the folder or the archive of pictures at ``path``, or ``None`` if there is something else.
+
+    Raises:
+        DataError: If an archive cannot be read, or if a folder holds data sets of which one must be chosen.
+    """
+    try:
+        return _place(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {reason(error)}") from error
+
+
+def _place(path: Path) -> Place | None:
+    if not path.is_dir():
+        regular(path)
+        return archive_of(path) if is_archive(path) else None
+    if _idx_files(path):
+        return None
+    if any(p.suffix.lower() == ".tar" for p in path.iterdir()) and not _has_pictures(path):
+        return archive_of(path)
+    _refuse_files(path)
+    return Folder(path)
+
+
+def _idx_files(path: Path) -> dict[str, re.Match[str]]:
+    return {m[0]: m for p in path.iterdir() if (m := IDX_NAME.fullmatch(p.name))}
+
+
+def _has_pictures(folder: Path) -> bool:
+    return any(p.suffix.lower() in IMAGE_SUFFIXES for p in folder.rglob("*"))
+
+
 def _refuse_files(folder: Path) -> None:
     """Reject a folder that has no images, but tables or arrays, each of which is a separate data set."""
     found = sorted(p for p in folder.iterdir() if p.suffix.lower() in ARRAYS or is_table(p))
-    if not found or any(p.suffix.lower() in IMAGE_SUFFIXES for p in folder.rglob("*")):
+    if not found or _has_pictures(folder):
         return
     more = f" (one of {len(found)} such files)" if len(found) > 1 else ""
     raise DataError(f"{folder} has no images; to read a table or an array, pass the file itself: {found[0]}{more}")

@@ -6,6 +6,7 @@ import io
 import os
 import struct
 import tarfile
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -369,3 +370,33 @@ def test_a_bomb_in_an_archive_is_not_unpacked(tmp_path: Path, monkeypatch: pytes
     data[central + 24 : central + 28] = struct.pack("<I", 900)  # a size that is a lie
     path.write_bytes(bytes(data))
     refuses(path, "x.png", "the size or the checksum is wrong")
+    tracemalloc.start()
+    with pytest.raises(OSError, match="the size or the checksum"):
+        archive_of(path).read(path / "x.png")
+    assert tracemalloc.get_traced_memory()[1] < 10**6
+    tracemalloc.stop()
+
+
+def test_a_checksum_is_verified(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("x.bmp", b"abc")
+    path.write_bytes(path.read_bytes().replace(b"abc", b"abd"))
+    with pytest.raises(OSError, match="the size or the checksum is wrong"):
+        archive_of(path).read(path / "x.bmp")
+
+
+@pytest.mark.parametrize("name", ["hashes", "kept", "notes", "event"])
+def test_a_damaged_index_of_pictures_is_made_again(
+    name: str, tmp_path: Path, small: Callable[..., None], cache: Path
+) -> None:
+    folder = pictures(tmp_path / "photos")
+    memory = load_data(str(folder), reading=CROP)
+    small(0)
+    load_data(str(folder), reading=CROP)
+    (file,) = cache.iterdir()
+    with np.load(file) as arrays:
+        found = dict(arrays)
+    found[name] = found[name][:-1] if name == "hashes" else np.array(7.5)
+    np.savez(file.with_suffix(""), **found)
+    same(load_data(str(folder), reading=CROP), memory)

@@ -202,7 +202,10 @@ def test_a_damaged_index_is_made_again(damage: str, tmp_path: Path, small: Calla
         else:
             name = "keys" if "keys" in found else "std"
             changed = {
-                "other": {"about": np.array(str(found["about"]).replace("x.npy", "y.npy")), name: found[name][::-1] * 2},
+                "other": {
+                    "about": np.array(str(found["about"]).replace("x.npy", "y.npy")),
+                    name: found[name][::-1] * 2,
+                },
                 "shape": {name: found[name][:-1] if name == "keys" else np.array(["a"])},
                 "object": {name: np.array([None, {}], dtype=object)},
             }[damage]

@@ -15,17 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from packs import CROP, pictures, png, same
 from PIL import Image
 
 from scoresde import load_data
 from scoresde.core.errors import DataError, Problems
-from scoresde.core.noise import keyed
-from scoresde.data import Dataset, Reading, inplace
-from scoresde.data.batch import Batches, Rows
+from scoresde.data import Reading, inplace
 from scoresde.data.decoded import PictureFiles
 from scoresde.data.places import Archive, Folder, archive_of
-
-CROP = Reading(size=6, fit="crop")
 
 
 @pytest.fixture(autouse=True)
@@ -39,22 +36,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 def small(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Set the size above which data stay in their files."""
     return lambda most=0: monkeypatch.setattr(inplace, "LARGE", most)
-
-
-def png(seed: int, *shape: int) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)).save(out, "PNG")
-    return out.getvalue()
-
-
-def pictures(folder: Path, n: int = 90, parts: tuple[str, ...] = ("",), odd: bool = True) -> Path:
-    """Pictures in classes, a few of them grey, transparent, of another size or equal to another."""
-    for i in range(n):
-        shape = (6, 6, 3) if not odd or i % 7 else ((6, 6), (6, 6, 4), (9, 7, 3))[i // 7 % 3]
-        path = folder / parts[i % len(parts)] / ("cat", "dog/2019", "dog/2020/summer")[i % 3] / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png(i if i != 5 else 4, *shape))
-    return folder
 
 
 def zipped(folder: Path, out: Path, above: str = "", method: int = zipfile.ZIP_DEFLATED) -> Path:
@@ -88,23 +69,6 @@ MADE = {
     "tar of the folder": lambda folder, out: tarred(folder, out / "a.tar", "photos"),
     "shards": lambda folder, out: sharded(folder, out / "shards"),
 }
-
-
-def same(ours: Dataset, theirs: Dataset) -> None:
-    """The same rows in the same order, split and described in the same way."""
-    for x, y in ((ours.train, theirs.train), (ours.test, theirs.test)):
-        assert x.dtype == y.dtype and torch.equal(x[torch.arange(len(x))], y[torch.arange(len(y))])
-    for name in ("train_labels", "test_labels", "validates"):
-        a, b = getattr(ours, name), getattr(theirs, name)
-        assert (a is None and b is None) or torch.equal(a, b)
-    assert ours.identity.compared(theirs.identity) == ("same", 0, 0) and ours.codec == theirs.codec
-    for name in ("kind", "shape", "classes", "n_train", "n_test", "levels", "trained"):
-        assert getattr(ours.info, name) == getattr(theirs.info, name)
-    one, other = (Batches(Rows(data.train, data.codec, data.train_labels, 2), 8, 1) for data in (ours, theirs))
-    for step in (0, 5, 10**6):
-        a, b = (of.at(step, keyed(1, step), torch.float32) for of in (one, other))
-        assert torch.equal(a.x0, b.x0)
-        assert (a.condition is None and b.condition is None) or torch.equal(a.condition.label, b.condition.label)
 
 
 # ---------------------------------------------------------------------------------------------------- like the folder
@@ -283,7 +247,7 @@ def test_members_that_are_no_files(tmp_path: Path) -> None:
         info.type, info.linkname = kind, "/etc/passwd"
         with tarfile.open(tmp_path / "a.tar", "w") as archive:
             archive.addfile(info)
-        refuses(tmp_path / "a.tar", "'x.png'", what, "--dereference")
+        refuses(tmp_path / "a.tar", "'x.png'", what, "data pack")
 
 
 def test_two_members_of_one_name(tmp_path: Path) -> None:

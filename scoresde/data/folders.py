@@ -5,7 +5,8 @@ Images may be at any depth. The classes are the top-level folders or, if there i
 reported as left out, except for hidden files and files that operating systems create.
 
 Some files are not samples, but conditions of an image. For ``cat/7.png``, these are the image ``given/cat/7.png`` in
-the top-level folder ``given``, and the text file ``cat/7.txt`` next to the image.
+the top-level folder ``given``, and the text file ``cat/7.txt`` next to the image. In archives without class folders,
+the class and the text of ``7.png`` can also be in ``7.cls`` and ``7.json``, as in the WebDataset format.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import Problem
+from ..core.opened import parse_json, reason
 from ..core.text import one_line
 from .places import Folder, Place
 
@@ -28,6 +30,9 @@ PARTS |= {name: "validation" for name in ("val", "valid", "validation")}
 OLDER = ("train", "test", "val", "valid")  # the names recognised by older versions
 GIVEN = "given"
 JUNK = ("__macosx", "@eadir", "thumbs.db", "desktop.ini")  # ignored, as are all names that begin with a dot
+
+SMALL = 2**16  # largest size of a file with the class or the text of an image, in bytes
+LABELS, TEXTS = ("cls", "class", "label"), ("txt", "text", "caption")  # keys of a JSON file next to an image
 
 Classed = list[tuple[Path, str]]
 
@@ -45,6 +50,7 @@ class Found:
         given: The paths of the conditions in the folder ``given``, keyed by the paths of the images to which they
             belong.
         texts: The paths of the text files, keyed by the paths of the images to which they belong.
+        labels: The paths of the files with the classes of images, keyed by the paths of the images.
     """
 
     train: Classed
@@ -53,6 +59,12 @@ class Found:
     notes: tuple[str, ...] = ()
     given: Mapping[Path, Path] = field(default_factory=dict)
     texts: Mapping[Path, Path] = field(default_factory=dict)
+    labels: Mapping[Path, Path] = field(default_factory=dict)
+
+    def beside(self, path: Path) -> list[Path]:
+        """Return the paths of the files that say something about an image."""
+        found = (files.get(path) for files in (self.texts, self.labels, self.given))
+        return list(dict.fromkeys(file for file in found if file is not None))
 
 
 def find_pictures(folder: Path | Place, older: bool = False) -> Found:
@@ -206,17 +218,65 @@ class _Search:
         # representative sample of all rows.
         return [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
 
+    def labelled(self, rows: Classed) -> tuple[Classed, dict[Path, Path], dict[Path, Path]]:
+        """Return the images of an archive without class folders with the classes that are in files next to them.
+
+        Also return the paths of these files, and those of JSON files with a text, keyed by the paths of the images.
+        """
+        there, labels, texts, classed = set(self.others), {}, {}, []
+        for path, name in rows:
+            plain, full = (path.with_name(path.name.partition(".")[0] + suffix) for suffix in (".cls", ".json"))
+            told = self._json(full) if full in there else {}
+            if full in there and any(isinstance(told.get(key), str) for key in TEXTS):
+                texts[path] = full
+            if plain in there:
+                labels[path], name = plain, self._line(plain)
+            elif keys := [key for key in LABELS if isinstance(told.get(key), str | int)]:
+                labels[path], name = full, one_line(str(told[keys[0]]))
+            classed.append((path, name))
+        without = [path for path, _ in rows if path not in labels]
+        if labels and without:
+            self.refuse(
+                f"some images have a file with their class and others have none ({self.shown(without)}); add the "
+                "missing .cls files, or remove the others"
+            )
+        return classed, labels, texts
+
+    def _line(self, path: Path) -> str:
+        try:
+            name = one_line(self.place.read(path, SMALL).decode("utf-8-sig").strip())
+        except (OSError, ValueError) as error:
+            name = ""
+            self.refuse(f"{self.shown([path])} cannot be read: {reason(error)}")
+        else:
+            if not name:
+                self.refuse(f"{self.shown([path])} is empty, but it should contain the class of an image")
+        return name
+
+    def _json(self, path: Path) -> dict[str, object]:
+        try:
+            found = parse_json(self.place.read(path, SMALL))
+        except (OSError, ValueError) as error:
+            self.refuse(f"{self.shown([path])} cannot be read: {reason(error)}")
+            return {}
+        return found if isinstance(found, dict) else {}
+
     def found(self, train: Classed, test: Classed) -> Found:
-        given, texts, others_there = {}, {}, set(self.others)
+        labels: dict[Path, Path] = {}
+        captions: dict[Path, Path] = {}
+        if not self.place.links and self.others and not any(name for _, name in (*train, *test)):
+            (train, labels, captions), (test, *more) = self.labelled(train), self.labelled(test)
+            labels, captions = labels | more[0], captions | more[1]
+        given, texts, others_there = {}, dict(captions), set(self.others)
         for path, _ in (*train, *test):
             if image := self.known.get(path.relative_to(self.folder).with_suffix("")):
                 given[path] = image
             if not self.older and (text := path.with_suffix(".txt")) in others_there:
                 texts[path] = text
-        used = set(texts.values())
+        used = {*texts.values(), *labels.values()}
         left = [path for path in self.others if path not in used]
         others = [f"other files are left out: {_by_suffix(self, left)}"] if left and train else []
-        return Found(train, test, tuple(self.problems), (*self.notes, *others), given, texts)
+        return Found(train, test, tuple(self.problems), (*self.notes, *others), given, texts, labels)
 
 
 def _is_picture(path: Path) -> bool:

@@ -21,6 +21,7 @@ from .decoded import PictureFiles, decoded_size
 from .folders import find_pictures
 from .index import remembered
 from .outliers import Outliers, outliers_of
+from .packed import Packed, beside, digest_of
 from .pictures import read_image_folder
 from .places import Place
 from .raw import AS_IS, Array, Raw, Reading, zeros
@@ -83,23 +84,38 @@ def in_place(path: Path, reading: Reading = AS_IS, place: Place | None = None) -
 
 def _array(path: Path, reading: Reading) -> InPlace | None:
     """Describe a large ``.npy`` file."""
-    rows = _large_array(path, reading)
-    if rows is None:
+    opened_array = _large_array(path, reading)
+    if opened_array is None:
         return None
-    where = f"{path}: array 'x'"
-    about = {
+    rows, packed = opened_array
+    about: dict[str, Any] = {
         "what": "array", "path": str(path.resolve()), "stamp": rows.stamp, "kind": rows.kind,
         "last": rows.channels_last,
     }  # fmt: skip
-    survey, notes = remembered(
-        about, lambda: surveyed(rows, rows.kind, where), lambda found: well_formed(found, rows, rows.kind)
-    )
-    raw = Raw(
-        rows.kind, zeros(len(rows), rows.event, rows.values), channels_last=rows.channels_last, files=(path,),
-        keys=tuple(map(bytes, survey["keys"])),
-        notes=(f"the rows of {path.name} stay in the file, because they take more than {LARGE / 2**30:g} GiB", *notes),
-    )  # fmt: skip
-    return InPlace(replace(raw, notes=(*raw.notes, *unused(raw, reading))), rows, about, survey)
+    told = f"the rows of {path.name} stay in the file, because they take more than {LARGE / 2**30:g} GiB"
+    raw, survey, notes = None, None, [told]
+    names: list[str | None] = []
+    if packed is not None:
+        about["beside"] = stamp_of(beside(path))
+        found, more = remembered(
+            {**about, "what": "hash"}, lambda: {"hash": np.array(digest_of(rows))}, lambda found: set(found) == {"hash"}
+        )
+        raw = packed.checked(path, str(found["hash"]))
+        if raw.train_labels is not None:
+            held = np.full(len(rows) - len(raw.train), -1) if raw.test_labels is None else raw.test_labels
+            names = [raw.classes[i] if i >= 0 else None for i in np.concatenate([raw.train_labels, held])]
+        notes += more
+    if raw is None or not raw.hashes:
+        survey, more = remembered(
+            about,
+            lambda: surveyed(rows, rows.kind, f"{path}: array 'x'", names),
+            lambda found: well_formed(found, rows, rows.kind),
+        )
+        x = zeros(len(rows), rows.event, rows.values)
+        raw = raw or Raw(rows.kind, x, channels_last=rows.channels_last, files=(path,))
+        raw = replace(raw, keys=tuple(map(bytes, survey["keys"])))
+        notes += more
+    return InPlace(replace(raw, notes=(*raw.notes, *dict.fromkeys(notes), *unused(raw, reading))), rows, about, survey)
 
 
 def _pictures(path: Path, place: Place, reading: Reading) -> InPlace | None:
@@ -124,8 +140,11 @@ def _pictures(path: Path, place: Place, reading: Reading) -> InPlace | None:
     return InPlace(replace(raw, notes=(*raw.notes, *unused(raw, reading), told, *notes)), rows, about)
 
 
-def _large_array(path: Path, reading: Reading) -> ArrayFile | None:
-    """Return the rows of a large ``.npy`` file, or ``None`` if the usual reader should read or reject the file."""
+def _large_array(path: Path, reading: Reading) -> tuple[ArrayFile, Packed | None] | None:
+    """Return the rows of a large ``.npy`` file, and what is known about them if they were packed.
+
+    Return ``None`` if the usual reader should read or reject the file.
+    """
     with opened(path) as file:
         stamp = stamp_of(file.fileno())
         if stamp[0] <= LARGE:
@@ -142,7 +161,8 @@ def _large_array(path: Path, reading: Reading) -> ArrayFile | None:
     if dtype.hasobject:
         return None
     x = zeros(shape[0], shape[1:], dtype) if shape else np.zeros((), dtype)
-    kind, channels_last = layout_of(path, "x", x, reading)
+    packed = Packed.read(path, x)
+    kind, channels_last = layout_of(path, "x", x, reading) if packed is None else (packed.raw.kind, False)
     promised = x.size * dtype.itemsize
     if promised > stamp[0] - offset:
         raise DataError(
@@ -154,4 +174,4 @@ def _large_array(path: Path, reading: Reading) -> ArrayFile | None:
             f"{path} has {stamp[0] / 1e9:,.1f} GB, too many to be read into memory, and is stored column by column, "
             "so that single rows cannot be read; save it row by row, as np.save(file, np.ascontiguousarray(x)) does"
         )
-    return ArrayFile(path.resolve(), offset, dtype, tuple(shape), kind, channels_last, stamp)
+    return ArrayFile(path.resolve(), offset, dtype, tuple(shape), kind, channels_last, stamp), packed

@@ -33,11 +33,11 @@ import torch
 from torch import Tensor
 
 from ..core.errors import DataError, Problem, Problems
-from ..core.opened import read_bytes, reason
+from ..core.opened import parse_json, read_bytes, reason
 from ..core.shared import Shared
 from ..core.text import one_line
 from .arrays import load_arrays
-from .folders import GIVEN, Classed, Found, find_pictures, some
+from .folders import GIVEN, SMALL, TEXTS, Classed, Found, find_pictures, some
 from .places import Folder, Place
 from .raw import AS_IS, Array, Known, Raw, Reading, zeros
 
@@ -58,7 +58,6 @@ UPRIGHT = {
 }  # fmt: skip
 TURNED = [UPRIGHT[value] for value in (5, 6, 7, 8)]  # operations that swap width and height
 BITS = 258  # the TIFF tag for bits per sample
-TEXT = 2**16  # maximum size of a text about an image, in bytes
 NAMED = 20  # maximum number of files that a message names for each kind of fault
 SUGGESTED = (32, 16, 8)  # suggested image sizes; networks for these sizes can be trained without a GPU
 # Possible faults of a file: the text for one file, the text for several, and the remedy.
@@ -181,8 +180,7 @@ def _known(
         texts = []
         for path in paths:
             try:
-                data = place.read(found.texts[path], TEXT) if path in found.texts else b""
-                texts.append(" ".join(data.decode("utf-8-sig").split()))
+                texts.append(" ".join(_text(place, found.texts.get(path)).split()))
             except (OSError, ValueError) as error:
                 file = found.texts[path].relative_to(folder).as_posix()
                 faults["text"].append(Problem(f"{file} cannot be read: {reason(error)}"))
@@ -200,6 +198,17 @@ def _known(
             more = f" (and {len(several) - 1} more problem{'s' * (len(several) > 2)})" if several[1:] else ""
             notes.append(f"{what} are not used as a condition: {several[0].message}{more}")
     return Known(image=image, text=text), problems, tuple(notes)
+
+
+def _text(place: Place, file: Path | None) -> str:
+    """Return the text in a file next to an image, which may be JSON, or "" if there is no file."""
+    if file is None:
+        return ""
+    data = place.read(file, SMALL)
+    if file.suffix.lower() != ".json":
+        return data.decode("utf-8-sig")
+    found = parse_json(data)
+    return next(str(found[key]) for key in TEXTS if isinstance(found.get(key), str))
 
 
 def read_pictures(

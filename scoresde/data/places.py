@@ -286,8 +286,8 @@ def _tar_members(path: Path, i: int) -> Iterator[tuple[str, Member]]:
                         "is not a regular file"
                     )  # fmt: skip
                     raise DataError(
-                        f"{path}: the member {one_line(name)!r} {what}; make the archive again with regular files "
-                        "only, for example with tar --dereference --hard-dereference"
+                        f"{path}: the member {one_line(name)!r} {what}; make the archive again from the files "
+                        "themselves, for example with scoresde data pack"
                     )
                 last = name
             file.seek(archive.offset)

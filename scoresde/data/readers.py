@@ -16,9 +16,10 @@ import numpy as np
 
 from ..core.errors import DataError
 from ..core.opened import reason, regular
-from .arrays import read_numpy
+from .arrays import load_arrays, read_numpy
 from .folders import IMAGE_SUFFIXES
 from .idx import IDX_NAME, looks_like_idx, read_idx_file, read_idx_folder
+from .packed import Packed, beside, digest_of
 from .pictures import read_image_folder
 from .places import Folder, Place, archive_of, is_archive
 from .raw import AS_IS, Raw, Reading
@@ -76,6 +77,8 @@ def _read_path(path: Path, reading: Reading, place: Place | None) -> Raw:
         if path.is_dir():
             return read_idx_folder(path, _idx_files(path))
         regular(path)
+        if path.suffix.lower() == ".npy" and beside(path).exists():
+            return _read_packed(path)
         if path.suffix.lower() in ARRAYS:
             return read_numpy(path, reading)
         if is_table(path):
@@ -88,6 +91,14 @@ def _read_path(path: Path, reading: Reading, place: Place | None) -> Raw:
         if path.suffix.lower() in suffixes:
             raise DataError(f"{path} has an unsupported file type. It is {told}. The supported types are {READABLE}")
     raise DataError(f"{path} has an unsupported file type. The supported types are {READABLE}")
+
+
+def _read_packed(path: Path) -> Raw:
+    """Read an array and what is known about its rows."""
+    x = load_arrays(path)["x"]
+    packed = Packed.read(path, x)
+    assert packed is not None
+    return packed.checked(path, digest_of(x))
 
 
 def pictures_place(path: Path) -> Place | None:

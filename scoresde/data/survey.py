@@ -23,14 +23,14 @@ SOME = 4096  # the moments of about this many evenly spaced rows decide whether 
 KEY = 16  # bytes of a content hash
 
 
-def surveyed(rows: Stored, kind: str, where: str, names: Sequence[str] | None = None) -> dict[str, Array]:
+def surveyed(rows: Stored, kind: str, where: str, names: Sequence[str | None] = ()) -> dict[str, Array]:
     """Pass over all rows once.
 
     Args:
         rows: The rows.
         kind: Kind of the data.
         where: The file, and the array in it, for messages.
-        names: The class name of each row, or ``None`` if the rows have no classes.
+        names: The class name of each row, or ``None`` for a row without a class. Empty if no row has one.
 
     Returns:
         Arrays, keyed by name: ``keys``, the content hash of each row as uint8 ``(n, 16)``; ``lows`` and ``highs``, with
@@ -55,7 +55,7 @@ def surveyed(rows: Stored, kind: str, where: str, names: Sequence[str] | None = 
             bad += int((~finite).sum())
         if bad:  # only the rest of the values that are not finite must still be counted
             continue
-        keys += contents(x, None if names is None else names[start : start + len(x)])
+        keys += _contents(x, names[start : start + len(x)])
         low, high = x.min(axes, keepdims=True), x.max(axes, keepdims=True)
         lows = low if lows is None else np.minimum(lows, low)
         highs = high if highs is None else np.maximum(highs, high)
@@ -79,6 +79,14 @@ def surveyed(rows: Stored, kind: str, where: str, names: Sequence[str] | None = 
     if lost is not None and every is not None:
         found |= {"lost": lost, "std": every.std}
     return found
+
+
+def _contents(x: Array, names: Sequence[str | None]) -> list[bytes]:
+    """Hash the content of each row, including its class if it has one."""
+    classes = [name for name in names if name is not None]
+    if len(classes) in (0, len(x)):
+        return contents(x, classes or None)
+    return [contents(x[i : i + 1], None if name is None else [name])[0] for i, name in enumerate(names)]
 
 
 def well_formed(found: Mapping[str, Array], rows: Stored, kind: str) -> bool:

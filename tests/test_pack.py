@@ -23,7 +23,13 @@ from scoresde.data.pack import pack
 from scoresde.data.packed import beside
 from scoresde.data.rows import Stored
 
-FORMATS = ["a.zip", "a.tar", "shards", "a.npy"]
+try:
+    import pyarrow
+except ImportError:
+    pyarrow = None
+
+NEEDS = pytest.mark.skipif(pyarrow is None, reason="needs pyarrow")
+FORMATS = ["a.zip", "a.tar", "shards", "a.npy", *(["a.parquet"] if pyarrow else [])]
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ from scoresde import load_data
 from scoresde.core.errors import DataError, Problems
 from scoresde.data import Reading, inplace
 from scoresde.data.decoded import PictureFiles
-from scoresde.data.places import Archive, Folder, archive_of
+from scoresde.data.places import Folder, Member, Tree, archive_of
 
 
 @pytest.fixture(autouse=True)
@@ -226,10 +226,8 @@ def refuses(path: Path, *words: str) -> None:
 
 @pytest.mark.parametrize("name", ["../up.png", "/etc/x.png", "cat/../../x.png", "a\0b.png"])
 def test_names_that_lead_out(name: str, tmp_path: Path) -> None:
-    member = Archive.__new__(Archive)
-    member.path, member.members, member.folders = tmp_path / "a.tar", {}, {}
     with pytest.raises(DataError, match=r"a\.tar: the name of the member .* leads out of the archive"):
-        member._add(tmp_path / "a.tar", name, None)
+        Tree(tmp_path / "a.tar").add(tmp_path / "a.tar", name, Member(0, 0, 0, 0))
     if "\0" in name:
         return
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
@@ -306,7 +304,7 @@ def test_damaged_and_encrypted_members(tmp_path: Path) -> None:
     folder = pictures(tmp_path / "p", 40, odd=False)
     path = zipped(folder, tmp_path / "a.zip")
     whole, place = path.read_bytes(), archive_of(path)
-    file, member = next((file, one) for file, one in place.members.items())
+    file, member = next((file, one) for file, one in place.tree.members.items())
     name = file.relative_to(path).as_posix()
     at = member.start + 30 + len(name) + 5
     for change, words in (

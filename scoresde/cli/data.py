@@ -89,9 +89,9 @@ def inspect(path: str, cond: str, reading: Reading, session: Session) -> None:
 def pack(path: str, out: str, reading: Reading, session: Session) -> None:
     """Pack the data at PATH into OUT, so that few large files take the place of many small ones.
 
-    The suffix of OUT determines the format. An archive (.zip, .tar or, without a suffix, a folder of .tar files) holds
-    picture files as they are, with their class folders, texts and given pictures. An array (.npy) holds decoded
-    pictures or the rows of another array or table, and has a second file beside it, such as photos.keys.npz.
+    The suffix of OUT determines the format. An archive (.zip, .tar, .parquet or, without a suffix, a folder of .tar
+    files) holds picture files as they are, with their class folders, texts and given pictures. An array (.npy) holds
+    decoded pictures or the rows of another array or table, and has a second file beside it, such as photos.keys.npz.
 
     Training on OUT instead of PATH gives the same split, the same batches and the same results.
     """

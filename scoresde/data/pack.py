@@ -32,11 +32,12 @@ from .decoded import PictureFiles
 from .folders import Found, find_pictures
 from .inplace import InPlace, in_place
 from .packed import Packed, beside, in_bytes
+from .parquet import write_pictures, write_table
 from .pictures import read_image_folder
 from .places import Place
 from .raw import AS_IS, Array, Raw, Reading
 from .readers import pictures_place, read_path
-from .rows import Stored
+from .rows import PIECE, Stored
 
 __all__ = ["SHARD", "Written", "pack"]
 
@@ -66,8 +67,8 @@ def pack(
 
     Args:
         path: The data: pictures in a folder or an archive, an array or a table.
-        out: What to write. The suffix determines the format: ``.npy``, ``.zip``, ``.tar``, or none for a folder of tar
-            archives.
+        out: What to write. The suffix determines the format: ``.npy``, ``.zip``, ``.tar``, ``.parquet``, or none for a
+            folder of tar archives.
         reading: Options for reading the data. Only an array holds decoded pictures, so the size and the way to fit it
             apply only to ``.npy``.
         watch: Called with the number of rows that are done and the number of all rows.
@@ -79,8 +80,8 @@ def pack(
     kind = out.suffix.lower()
     if kind not in (".npy", *ARCHIVES):
         raise UsageError(
-            f"{out}: there is no format for the suffix {out.suffix!r}; use .npy, .zip or .tar, or no suffix for a "
-            "folder of tar archives",
+            f"{out}: there is no format for the suffix {out.suffix!r}; use .npy, .zip, .tar or .parquet, or no suffix "
+            "for a folder of tar archives",
             parameter="out",
         )
     for there in (out, beside(out)) if kind == ".npy" else (out,):
@@ -89,6 +90,8 @@ def pack(
     place = pictures_place(path)
     if kind == ".npy":
         return _array(path, out, reading, place, watch)
+    if kind == ".parquet" and place is None:
+        return _table(path, out, reading, watch)
     if place is None:
         raise DataError(
             f"{path} does not hold picture files, so it cannot be packed into an archive; pack it into an array (.npy)"
@@ -178,7 +181,20 @@ def _info(name: str, data: bytes) -> tarfile.TarInfo:
     return info
 
 
-ARCHIVES = {".zip": _zip, ".tar": _tar, "": _shards}
+def _parquet(place: Place, found: Found, out: Path, watch: Callable[[int, int], None]) -> Written:
+    count = len(found.train) + len(found.test)
+
+    def counted() -> Iterator[list[tuple[str, bytes]]]:
+        for i, files in enumerate(_samples(place, found, ""), 1):
+            yield files
+            watch(i, count)
+
+    with atomic(out) as temporary:
+        write_pictures(temporary, counted())
+    return Written(out, count, (out,))
+
+
+ARCHIVES = {".zip": _zip, ".tar": _tar, "": _shards, ".parquet": _parquet}
 
 
 # --------------------------------------------------------------------------------------------------------------- arrays
@@ -214,6 +230,30 @@ def _array(path: Path, out: Path, reading: Reading, place: Place | None, watch: 
                 watch(done * count // (dtype.itemsize * math.prod(rows.shape)), count)
         written = Packed(replace(raw, files=named), digest.hexdigest()).write(out)
     return Written(out, count, (out, written))
+
+
+def _table(path: Path, out: Path, reading: Reading, watch: Callable[[int, int], None]) -> Written:
+    """Write the rows of a table or of an array of vectors as a parquet file."""
+    stored = in_place(path, reading)
+    raw = read_path(path, reading) if stored is None else stored.raw
+    _check_packable(path, raw)
+    if raw.kind != "vector" or raw.test is not None or raw.train_known.text is not None:
+        raise DataError(
+            f"{path} is not a table without a test part and without texts, so it cannot be packed as parquet; pack it "
+            "into an array (.npy)"
+        )
+    rows = _all_rows(raw, stored)
+
+    def pieces() -> Iterator[Array]:
+        size, count = max(1, PIECE // raw.train.shape[1]), len(rows)
+        for start in range(0, count, size):
+            index = np.arange(start, min(start + size, count))
+            yield rows.read(index) if isinstance(rows, Stored) else rows[index]
+            watch(int(index[-1]) + 1, count)
+
+    with atomic(out) as temporary:
+        write_table(temporary, raw, pieces)
+    return Written(out, len(rows), (out,))
 
 
 def _all_rows(raw: Raw, stored: InPlace | None) -> Stored | Array:

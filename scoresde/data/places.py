@@ -32,7 +32,7 @@ from ..core.opened import GZIP, may_unpack, opened, read_bytes, reason
 from ..core.text import one_line
 from .rows import stamp_of
 
-__all__ = ["Archive", "Folder", "Place", "archive_of", "is_archive"]
+__all__ = ["Archive", "Folder", "Member", "Place", "Tree", "archive_of", "is_archive"]
 
 MOST = 10**7  # largest number of members of an archive
 BLOCK = 512  # size of the blocks of a tar archive
@@ -123,29 +123,28 @@ class Member:
     check: int | None = None
 
 
-class Archive(Place):
-    """The members of one zip archive, or of one or more tar archives, as one place.
+class Tree:
+    """The files and folders of an archive, from the names of its members.
 
     Args:
-        path: The path with which the paths of the members begin.
-        archives: The archives.
+        path: The path with which the paths of the files begin.
 
-    Raises:
-        DataError: If an archive is damaged, or has members that cannot be read safely.
+    Attributes:
+        members: The member of each file.
+        folders: The names in each folder, each with a flag that is true for folders.
     """
 
-    def __init__(self, path: Path, archives: Sequence[Path]) -> None:
-        self.path, self.archives = path, tuple(archives)
-        self.stamps = [stamp_of(archive) for archive in archives]
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self.members: dict[Path, Member] = {}
         self.folders: dict[Path, dict[str, bool]] = {}
-        for i, archive in enumerate(archives):
-            found = _zip_members(archive, i) if archive.suffix.lower() == ".zip" else _tar_members(archive, i)
-            for name, member in found:
-                self._add(archive, name, member)
-        self._enter()
 
-    def _add(self, archive: Path, name: str, member: Member) -> None:
+    def add(self, archive: Path, name: str, member: Member) -> None:
+        """Add the member called ``name`` of an archive.
+
+        Raises:
+            DataError: If the name leads out of the archive, or is already in use.
+        """
         parts = [part for part in name.split("/") if part not in ("", ".")]
         if ".." in parts or name.startswith("/") or "\0" in name or not parts:
             raise DataError(
@@ -171,24 +170,51 @@ class Archive(Place):
                 break
             inner, folded = above, True
 
-    def _enter(self) -> None:
-        """Make the only folder of an archive the root, if the archive holds a folder rather than its content."""
+    def root(self) -> Path:
+        """Return the only folder of an archive that holds a folder and not its content, or the path of the archive."""
         names = self.folders.get(self.path, {})
         visible = [name for name in names if name[0] != "." and name.lower() != "__macosx"]
         if len(visible) == 1 and names[visible[0]]:
             root = self.path / visible[0]
             inside = [folded for name, folded in self.folders[root].items() if name[0] != "."]
             if visible[0] == self.path.name.partition(".")[0] or (inside and all(inside)):
-                self.path = root
+                return root
+        return self.path
 
     def listed(self, folder: Path) -> list[tuple[str, bool]]:
+        """Return the names in a folder, each with a flag that is true for folders."""
         return list(self.folders.get(folder, {}).items())
 
+
+class Archive(Place):
+    """The members of one zip archive, or of one or more tar archives, as one place.
+
+    Args:
+        path: The path with which the paths of the members begin.
+        archives: The archives.
+
+    Raises:
+        DataError: If an archive is damaged, or has members that cannot be read safely.
+    """
+
+    def __init__(self, path: Path, archives: Sequence[Path]) -> None:
+        self.path, self.archives = path, tuple(archives)
+        self.stamps = [stamp_of(archive) for archive in archives]
+        self.tree = Tree(path)
+        for i, archive in enumerate(archives):
+            found = _zip_members(archive, i) if archive.suffix.lower() == ".zip" else _tar_members(archive, i)
+            for name, member in found:
+                self.tree.add(archive, name, member)
+        self.path = self.tree.root()
+
+    def listed(self, folder: Path) -> list[tuple[str, bool]]:
+        return self.tree.listed(folder)
+
     def is_folder(self, path: Path) -> bool:
-        return path in self.folders
+        return path in self.tree.folders
 
     def read(self, file: Path, most: int | None = None) -> bytes:
-        member = self.members.get(file)
+        member = self.tree.members.get(file)
         if member is None:
             raise FileNotFoundError("there is no such member in the archive")
         if most is not None and member.size > most:

@@ -20,6 +20,7 @@ from .arrays import load_arrays, read_numpy
 from .folders import IMAGE_SUFFIXES
 from .idx import IDX_NAME, looks_like_idx, read_idx_file, read_idx_folder
 from .packed import Packed, beside, digest_of
+from .parquet import SUFFIXES, pictures_in_parquet, read_parquet
 from .pictures import read_image_folder
 from .places import Folder, Place, archive_of, is_archive
 from .raw import AS_IS, Raw, Reading
@@ -31,13 +32,13 @@ READABLE = (
     f"a folder of images ({', '.join(IMAGE_SUFFIXES)}) at any depth, with or without class folders, and with or "
     "without train/ and test/; a .zip or .tar archive of such a folder, or a folder of .tar archives; "
     "a folder of IDX files (train-images-idx3-ubyte[.gz], ...) or a single IDX file; a .npy or .npz file; a CSV or TSV "
-    f"table ({', '.join(TABLE_SUFFIXES)}, also .gz)"
+    f"table ({', '.join(TABLE_SUFFIXES)}, also .gz); a .parquet file of pictures or a table"
 )
 ARRAYS = (".npy", ".npz")
 # Common file types that are not supported, and what to do instead.
 INSTEAD = {
     (".xlsx", ".xls", ".ods"): "a spreadsheet; save the sheet as CSV",
-    (".parquet", ".feather", ".arrow", ".sav", ".dta"): "a table in another format; save it as CSV",
+    (".feather", ".arrow", ".sav", ".dta"): "a table in another format; save it as CSV",
     (".h5", ".hdf5", ".mat"): "a file of arrays in another format; save them with np.save or np.savez",
     (".pt", ".pth", ".pkl", ".pickle", ".joblib"): (
         "a pickle, which can execute code and is never loaded; save its numbers with np.save or np.savez"
@@ -83,6 +84,8 @@ def _read_path(path: Path, reading: Reading, place: Place | None) -> Raw:
             return read_numpy(path, reading)
         if is_table(path):
             return read_table(path, reading)
+        if path.suffix.lower() in SUFFIXES:
+            return read_parquet(path, reading)
         if "-ubyte" in path.name or looks_like_idx(path):
             return read_idx_file(path)
     except OSError as error:
@@ -116,6 +119,8 @@ def pictures_place(path: Path) -> Place | None:
 def _place(path: Path) -> Place | None:
     if not path.is_dir():
         regular(path)
+        if path.suffix.lower() in SUFFIXES:
+            return pictures_in_parquet(path)
         return archive_of(path) if is_archive(path) else None
     if _idx_files(path):
         return None

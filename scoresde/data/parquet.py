@@ -270,16 +270,15 @@ def write_table(path: Path, raw: Raw, pieces: Callable[[], Iterator[Array]]) -> 
     names = list(raw.names) or [f"column {i}" for i in range(1, width + 1)]
     whole = raw.whole or (raw.train.dtype.kind != "f",) * width
     fields = [(name, pyarrow.int64() if one else pyarrow.float64()) for name, one in zip(names, whole, strict=True)]
-    numbers = all(name.removeprefix("-").isdecimal() and str(int(name)) == name for name in raw.classes)
     if raw.train_labels is not None:
-        fields.append((_free(names), pyarrow.int64() if numbers else pyarrow.string()))
+        fields.append((_free(names), pyarrow.string()))
     schema = pyarrow.schema(fields, metadata=None if raw.names or raw.train_labels is not None else {UNNAMED: b"1"})
     with parquet.ParquetWriter(path, schema) as writer:
         for x in pieces():
             columns = [x[:, k].astype(np.int64 if one else np.float64) for k, one in enumerate(whole)]
             if raw.train_labels is not None:
                 told = [raw.classes[i] for i in raw.train_labels[start : start + len(x)]]
-                columns.append(np.array([int(name) for name in told]) if numbers else np.array(told, dtype=object))
+                columns.append(np.array(told, dtype=object))
             writer.write_table(pyarrow.table([pyarrow.array(column) for column in columns], schema=schema))
             start += len(x)
 

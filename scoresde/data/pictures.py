@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import struct
 import warnings
 import zlib
@@ -281,8 +282,7 @@ def decode(data: bytes, reading: Reading = AS_IS, channels: int = 0) -> Array:
         ValueError: If the bytes are not an image that can be used. The message says why.
     """
     try:
-        with _NO_BOMBS:
-            x = _decoded(data, reading).pixels
+        x = _decoded(data, reading).pixels
     except _Fault as error:
         raise ValueError(FAULTS[error.kind][0] + (f" ({error})" if str(error) else "")) from error
     if channels in (0, len(x)):
@@ -391,6 +391,8 @@ def _picture(image: Image.Image, data: bytes, reading: Reading, on_white: bool) 
     if not (sixteen or reading.older) and image.mode != "F" and _bits(image, data) > 8:
         raise _Fault("deep", "")
     width, height = image.size
+    if width * height > (Images.MAX_IMAGE_PIXELS or math.inf):  # Pillow only warns of less than twice as many
+        raise _Fault("unreadable", f"a possible decompression bomb: {width * height:,} pixels")
     part = (float(width), float(height))  # the rest, to the right and below, is padding of the decoder
     if reading.size:  # a JPEG can be decoded at a half, a quarter or an eighth of its size
         drafted = image.draft(None, (2 * reading.size, 2 * reading.size))

@@ -196,7 +196,7 @@ def _fit(
         write_json(folder / "config.json", facts, signed=True)  # last, because it makes the folder a run
         if start is not None and new:  # the starting weights are stored nowhere else
             state.save(folder, config.keep)
-    batches = Batches(train if pairs is None else pairs, config.batch, config.seed, config.augmentation)
+    batches = Batches(train if pairs is None else pairs, config.batch, config.seed, config.augmentation, config.workers)
 
     def trained(weights: Mapping[str, Tensor] | None = None, step: int = 0) -> Run:
         model = averaged_model(state, weights)

@@ -167,7 +167,7 @@ def writing(folder: Path) -> Iterator[None]:
 def restore(folder: Path, config: TrainConfig, state: TrainState, edited: bool) -> None:
     """Check ``config`` against the settings of the run, and load the newest checkpoint if there is one."""
     stored = TrainConfig.from_dict(read_config(folder)).to_dict()
-    free = {"steps", "warmup"}
+    free = {"steps", "warmup", "workers"}
     if not {config.data, stored["data"]} & set(NAMES):
         free.add("data")  # such data are identified by their content, not by their name or path
     for name, value in config.to_dict().items():

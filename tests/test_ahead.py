@@ -50,6 +50,8 @@ def test_the_bytes_do_not_depend_on_the_workers(stored: Callable[[], Dataset], w
     assert len(ahead.source.x.pending) <= workers + 2
     for at in (slice(3, 9), 5, torch.tensor([1, 4])):
         assert torch.equal(ahead.source.x[at], data.train[at])
+    ahead.source.x.expect(3, ahead.index)  # rows that are read ahead are returned only for their own positions
+    assert torch.equal(ahead.source.x[torch.arange(16)], data.train[:16]) and len(ahead._orders) <= 2
     assert ahead.source.x.shape == data.train.shape and ahead.source.x.dtype == data.train.dtype
 
 

@@ -178,7 +178,7 @@ def test_tables_that_are_too_large_or_not_tables(tmp_path: Path, monkeypatch: py
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"a": [1.5, 2.5] * 30}), path)
     monkeypatch.setattr(module, "CELLS", 59)
-    with pytest.raises(DataError, match="has 60 cells, more than 59.*save its numbers as an"):
+    with pytest.raises(DataError, match=r"has 60 cells, more than 59.*save its numbers as an"):
         load_data(str(path))
     np.save(tmp_path / "x.npy", np.zeros((20, 1, 4, 4)))
     with pytest.raises(DataError, match=r"cannot be packed as parquet.*\.npy"):

@@ -188,7 +188,7 @@ def test_one_pass_is_enough(
     assert len(passed) == 1
 
 
-@pytest.mark.parametrize("damage", ["cut", "other", "shape", "object", "empty"])
+@pytest.mark.parametrize("damage", ["cut", "other", "shape", "flat", "object", "empty"])
 def test_a_damaged_index_is_made_again(damage: str, tmp_path: Path, small: Callable[..., None], cache: Path) -> None:
     path = saved(tmp_path / "x.npy", ARRAYS["table"])
     _, first = both(path, small)
@@ -207,6 +207,7 @@ def test_a_damaged_index_is_made_again(damage: str, tmp_path: Path, small: Calla
                     name: found[name][::-1] * 2,
                 },
                 "shape": {name: found[name][:-1] if name == "keys" else np.array(["a"])},
+                "flat": {name: found[name].reshape(-1)},
                 "object": {name: np.array([None, {}], dtype=object)},
             }[damage]
             np.savez(file.with_suffix(""), allow_pickle=True, **{**found, **changed})

@@ -140,7 +140,7 @@ def _has_pictures(folder: Path) -> bool:
 
 def _refuse_files(folder: Path) -> None:
     """Reject a folder that has no images, but tables or arrays, each of which is a separate data set."""
-    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in ARRAYS or is_table(p))
+    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in (*ARRAYS, *SUFFIXES) or is_table(p))
     if not found or _has_pictures(folder):
         return
     more = f" (one of {len(found)} such files)" if len(found) > 1 else ""

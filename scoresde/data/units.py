@@ -227,10 +227,13 @@ def _remembered_moments(train: Stored, axes: tuple[int, ...], about: Mapping[str
     index = train.index if isinstance(train, Subset) else np.arange(len(train))
     digest = hashlib.blake2b(np.ascontiguousarray(index, "<i8").tobytes(), digest_size=16).hexdigest()
     names = ("std", "mean", "low", "high")
+    shape = tuple(1 if i in axes else n for i, n in enumerate(train.shape))
     found, _ = remembered(
         {"what": "moments", "of": about, "rows": digest, "wide": train.wide},
         lambda: {name: x.numpy() for name, x in zip(names, _moments(train, axes), strict=True)},
-        lambda found: set(found) == set(names) and all(x.dtype.kind in "fiu" for x in found.values()),
+        lambda found: (
+            set(found) == set(names) and all(x.dtype.kind in "fiu" and x.shape == shape for x in found.values())
+        ),
     )
     return tuple(torch.from_numpy(found[name]) for name in names)
 

@@ -32,9 +32,10 @@ The table has a row for each sampler. Its columns are
     backward    the backward passes for each answer (the largest number over the problems)
 
 Without --rule, --solver and --particles, the table has all samplers: draws of x that ignore y, the score of the exact
-posterior with two solvers, the rules of `Measured` with two solvers, `Particles`, and published samplers. Any of these
-options selects a single sampler. By default, the rule is `moment`, the solver is `ancestral` (or `particles`, if
---particles is given), there are 16 particles, and the number of steps is 50 for `multistep` and 100 otherwise.
+posterior with three solvers, the rules of `Measured` with the same solvers, `Particles`, and published samplers. Any of
+these options selects a single sampler. By default, the rule is `moment`, the solver is `ancestral` (or `particles`, if
+--particles is given), there are 16 particles, and the number of steps is 50 for `multistep` and `sde`, and 100
+otherwise.
 
 Goals, for N = 1,000:
 
@@ -62,7 +63,7 @@ from scoresde.model.estimate import Wrapped
 from scoresde.operators import Linear, Mask, Pool
 from scoresde.sde.grids import make_grid
 from scoresde.sde.marginal import forward_step, posterior
-from scoresde.solvers import DDIM, Ancestral
+from scoresde.solvers import DDIM, Ancestral, MultistepSDE
 
 F64 = torch.float64
 SDE = VPSDE()
@@ -365,7 +366,7 @@ def recreated(draw: Published, steps: int, problem: Problem, calls: Calls, n: in
 # --- table --------------------------------------------------------------------------------------------------
 
 RULES = ("exact", "moment", "pseudoinverse", "projection")
-SOLVERS = ("multistep", "ancestral", "particles")
+SOLVERS = ("multistep", "sde", "ancestral", "particles")
 
 
 def sampler(rule: str, solver: str, particles: int, steps: int | None) -> tuple[str, Draw]:
@@ -373,16 +374,17 @@ def sampler(rule: str, solver: str, particles: int, steps: int | None) -> tuple[
     if rule in PUBLISHED:
         title, draw = PUBLISHED[rule]
         return title, partial(recreated, draw, steps or 100)
-    count = steps or (50 if solver == "multistep" else 100)
+    count = steps or (50 if solver in ("multistep", "sde") else 100)
     title = f"{'exact posterior score' if rule == 'exact' else rule}, {solver}"
     if solver == "particles":
         return f"{title}, P = {particles}", partial(steered, rule, Particles(count, particles))
-    return title, partial(steered, rule, Multistep(count) if solver == "multistep" else Ancestral(count))
+    found = {"multistep": Multistep, "sde": MultistepSDE, "ancestral": Ancestral}[solver]
+    return title, partial(steered, rule, found(count))
 
 
 def all_samplers(steps: int | None) -> list[tuple[str, Draw]]:
     """Return all samplers, each with its title."""
-    single = [(rule, solver) for rule in RULES for solver in ("multistep", "ancestral")]
+    single = [(rule, solver) for rule in RULES for solver in ("multistep", "sde", "ancestral")]
     several = [(rule, particles) for rule in ("pseudoinverse", "moment") for particles in (4, 16, 64)]
     return [
         sampler("prior", "", 0, steps),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from scoresde.core.files import read_tensors
-from scoresde.core.progress import Progress
 from scoresde.run.files import newest_checkpoint
+from scoresde.train import loop
+from scoresde.train.state import Record
 
 
 def unsigned(file: str | Path) -> dict[str, Any]:
@@ -42,14 +43,15 @@ def older(folder: str | Path) -> None:
 
 def signal_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
     """Have the operating system send a signal to this process in the middle of a step."""
-    real = Progress.update
+    real = loop.steps
 
-    def update(self: Progress, n: int = 1, fields: object = None) -> None:
-        real(self, n, fields)  # type: ignore[arg-type]
-        if self.done == step:
-            os.kill(os.getpid(), number)
+    def steps(*args: Any, **options: Any) -> Iterator[Record]:
+        for record in real(*args, **options):
+            if record.step == step:
+                os.kill(os.getpid(), number)
+            yield record
 
-    monkeypatch.setattr(Progress, "update", update)
+    monkeypatch.setattr(loop, "steps", steps)
 
 
 def contents(folder: Path) -> dict[str, Tensor]:

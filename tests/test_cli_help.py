@@ -219,7 +219,9 @@ def test_what_the_library_warns_of_is_told_in_flags(shell: Shell, moons: str) ->
 def test_the_manual_prints_the_full_help_of_a_command_that_was_not_typed(line: str) -> None:
     command = COMMANDS[line]
     assert isinstance(command, Command)
-    assert "--help-all" in command.full_help(click.Context(command, click.Context(cli, info_name="scoresde")))
+    # The command keeps its help option, so a context without these settings would take -h from the tests after this.
+    context = click.Context(cli, info_name="scoresde", **cli.context_settings)
+    assert "--help-all" in command.full_help(click.Context(command, context))
 
 
 def test_the_short_help_names_the_options_of_a_condition(shell: Shell) -> None:

@@ -135,9 +135,10 @@ def test_particles_report_how_many_of_them_count(here, shell):
     assert facts["nfe_mean"] == 4 * 3 + 1
 
 
-def test_the_default_solver_of_a_rule_is_multistep(here, shell):
+def test_the_default_solver_of_a_rule_is_ancestral(here, shell):
     np.save("low.npy", pooled(digits(1)).numpy())
-    assert shell.json("sample runs/plain --given low.npy --seen pool:2 --rule projection")["solver"] == "multistep"
+    facts = shell.json("sample runs/plain --given low.npy --seen pool:2 --rule projection")
+    assert (facts["solver"], facts["options"]["steps"]) == ("ancestral", 50)
     assert shell.json("sample runs/plain --n 1 --rtol 0.1")["solver"] == "ode"
 
 
@@ -367,7 +368,7 @@ def test_noise_under_a_mask_asks_for_a_rule(here, shell):
 def test_steps_belong_to_the_default_solver_of_a_rule(here, shell):
     np.save("low.npy", pooled(digits(1)).numpy())
     facts = shell.json("sample runs/plain --given low.npy --seen pool:2 --steps 4")
-    assert facts["solver"] == "multistep" and facts["nfe_mean"] == 5
+    assert facts["solver"] == "ancestral" and facts["nfe_mean"] == 5
 
 
 def test_guidance_against_a_class_leaves_the_measurement_alone(here):

@@ -214,7 +214,8 @@ def test_commands_within_sentences_and_tables_have_the_options_they_name() -> No
     wrong = []
     for page in PAGES:
         for line in re.findall(r"`(scoresde [a-z][^`]*)`", page.read_text(encoding="utf-8")):
-            words, command, context = shlex.split(line.replace("\n", " "))[1:], cli, click.Context(cli)
+            words, command = shlex.split(line.replace("\n", " "))[1:], cli
+            context = click.Context(cli, **cli.context_settings)
             while isinstance(command, click.Group) and words and not words[0].startswith("-"):
                 name = words.pop(0)
                 if (found := command.get_command(context, name)) is None:
@@ -222,7 +223,7 @@ def test_commands_within_sentences_and_tables_have_the_options_they_name() -> No
                 command = found
             else:
                 try:
-                    command.make_context("scoresde", words)
+                    command.make_context("scoresde", words, parent=context)
                 except click.exceptions.NoSuchOption as error:
                     wrong.append(f"{page.name}: {line}: {error.message}")
                 except (click.exceptions.UsageError, click.exceptions.Exit):

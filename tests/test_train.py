@@ -420,7 +420,7 @@ def displayed(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> list[floa
 
     def records(*_: object, **__: object) -> Iterator[Record]:
         for i, loss in enumerate(losses):
-            yield Record(i + 1, loss, 1e-3, 1.0)
+            yield Record(i + 1, 1.0, torch.tensor([loss, 1e-3], dtype=torch.float64), lambda record: AssertionError())
 
     monkeypatch.setattr(loop, "steps", records)
     monkeypatch.setattr(Progress, "update", lambda self, n, fields: shown.append(fields["loss"]))

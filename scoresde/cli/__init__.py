@@ -14,8 +14,9 @@ from typing import Any
 
 import click
 
-from ..core.errors import Preempted, ScoresdeError, Stopped
+from ..core.errors import Preempted, ScoresdeError, Stopped, UsageError
 from ..core.opened import out_of_memory, reason
+from ..core.parallel import Lost, rank, ranks
 from ..core.signals import Interrupts, check
 from ..core.version import __version__
 from .bench import bench
@@ -83,7 +84,8 @@ for _verb in (
 
 
 def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    echo(warned(message), err=True)
+    if not rank():
+        echo(warned(message), err=True)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -101,11 +103,17 @@ def main(args: list[str] | None = None) -> None:
             _flush()  # while the signal handlers are still installed
             interrupts.forget()  # the result is complete, so a signal makes no difference now
     except (Preempted, Stopped) as stop:
-        click.echo(f"stopped: {stop}", err=True)
+        if not rank():
+            click.echo(f"stopped: {stop}", err=True)
         code = stop.exit_code
     finally:
         warnings.showwarning = before
     sys.exit(code)
+
+
+def _complain(text: str) -> None:
+    """Print an error and, if there are several processes, say which of them it concerns."""
+    echo(f"process {rank()} of {ranks()}: {text}" if rank() else text, err=True)
 
 
 def _flush() -> None:
@@ -139,19 +147,21 @@ def _outcome(args: list[str], debug: bool) -> int:
             raise
         written = io.StringIO()
         error.show(written)
-        echo(written.getvalue().removesuffix("\n"), err=True)
+        if not rank():
+            echo(written.getvalue().removesuffix("\n"), err=True)
         return error.exit_code
     except ScoresdeError as error:
         if debug:
             raise
-        echo(f"error: {error}", err=True)
+        if not rank() or not isinstance(error, UsageError | Lost):  # the first process has the same error
+            _complain(f"error: {error}")
         return error.exit_code
     except Exception as error:
         if debug:
             raise
         if isinstance(error, OSError) or out_of_memory(error):  # such as a full disk, or closed standard output
             where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
-            echo(f"error: {where}{reason(error)}", err=True)
+            _complain(f"error: {where}{reason(error)}")
             return 3
-        echo(f"unexpected error: {type(error).__name__}: {error}\n(use --debug to show the traceback)", err=True)
+        _complain(f"unexpected error: {type(error).__name__}: {error}\n(use --debug to show the traceback)")
         return 1

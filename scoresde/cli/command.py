@@ -97,6 +97,21 @@ class Real(click.FloatRange):
         return _within(self, super().convert(value, param, ctx), "float", param, ctx)
 
 
+class Duration(click.ParamType):  # type: ignore[type-arg]
+    """A parameter type for durations such as ``3h50m``, ``45m`` or ``90s``. The value is the seconds and the text."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, str]:
+        found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", str(value).strip().lower())
+        seconds = 0
+        for number, unit in zip(found.groups() if found else (), (86_400, 3_600, 60, 1), strict=False):
+            seconds += int(number or 0) * unit
+        if not 0 < seconds <= 10_000_000:
+            self.fail(f"{value!r} is not a duration; write it with units, such as 3h50m, 45m or 90s.", param, ctx)
+        return float(seconds), str(value)
+
+
 def _within(
     kind: Whole | Real, value: Any, annotation: str, param: click.Parameter | None, ctx: click.Context | None
 ) -> Any:

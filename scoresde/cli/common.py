@@ -20,11 +20,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ..core import parallel
 from ..core.errors import UsageError
 from ..core.limits import COUNT, FRACTION, QUANTILE, RTOL, SCALE, SIZE, STEPS, Range, check_number
+from ..core.parallel import own_device, rank, ranks
 from ..core.registry import build, resolve
+from ..core.signals import limited
 from ..core.tables import OPERATORS, SDES, SOLVERS
-from .command import EVERYWHERE, Fields, Real, Whole, echo, option, settings
+from .command import EVERYWHERE, Duration, Fields, Real, Whole, echo, option, settings
 
 if TYPE_CHECKING:
     import torch
@@ -138,7 +141,12 @@ class Session:
         except (RuntimeError, AssertionError) as error:
             reason = "unknown device" if "Expected one of" in str(error) else str(error).splitlines()[0]
             raise UsageError(f"device {name!r} cannot be used: {reason}", parameter="device", value="cpu") from None
-        return chosen
+        return own_device(chosen)
+
+    @property
+    def main(self) -> bool:
+        """Whether this process prints and writes the result. Of several processes, only the first one does."""
+        return rank() == 0
 
     @property
     def precision(self) -> torch.dtype:
@@ -216,12 +224,14 @@ class Session:
 
     def print(self, facts: Mapping[str, Any], *lines: str) -> None:
         """Print the result to standard output, as one JSON object or as lines."""
+        if not self.main:
+            return
         echo(json.dumps(_strict(facts), default=str) if self.json else "\n".join(lines))
 
 
 def session(
     run: bool = False, first: tuple[str, ...] = ("seed", "device"), only: tuple[str, ...] = (), several: bool = False,
-    operator: bool = True, metavar: str | None = None,
+    operator: bool = True, metavar: str | None = None, processes: bool = False,
 ) -> Decorator:  # fmt: skip
     """Add the options that all commands share, and pass their values to the command as ``session``.
 
@@ -232,6 +242,7 @@ def session(
         metavar: How the usage line shows the run (default: as one optional run, or as several).
         first: The options that the short help shows.
         only: The options to add, or an empty tuple to add all options.
+        processes: Whether several processes can run the command together (:mod:`scoresde.core.parallel`).
     """
 
     def common(*names: str, **options: Any) -> Decorator:
@@ -245,10 +256,16 @@ def session(
             help="Floating-point type of the weights and states.",
         ),
         "threads": common("--threads", type=Whole(Range(1, 4096)), help="Number of CPU threads.  [default: all cores]"),
+        "max_time": common(
+            "--max-time", type=Duration(), metavar="TIME",
+            help="Stop after this time, such as 3h50m or 45m, and keep what is finished, as after SIGUSR1.",
+        ),
         "json": common("--json", is_flag=True, help="Print the result as one JSON object."),
         "quiet": common("--quiet", is_flag=True, help="Do not print progress to standard error."),
     }  # fmt: skip
     absent: dict[str, Any] = {"seed": 0, "device": "auto", "dtype": "float32", "threads": None, "quiet": False}
+    if not processes:
+        del options["max_time"]
     chosen = [o for name, o in options.items() if not only or name in only]
     if run:
         argument = click.argument("run", nargs=-1 if several else 1, required=False, metavar=metavar)
@@ -259,9 +276,31 @@ def session(
         if several:
             given["run"], *others = given["run"] or (None,)
             given["others"] = tuple(others)
+        if ranks() > 1 and not processes:
+            name = click.get_current_context().info_name
+            raise UsageError(
+                f"torchrun has started {ranks()} processes, but only train, sample, likelihood and evaluate can run in "
+                f"several; run {name} without torchrun"
+            )
+        given["quiet"] = given.get("quiet", False) or rank() > 0
+        if (most := given.pop("max_time", None)) is not None:
+            click.get_current_context().call_on_close(limited(*most).cancel)
         return Session(**(absent | given))
 
     return together("session", make, *chosen)
+
+
+def shares_rows(command: F) -> F:
+    """Let the processes that ``torchrun`` has started share the rows of the results of a command."""
+
+    @functools.wraps(command)
+    def called(*, session: Session, **given: Any) -> Any:
+        if ranks() < 2:
+            return command(session=session, **given)
+        with parallel.together(session.on) as world, parallel.shared_rows(world):
+            return command(session=session, **given)
+
+    return called  # type: ignore[return-value]
 
 
 def sde_option(command: F) -> F:
@@ -327,12 +366,13 @@ class SolverChoice:
 
         A user who sets an option that the run's default solver lacks, such as ``--rtol``, means this solver.
         """
-        from ..solvers import Multistep
+        from ..solvers import Ancestral, Multistep
 
         usual = run.default_solver
-        if self.named or not isinstance(usual, Multistep) or set(self.options) - {"steps"}:
+        if self.named or not isinstance(usual, Ancestral | Multistep) or set(self.options) - {"steps"}:
             return self
-        return replace(self, name="multistep", options={"steps": usual.steps, **self.options})
+        name = "ancestral" if isinstance(usual, Ancestral) else "multistep"
+        return replace(self, name=name, options={"steps": usual.steps, **self.options})
 
     def build(self) -> Solver:
         """Build the solver.

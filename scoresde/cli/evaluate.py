@@ -13,6 +13,7 @@ import click
 
 from ..core.errors import DataError, NumericalError, UsageError
 from ..core.limits import COUNT, SEVERAL, WHOLE
+from ..core.parallel import sharing
 from ..core.registry import options_of
 from ..core.tables import ANSWERS, METRICS
 from .command import Whole, option, verb
@@ -25,6 +26,7 @@ from .common import (
     own_class,
     reading_options,
     session,
+    shares_rows,
     solver_options,
 )
 
@@ -95,7 +97,8 @@ ALL = ",".join((*METRICS, "copies"))
 @option("--save-reference", under="Files", type=click.Path(path_type=Path),
         help="Save the statistics of the data to this file.")  # fmt: skip
 @out_option("RUN/evaluation")
-@session(run=True, first=(), operator=False)
+@session(run=True, first=(), operator=False, processes=True)
+@shares_rows
 def evaluate(
     samples: Path | None, units: str, data: str | None, reading: Reading, part: str | None, against: str | None,
     limit: int, features: str, metrics: str | None, copies_by: str, given: str | None, each: int | None,
@@ -162,7 +165,7 @@ def evaluate(
                     f"--features {features} provides both the samples and the reference; omit RUN, --samples, --data, "
                     "--reference and --save-reference"
                 )
-            folder = stack.enter_context(session.new_folder(out or Path("evaluation")))
+            folder = stack.enter_context(sharing().leading(session.new_folder(out or Path("evaluation"))))
             found, facts = evaluate_features(Path(features), wanted, copies=copies), {"file": features}
         else:
             source = _source(session, samples, units, data, reading)
@@ -178,7 +181,7 @@ def evaluate(
                     spec, source.data, folder=source.classifier, device=chosen, told=session.say, edited=session.edited
                 )
 
-            folder = stack.enter_context(session.new_folder(out or source.home / "evaluation"))
+            folder = stack.enter_context(sharing().leading(session.new_folder(out or source.home / "evaluation")))
             by = extractor(features) if names else None
             if known is not None and by is not None:
                 known.check(by)
@@ -196,6 +199,8 @@ def evaluate(
                 )
             elif x is None:
                 x, facts = _draw(session, source.data, n, built, solver, batch)
+            if not session.main:  # the samples are drawn, and the first process compares them
+                return
             if by is not None:
                 known_as = None
                 if samples is None and session.loaded.config is not None:

@@ -12,6 +12,7 @@ import click
 
 from ..core.errors import NumericalError
 from ..core.limits import COUNT, RTOL, STEPS, WHOLE, Range
+from ..core.parallel import sharing
 from .command import Fields, Real, Whole, echo, option, settings, verb, warned
 from .common import (
     Conditioning,
@@ -21,6 +22,7 @@ from .common import (
     out_option,
     session,
     set_option,
+    shares_rows,
     together,
 )
 from .work import REQUEST, resume_option, work_in
@@ -79,7 +81,8 @@ def _how(assignments: tuple[str, ...], **typed: Any) -> Likelihood:
 @option("--save", under="Files", default="png,csv", help="Files to write: png, csv, npz.")
 @out_option("RUN/likelihood")
 @resume_option()
-@session(run=True, first=("device",), several=True)
+@session(run=True, first=("device",), several=True, processes=True)
+@shares_rows
 def likelihood(
     data: tuple[str, ...], split: str, limit: int, how: Likelihood, elbo: bool, strata: int, check: bool, batch: int,
     memory: int | None, condition: Conditioning, save: str, out: Path | None, resume: bool, session: Session,
@@ -143,7 +146,8 @@ def likelihood(
         ]  # fmt: skip
 
     default = session.folder / "likelihood"
-    with work_in(session, out, default, resume, total, "scores", "likelihood.json", requests) as work:
+    opened = work_in(session, out, default, resume, total, "scores", "likelihood.json", requests)
+    with sharing().leading(opened) as work:
         if work.finished is not None:
             session.say(f"the result in {work.folder} is already finished; there is nothing left to do")
             facts = {name: value for name, value in work.finished.items() if name not in ("requests", "failures")}
@@ -184,6 +188,9 @@ def likelihood(
                     keep=work.parts / str(k), without=run if plain[id(run)] else None,
                 )  # fmt: skip
                 sets.append(replace(scored, run=str(run.folder) if n > 1 else None))
+        sharing().wait()
+        if not session.main:  # the first process writes the result
+            return
         for text in dict.fromkeys(warned(w.message) for w in caught):  # print each warning once, below the progress bar
             echo(text, err=True)
         summaries = [s.summary(sets[i % n], sets[i - i % n]) for i, s in enumerate(sets)]

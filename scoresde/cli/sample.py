@@ -14,6 +14,7 @@ import click
 
 from ..core.errors import NumericalError, UsageError
 from ..core.limits import COUNT, FRAMES, WHOLE
+from ..core.parallel import sharing
 from ..core.registry import options_of
 from ..core.tables import SDES, SOLVERS
 from .asking import Asking, N, asking_options, path_text, told_beside_a_rule
@@ -27,6 +28,7 @@ from .common import (
     in_list,
     out_option,
     session,
+    shares_rows,
     solver_options,
 )
 from .work import Work, resume_option, work_in
@@ -50,8 +52,8 @@ NAMED = 10  # maximum number of samples that a message names
 )
 @solver_options(
     "ode", "steps", "rtol", set_first=False,
-    what=f"Solver: {', '.join(SOLVERS)}, or module:Class. With a condition, guidance or a measurement, the default is "
-         "multistep.",
+    what=f"Solver: {', '.join(SOLVERS)}, or module:Class. With a condition or guidance, the default is multistep. "
+         "With a measurement, it is ancestral.",
 )  # fmt: skip
 @option("--n", under="Samples", first=True, type=Whole(COUNT),
         help=f"Number of samples.  [default: {N}, or --each times the number of questions]")  # fmt: skip
@@ -71,7 +73,8 @@ NAMED = 10  # maximum number of samples that a message names
 @option("--frames", under="Files", type=Whole(FRAMES), default=40, help="Number of frames in the GIF and path files.")
 @out_option("RUN/samples/SOLVER-seedN")
 @resume_option()
-@session(run=True, first=(), operator=False)
+@session(run=True, first=(), operator=False, processes=True)
+@shares_rows
 def sample(
     solver: SolverChoice, n: int | None, start: int, batch: int, denoise: bool, brownian: bool, path: str | None,
     asking: Asking, condition: Conditioning, save: str | None, frames: int, out: Path | None, resume: bool,
@@ -122,7 +125,8 @@ def sample(
     default = session.folder / "samples" / f"{solver.short}-seed{session.seed}"
     known = asking.facts(asked, questions)
     if questions is not None and complete(asked, questions):
-        _unchanged(session, questions, known, out or default)
+        if session.main:
+            _unchanged(session, questions, known, out or default)
         return
 
     def request() -> dict[str, Any]:
@@ -132,7 +136,8 @@ def sample(
             built, seed=session.seed, start=first, denoise=denoise, brownian=brownian, **_identity(about), **start_of
         )
 
-    with work_in(session, out, default, resume, count, "samples", "samples.json", lambda: [request()]) as work:
+    opened = work_in(session, out, default, resume, count, "samples", "samples.json", lambda: [request()])
+    with sharing().leading(opened) as work:
         if work.finished is not None:
             _again(work, count, session)
             return
@@ -143,6 +148,9 @@ def sample(
                 count, built, seed=session.seed, start=first, denoise=denoise, batch=batch, brownian=brownian,
                 watch=counted(progress, batch_kept(work.parts) or batch), record=record, keep=work.parts,
             )  # fmt: skip
+        sharing().wait()
+        if not session.main:  # the first process writes the samples
+            return
         solution = samples.solution
         nfe = solution.nfe.double()
         answers = None if questions is None else Asked(questions, each, asked.answered, run.info, start)

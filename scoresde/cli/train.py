@@ -84,6 +84,10 @@ PARTS = (
 @option("--resume", under="Training", first=True, metavar="RUN",
         help="Continue a run from its newest checkpoint, with the settings of the run.")  # fmt: skip
 @option("--changed-data", under="Training", is_flag=True, help="Resume even if the run's data have changed.")
+@option("--shard", under="Training", type=click.Choice(["ddp", "fsdp"]), default="ddp",
+        help="With several processes, give each of them all weights (ddp), or a part of them (fsdp).")  # fmt: skip
+@option("--redivided", under="Training", is_flag=True,
+        help="Resume with another number of processes or parts, although the dropout masks then differ.")  # fmt: skip
 @edited_option
 @option("--sample-every", under="Training", type=Whole(COUNT),
         help="Number of steps between pictures of samples.  [default: pictures after 1, 2, 5, 10, 20, 50 and 100 % of "
@@ -91,13 +95,14 @@ PARTS = (
 @option("--dry-run", under="Training", is_flag=True,
         help="Print the resolved settings, the model size and a time estimate, without creating a run.")  # fmt: skip
 @out_option("runs/DATA-SDE", "Folder of the new run.")
-@session(first=("device",))
+@session(first=("device",), processes=True)
 @builds(SETTINGS, *PARTS)
 def train(
     data: str, augment: str, cond: str, cond_drop: float, sde: str, space: str, shift: float, coupling: str,
     preset: str, network: str | None, predict: str, weighting: str, t_sampler: str, steps: int | None,
     batch: int | None, lr: float | None, assignments: tuple[str, ...], resume: str | None, changed_data: bool,
-    edited: bool, sample_every: int | None, dry_run: bool, out: Path | None, session: Session, reading: Reading,
+    shard: str, redivided: bool, edited: bool, sample_every: int | None, dry_run: bool, out: Path | None,
+    session: Session, reading: Reading,
 ) -> None:  # fmt: skip
     """Train a model by denoising score matching, and print the folder of the run."""
     from dataclasses import replace
@@ -112,12 +117,13 @@ def train(
     from ..train.resume import writing
 
     if resume is not None:
-        _refuse_new_settings(resume)
+        divided = settings(assignments, ("",))[""] if assignments else {}
+        _refuse_new_settings(resume, {"assignments"} if set(divided) <= {"accumulate", "recompute"} else set())
         out = find_run(resume, edited=edited)
         config = TrainConfig.from_dict(read_config(out))
         config, own = _named_again(config, resume, out)
-        if steps:
-            config = replace(config, steps=steps)
+        now: dict[str, Any] = {**SETTINGS.read(None, divided), **({"steps": steps} if steps else {})}
+        config = replace(config, **now)
     else:
         own = None
         texts = settings(assignments, ("", *(part.group for part in PARTS)))
@@ -171,7 +177,8 @@ def train(
     began = time.monotonic()
     run = fit(
         config, data=dataset, network=own, out=out, resume=resume is not None, device=chosen, dtype=session.precision,
-        quiet=session.quiet, changed_data=changed_data, edited=edited,
+        quiet=session.quiet, changed_data=changed_data, edited=edited, redivided=redivided,
+        shard=shard,
     )  # fmt: skip
     seconds = time.monotonic() - began
     assert run.folder is not None
@@ -212,11 +219,12 @@ def _refuse_unknown(names: Iterable[str], sde: str) -> None:
             raise UsageError(f"unknown setting {name!r}; {near}")
 
 
-def _refuse_new_settings(run: str) -> None:
-    """Reject options that would have no effect because a resumed run keeps its settings."""
+def _refuse_new_settings(run: str, free: set[str]) -> None:
+    """Reject options that would have no effect because a resumed run keeps its settings, except those in ``free``."""
     named = ("sde", "network", "predict", "weighting", "t_sampler", "cond", "space")
     everywhere = ("device", "dtype", "threads", "json", "quiet")
-    allowed = {*named, *everywhere, "data", "changed_data", "edited", "resume", "steps", "dry_run"}
+    free = {*free, *named, *everywhere, "data", "changed_data", "edited", "redivided", "shard", "max_time"}
+    allowed = {*free, "resume", "steps", "dry_run"}
     for param in click.get_current_context().command.params:
         if param.name not in allowed and _typed(param.name or "") is not None:
             raise UsageError(

@@ -211,8 +211,8 @@ def _remove(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or all files in a folder, to disk."""
-    for file in path.iterdir() if path.is_dir() else (path,):
+    """Flush a file, or all files in and below a folder, to disk."""
+    for file in filter(Path.is_file, path.rglob("*")) if path.is_dir() else (path,):
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
 

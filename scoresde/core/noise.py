@@ -268,7 +268,7 @@ class Noise:
 
 
 # The purposes for which training draws random numbers.
-_PURPOSES = {"step": 0, "epoch": 1, "dropout": 2, "augment": 3, "validation": 4}
+_PURPOSES = {"step": 0, "epoch": 1, "dropout": 2, "augment": 3, "validation": 4, "rank": 5}
 
 
 def keyed(seed: int, n: int, purpose: str = "step") -> torch.Generator:

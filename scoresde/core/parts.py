@@ -9,7 +9,7 @@ The file contains the results. Its header contains the request (all settings tha
 the header, which is verified before the results are read. A second call with the same request reads the finished ranges
 and computes the remaining rows in ranges of the same size, so its result is bit-identical to that of an uninterrupted
 call. Damaged ranges are recomputed. The file names alone record which ranges are finished, so several processes can
-share the work.
+share the work (:func:`pieces`).
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import CheckpointError, UsageError
 from .files import read_metadata, read_tensors, write_tensors
+from .parallel import sharing
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Parts", "batch_kept", "check_request", "digest", "plain_request", "rows_kept"]
+__all__ = ["Parts", "batch_kept", "check_request", "digest", "pieces", "plain_request", "rows_kept"]
 
 NAME = re.compile(r"(\d{6,})-(\d{6,})\.safetensors")
 OPAQUE = "digest "  # prefix of digests, which messages shorten
@@ -107,6 +109,54 @@ class Parts:
         header = {"request": self.request, "batch": getattr(self, "size", len(index)), "inputs": inputs, "facts": facts}
         write_tensors(path, tensors, {**header, "sum": _sum(header)})
         return found
+
+
+def pieces(
+    ranges: Sequence[Tensor],
+    solve: Callable[[Tensor], T],
+    pack: Callable[[T], Packed],
+    unpack: Callable[[Mapping[str, Tensor], Mapping[str, Any]], T],
+    parts: Parts | None = None,
+    index: Tensor | None = None,
+) -> Iterator[T]:
+    """Yield the results of ranges of rows, in order.
+
+    If several processes share the rows (:func:`scoresde.core.parallel.shared_rows`), each of them computes a sequence
+    of ranges, and all yield the results of all.
+
+    Args:
+        ranges: The positions of the rows in each range, int64 ``(b,)``.
+        solve: A function that computes the result of a range.
+        pack, unpack: See :meth:`Parts.piece`.
+        parts: The stored parts, or ``None`` if results are not stored.
+        index: The index of each row in the names of the parts, int64 ``(n,)``. Required if there are parts.
+    """
+    world = sharing()
+
+    def piece(number: int) -> T:
+        rows = ranges[number]
+        if parts is None:
+            return solve(rows)
+        assert index is not None
+        return parts.piece(index[rows], partial(solve, rows), pack, unpack)
+
+    if not world.several:
+        yield from map(piece, range(len(ranges)))
+        return
+    own = range(len(ranges))[world.rows(len(ranges))]
+    if parts is not None:
+        for number in own:
+            piece(number)
+        world.wait()
+        yield from map(piece, range(len(ranges)))
+        return
+    packed = []
+    for number in own:
+        tensors, facts = pack(piece(number))
+        packed.append(({name: value.cpu() for name, value in tensors.items()}, facts))
+    for found in world.exchange(packed):
+        for tensors, facts in found:
+            yield unpack(tensors, facts)
 
 
 def plain_request(request: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,23 +18,26 @@ only in the main thread, because Python does not deliver signals to other thread
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
 
 from .errors import Preempted, Stopped
 
-__all__ = ["Interrupts", "check", "held", "keeps"]
+__all__ = ["Interrupts", "check", "held", "keeps", "limited"]
 
 NUMBERS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 AGAIN = 0.05  # seconds until a postponed or swallowed exception is raised
 PATIENCE = 200  # maximum number of times to wait for an import to finish
 
 _entered: list[Interrupts] = []  # the handlers of the main thread, innermost last
+_over: str | None = None  # the time limit that is over
+elsewhere: Callable[[], int | None] | None = None  # the signal that another process of the same work has received
 
 
 class Interrupts:
@@ -94,7 +97,8 @@ class Interrupts:
         if not told:
             told, parameter, value = f": {self._kept[0]}", *self._kept[1:]
         kind: type[Preempted | Stopped] = Stopped if self.number == signal.SIGINT else Preempted
-        return kind(f"{signal.Signals(self.number).name}{told}", parameter=parameter, value=value)
+        name = signal.Signals(self.number).name if _over is None else f"time limit {_over}"
+        return kind(f"{name}{told}", parameter=parameter, value=value)
 
     # ------------------------------------------------------------------------------------------------------- handlers
 
@@ -134,6 +138,28 @@ class Interrupts:
             self._hook(found)
 
 
+def limited(seconds: float, told: str) -> threading.Timer:
+    """Send SIGUSR1 to this process after some seconds, and name the limit ``told`` in the message.
+
+    Return the timer, which the caller cancels if the work ends earlier.
+    """
+
+    def end() -> None:
+        global _over
+        _over = told
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    def cancel() -> None:
+        global _over
+        _over = None
+        threading.Timer.cancel(timer)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon, timer.cancel = True, cancel  # type: ignore[method-assign]
+    timer.start()
+    return timer
+
+
 def _importing(frame: FrameType | None) -> bool:
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
@@ -164,9 +190,16 @@ def held() -> Iterator[None]:
 
 
 def check() -> None:
-    """Raise the exception of a signal again if other code has swallowed the exception. Long loops call this."""
+    """Raise the exception of a signal that other code has swallowed, or that another process has received.
+
+    Long loops call this.
+    """
     now = _current()
-    if now is not None and now.at_once and now.number is not None and not now._held:
+    if now is None:
+        return
+    if now.number is None and elsewhere is not None and now.at_once:
+        now.number = elsewhere()
+    if now.at_once and now.number is not None and not now._held:
         raise now.error()
 
 

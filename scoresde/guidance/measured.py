@@ -10,7 +10,7 @@ rules differ in how they use it:
 
     moment          C = gamma J in both places. The linear system is solved by a few steps of conjugate gradients
                     (Rozet et al. 2024, arXiv:2405.13712). If the data are Gaussian, it is exact after as many steps
-                    as there are measured numbers, and close to that after three.
+                    as there are measured numbers, and close to that after a few.
     pseudoinverse   C = r^2 I inside the bracket, with r^2 = (1/s^2 + alpha^2/sigma^2)^-1, where s is the standard
                     deviation of the data, and C = gamma J outside (Song et al. 2023, "PiGDM", eq. 7).
     projection      C = I and noise = 0:  x0 = x0_hat + A^+ (y - A x0_hat)  (Wang et al. 2023, arXiv:2212.00490).
@@ -121,7 +121,7 @@ def pseudoinverse(problem: Problem) -> Tensor:
     return problem.pulled(problem.solve(problem.residual))
 
 
-def moment(problem: Problem, steps: int = 3) -> Tensor:
+def moment(problem: Problem, steps: int = 5) -> Tensor:
     """Return the change of equation 1 with C = gamma J, ``(B, *event)``.
 
     Args:

@@ -31,7 +31,7 @@ from ..codec import Codec, Levels, as_affine, undefined
 from ..core.condition import Condition
 from ..core.errors import UsageError
 from ..core.noise import Noise
-from ..core.parts import Packed, Parts
+from ..core.parts import Packed, Parts, pieces
 from ..model.estimate import Denoiser
 from ..sde.check import check_scalar
 from .dequantise import log_mean_exp, start_time, truncated_normal
@@ -228,24 +228,25 @@ def score(
     first = states(everyone[:1], 0)[0]
     batch = how.batch_within(memory, model.rows(everyone[:1]), first, batch)
     batch = batch if parts is None else parts.batch(batch)
-    pieces = []
+    scored = []
 
     def unpack(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Scores:
         return Scores.unpack(tensors, facts, how, everyone.device)
 
-    for rows in torch.split(everyone, batch):
-        solve = partial(_piece, how, states, rows, batch)
-        pieces.append(solve() if parts is None else parts.piece(noise.indices[rows], solve, Scores.pack, unpack))
+    ranges = torch.split(everyone, batch)
+    solve = partial(_piece, how, states, batch)
+    for piece in pieces(ranges, solve, Scores.pack, unpack, parts, noise.indices):
+        scored.append(piece)
         if watch is not None:
-            watch(pieces[-1])
-    found = join(pieces)
+            watch(piece)
+    found = join(scored)
     if not check:
         return found
     change = how.change(found.model, lambda rows: (model.rows(rows), states(rows, 0)[0], noise.rows(rows)), batch)
     return replace(found, model=replace(found.model, change=change))
 
 
-def _piece(how: Likelihood, states: _States, rows: Tensor, batch: int) -> Scores:
+def _piece(how: Likelihood, states: _States, batch: int, rows: Tensor) -> Scores:
     """Score the samples ``rows``, with R draws per sample and K importance samples per draw."""
     codec, model, noise = states.codec.rows(rows), states.model.rows(rows), states.noise.rows(rows)
     solved: list[LogLikelihood] = []

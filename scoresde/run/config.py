@@ -137,6 +137,10 @@ class TrainConfig:
             so that validation takes at most a fifth as long as the training steps.
         save_minutes: Maximum time between checkpoints, in minutes. A checkpoint is also saved after each fifth of the
             run.
+        accumulate: Number of parts in which each process evaluates its rows of the batch, one after the other, to save
+            memory. The batch stays the same.
+        recompute: Whether each block of the network is computed again in the backward pass, to save more memory, at the
+            cost of another forward pass (:mod:`scoresde.nn.checkpointing`).
         keep: Number of checkpoints to keep. To guide a model by an earlier version of itself
             (:meth:`scoresde.Run.guided`), keep 5 or more.
         workers: Number of threads that read the next batches ahead, for data that stay in their files. It does not
@@ -151,6 +155,7 @@ class TrainConfig:
         sample_every=_RARELY, validate_every=_RARELY,
         lr=dataclasses.replace(LR, above=False, hint=_HINT), save_minutes=Range(0, infinite=True), keep=COUNT,
         workers=Range(0, 64),
+        accumulate=COUNT,
         clip=Range(0, above=True, infinite=True, hint="inf disables clipping"),
     )  # fmt: skip
 
@@ -191,6 +196,8 @@ class TrainConfig:
     save_minutes: float = 10.0
     keep: int = 2
     workers: int = 0
+    accumulate: int = 1
+    recompute: bool = False
     typed: Typed = field(default=True, repr=False, compare=False)
 
     def __post_init__(self) -> None:

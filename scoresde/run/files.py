@@ -46,6 +46,7 @@ from ..core.files import (
 )
 from ..core.lock import held_by, in_use
 from ..core.opened import file_digest, reason, regular
+from ..core.parallel import ALONE, World, write_shards
 from ..core.text import one_line
 
 __all__ = [
@@ -238,8 +239,9 @@ def _digest(path: Path) -> dict[str, Any]:
 
 
 def save_checkpoint(
-    folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int = 2
-) -> Path:
+    folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int = 2, *,
+    shards: Mapping[str, Tensor] | None = None, world: World = ALONE,
+) -> Path:  # fmt: skip
     """Save a checkpoint atomically, then remove older checkpoints (see :func:`drop_older`).
 
     Args:
@@ -249,10 +251,14 @@ def save_checkpoint(
         state: Further values to store in ``state.json``, as plain JSON values.
         keep: Number of checkpoints to keep, including the new one. Checkpoints of later steps are
             kept in addition.
+        shards: Tensors of which each process has a part, keyed by name. They are written to a folder of their own.
+        world: The processes that have these parts. All of them must call this together.
     """
     root = folder / "checkpoints"
     final = root / f"step-{step:09d}"
-    _write(final, step, tensors, state)
+    _write(final, step, tensors, state, shards, world)
+    if not world.main:
+        return final
     with atomic(root / "LATEST") as pointer:
         pointer.write_text(final.name + "\n", encoding="utf-8")
     drop_older(folder, final, keep)
@@ -296,11 +302,22 @@ def _step(checkpoint: Path) -> int:
     return step if isinstance(step, int) else -1
 
 
-def _write(checkpoint: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
+def _write(
+    checkpoint: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any],
+    shards: Mapping[str, Tensor] | None = None, world: World = ALONE,
+) -> Path:  # fmt: skip
     """Write the files of a checkpoint, and record their sizes and hashes in ``state.json``."""
-    with atomic(checkpoint) as temporary:
-        temporary.mkdir()
+    with world.leading(atomic(checkpoint)) as temporary:
+        world.led(lambda: temporary.mkdir())
         files = {}
+        if shards:
+            world.led(lambda: (temporary / "shards").mkdir())
+            write_shards(temporary / "shards", shards)
+            world.wait()
+        if not world.main:
+            return checkpoint
+        for path in sorted((temporary / "shards").glob("*")):
+            files[f"shards/{path.name}"] = _digest(path)
         for group, content in tensors.items():
             path = write_tensors(temporary / f"{group}.safetensors", content, signed=False)
             files[path.name] = _digest(path)

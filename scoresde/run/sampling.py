@@ -30,7 +30,7 @@ from ..core.shapes import as_tensor
 from ..core.tables import SOLVERS
 from ..data import DataInfo
 from ..model.estimate import Domain
-from ..solvers import Multistep, ProbabilityFlow, Solution, Solver, sample
+from ..solvers import Ancestral, Multistep, ProbabilityFlow, Solution, Solver, sample
 from ..solvers.base import Watch
 from .bound import reach
 from .keeping import Kept
@@ -38,7 +38,7 @@ from .keeping import Kept
 __all__ = ["Samples", "Sampling", "warn_of_prior"]
 
 
-# Numbers of steps of ``multistep``, the default solver of a run to which something is bound
+# Numbers of steps of the default solver of a run to which something is bound
 STEPS_GIVEN = 30  # for conditions and guidance, as in ``evaluate``
 STEPS_STEERED = 50  # for steering and measurements
 
@@ -82,10 +82,14 @@ class Sampling(Kept):
         """The solver that draws the samples if none is named.
 
         It is ``ode``, which solves the flow to a tolerance, for a run to which neither a condition nor guidance,
-        steering or measurements are bound. Otherwise, it is ``multistep``, because the flow is less smooth, so that a
-        solver with adaptive steps becomes slow: with 50 steps for steering and measurements, and with 30 for the rest.
-        Both numbers are enough where they were measured (see the manual, on measuring and on evaluation).
+        steering or measurements are bound. Otherwise, the flow is less smooth, so that a solver with adaptive steps
+        becomes slow. For measurements, it is ``ancestral`` with 50 steps, whose noise makes up for some of the errors
+        of the rule, unless the model has no score. It is ``multistep`` with 50 steps for the rest of these and for
+        steering, and with 30 steps for conditions and guidance. These numbers are enough where they were measured (see
+        the manual, on measuring and on evaluation).
         """
+        if self.rule is not None and self.base.domain.has_score:
+            return Ancestral(STEPS_STEERED)
         if self.potential is not None or self.rule is not None:
             return Multistep(STEPS_STEERED)
         return ProbabilityFlow() if self.condition is None and self.scale == 1.0 else Multistep(STEPS_GIVEN)

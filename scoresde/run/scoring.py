@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from ..core.limits import (
     checked,
 )
 from ..core.noise import Noise
+from ..core.parts import pieces
 from ..likelihood import Elbo, Likelihood, Scores, elbo
 from ..likelihood.chain import bound
 from ..likelihood.elbo import whose
@@ -135,10 +135,7 @@ class Scoring(Sampling):
         def unpack(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Elbo:
             return Elbo.unpack(tensors, facts, self.device)
 
-        pieces = []
-        for rows in torch.split(torch.arange(len(x), device=self.device), max(1, batch)):
-            solve = partial(solved, rows)
-            pieces.append(solve() if parts is None else parts.piece(noise.indices[rows], solve, Elbo.pack, unpack))
-        terms = Elbo.join(pieces)
+        ranges = torch.split(torch.arange(len(x), device=self.device), max(1, batch))
+        terms = Elbo.join(list(pieces(ranges, solved, Elbo.pack, unpack, parts, noise.indices)))
         # -log p(x) = -log p(m) - log_det, and the last term belongs to the decoder
         return replace(terms, reconstruction=terms.reconstruction - log_det)

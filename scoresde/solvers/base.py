@@ -17,7 +17,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
 from typing import ClassVar, Self
 
 import torch
@@ -26,7 +25,7 @@ from torch import Tensor
 from ..core.errors import UsageError
 from ..core.limits import COUNT, STEPS, Checked, check_number, checked, enough_memory, ranges
 from ..core.noise import Noise
-from ..core.parts import Packed, Parts
+from ..core.parts import Packed, Parts, pieces
 from ..core.shapes import select, sum_flat, time_dtype
 from ..model.estimate import Counted, Denoiser, Tally
 from ..ode.integrate import FAILED_NONFINITE, OK, blamed, failures
@@ -402,12 +401,9 @@ def sample(
     def unpack(tensors: Mapping[str, Tensor], _: object) -> Solution:
         return Solution.unpack(tensors, model.domain.sde, device)
 
-    pieces = []
     batch = batch if parts is None else parts.batch(batch)
-    for index in torch.split(torch.arange(len(noise.indices), device=device), batch):
-        solve = partial(solved, index)
-        pieces.append(solve() if parts is None else parts.piece(noise.indices[index], solve, Solution.pack, unpack))
-    return Solution.join(pieces)
+    ranges = torch.split(torch.arange(len(noise.indices), device=device), batch)
+    return Solution.join(list(pieces(ranges, solved, Solution.pack, unpack, parts, noise.indices)))
 
 
 def _numbered(watch: Watch | None, index: Tensor) -> Watch | None:

@@ -236,7 +236,7 @@ def train_classifier(
     with keyed_rng(config.seed, -1, "cpu"):
         network = Classifier(info.shape, len(info.classes), config.width, levels=config.noisy)
     network.to(device=device, dtype=dtype)
-    optimiser = torch.optim.Adam(network.parameters(), config.lr)
+    optimiser = torch.optim.Adam(network.parameters(), config.lr, fused=True)
     state = TrainState(network, optimiser, LevelDraw(1.0) if config.noisy else NoiseDraw(config.noise))
     # A noisy classifier sees what a model sees: levels that are spread over their cells.
     rows = Rows(data.train, data.codec if config.noisy else data.codec.continuous, labels, len(info.classes))

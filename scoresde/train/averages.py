@@ -32,18 +32,25 @@ class EMA:
         self.state = {name: value.detach().clone() for name, value in module.state_dict().items()}
 
     @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
-        """Update the average with the current weights of ``module``, and copy the buffers of ``module``."""
+    def update(self, module: nn.Module, skip: Tensor | None = None) -> None:
+        """Update the average with the current weights of ``module``, and copy the buffers of ``module``.
+
+        The tensor ``skip: ()`` is on the device of the module. If it is 1 instead of 0, the average stays as it is,
+        although the update is counted.
+        """
         self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        weight: float | Tensor = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
         # Tied weights have several names, and each of them is averaged.
         trained = {name for name, _ in module.named_parameters(remove_duplicate=False)}
         for name, value in module.state_dict().items():
             average = self.state[name]
             if name in trained and average.is_floating_point():
-                average.lerp_(value, 1 - decay)
+                if skip is None:
+                    average.lerp_(value, weight)
+                else:
+                    average.lerp_(value, (weight * (1 - skip.double())).to(average.dtype))
             else:
-                average.copy_(value)
+                average.copy_(value if skip is None else torch.where(skip > 0, average, value))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the averaged weights and the copied buffers, keyed by name."""

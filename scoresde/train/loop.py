@@ -9,7 +9,8 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -30,13 +31,17 @@ from ..core.files import (
     write_lines,
 )
 from ..core.optional import optional
+from ..core.parallel import ALONE, Agreement, World, own_device, together
 from ..core.progress import Progress
 from ..core.signals import Interrupts, keeps
 from ..core.text import printable
 from ..data import DataInfo, Dataset
-from ..data.batch import Batches
+from ..data.batch import Batches, Rows
 from ..metrics.copies import nearest_line
+from ..model.network import ScoreModel
 from ..objective.coupling import Pairs
+from ..objective.loss import Objective
+from ..operators import Operator
 from ..run.config import TrainConfig
 from ..run.files import (
     accept_changes,
@@ -49,11 +54,12 @@ from ..run.files import (
 from ..run.origin import beside, keep_identity
 from ..run.run import Run, warn_of_prior
 from ..run.seen import keep_mask
+from ..run.spec import ModelSpec
 from .pictures import evaluations, few_samples, loss_figure, sample_sheet
 from .prepare import averaged_model, begun, measured, operator_of, parts, prepared
 from .resume import data_for, kept_pairs, restore, writing
 from .schedule import affordable, older, previews
-from .state import Record, steps
+from .state import Record, TrainState, steps
 from .stated import aligned
 from .validation import Validation, sentence
 
@@ -75,6 +81,8 @@ def fit(
     quiet: bool = False,
     changed_data: bool = False,
     edited: bool = False,
+    redivided: bool = False,
+    shard: str = "ddp",
 ) -> Run:
     """Train a model by denoising score matching.
 
@@ -93,6 +101,12 @@ def fit(
         quiet: Whether to hide the progress output.
         changed_data: Whether to resume even if rows of the run's data are missing, or if all data have been replaced.
         edited: Whether to resume even if files of the run were changed after they were written.
+        redivided: Whether to resume with another number of processes, or of parts (``config.accumulate``), although the
+            network has dropout, whose masks then differ.
+        shard: What several processes do with the weights: each has all of them (``ddp``), or a part (``fsdp``).
+
+    If ``torchrun`` has started several processes, they train together (:mod:`scoresde.core.parallel`), and each of them
+    returns the run. The batch is that of all processes.
 
     Returns:
         The trained run. Its weights are the last averaged weights or the averaged weights with the lowest validation
@@ -113,163 +127,255 @@ def fit(
         raise UsageError(
             "resume needs a run folder, so it cannot be combined with save=False; leave out one of the two"
         )
+    if shard not in ("ddp", "fsdp"):
+        raise UsageError(f"shard is {shard!r}, but must be 'ddp' or 'fsdp'", parameter="shard", value="ddp")
     with ExitStack() as held:
-        return _fit(
-            config, data, network, pairs, start, out, save, resume, torch.device(device), dtype, quiet, changed_data,
-            edited, held,
+        interrupts = held.enter_context(Interrupts())
+        device = own_device(torch.device(device))
+        world = held.enter_context(together(device))
+        quiet = quiet or not world.main
+        folder = world.led(lambda: find_run(out, edited=edited)) if resume else None
+        if folder is not None and world.main:
+            held.enter_context(writing(folder))
+        config, data = data_for(config, data, folder, changed_data)
+        if folder is None and start is None:
+            data = aligned(config, data)
+        config, model, spec = prepared(config, data, network, start, folder)
+        data = _described(config, data, start, folder)
+        operator = operator_of(config, data.info, start, folder)
+        info = measured(config, data, spec.codec, model, operator)
+        warn_of_prior(model.domain, info)
+        if not resume and (pairs is None) == (config.coupling == "reflow"):
+            raise UsageError(
+                "pairs and the 'reflow' coupling must be used together; the function reflow draws suitable pairs"
+            )
+        state, objective = begun(config, model, device, dtype, world if shard == "fsdp" else ALONE)
+        state.divided = (world.size, config.accumulate)
+        train, validating = parts(data, spec, config, operator)
+        every = config.validate_every or older(config.steps)
+        validation = None
+        if validating is not None and every <= config.steps and world.main:
+            validation = Validation(validating, state.draw, objective, config.seed, dtype)
+        made = _Made(config, data, model, spec, info, operator, state, validation)
+
+        if save:
+            spec.to_dict()  # rejects what could not be read back, before a folder is created
+            new = folder is None
+            interrupts.remember()  # so that an interrupted run has a checkpoint, if only of its first step
+            if folder is not None:
+                _resumed(folder, made, world, edited, redivided, quiet)
+            else:
+                folder = world.led(lambda: _new_folder(out, made, quiet, held))
+            if config.coupling == "reflow":
+                path = folder / "pairs.safetensors"
+                given = pairs
+                world.led(lambda: kept_pairs(path, given, spec.classes) and None)
+                pairs = kept_pairs(path, None, spec.classes)
+            world.led(partial(_written, folder, made, new))
+            if start is not None and new:  # the starting weights are stored nowhere else
+                _saved(folder, made, world)
+        return _trained(made, train if pairs is None else pairs, objective, folder, world, interrupts, every, quiet)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What training is made of."""
+
+    config: TrainConfig
+    data: Dataset
+    model: ScoreModel
+    spec: ModelSpec
+    info: DataInfo
+    operator: Operator | None
+    state: TrainState
+    validation: Validation | None
+
+    def run(self, folder: Path | None, weights: Mapping[str, Tensor], step: int = 0) -> Run:
+        """Return the run with the averaged ``weights`` of a ``step`` (default: the current step)."""
+        model = averaged_model(self.state, weights)
+        return Run(
+            model, self.spec.codec, self.info, self.config, self.spec, step or self.state.step, folder,
+            operator=self.operator,
         )  # fmt: skip
 
 
-def _fit(
-    config: TrainConfig, data: Dataset | Tensor | npt.ArrayLike | None, network: nn.Module | None, pairs: Pairs | None,
-    start: Run | None, out: str | Path | None, save: bool, resume: bool, device: torch.device, dtype: torch.dtype,
-    quiet: bool, changed_data: bool, edited: bool, held: ExitStack,
-) -> Run:  # fmt: skip
-    """Train (see :func:`fit`). The signal handlers and the run's lock are released when ``held`` closes."""
-    interrupts = held.enter_context(Interrupts())
-    folder = find_run(out, edited=edited) if resume else None
-    if folder is not None:
-        held.enter_context(writing(folder))
-    config, data = data_for(config, data, folder, changed_data)
-    if folder is None and start is None:
-        data = aligned(config, data)
-    config, model, spec = prepared(config, data, network, start, folder)
-    # A model keeps the units and the vocabulary of the data that it was first trained on.
+def _described(config: TrainConfig, data: Dataset, start: Run | None, folder: Path | None) -> Dataset:
+    """Describe the data in the units and the vocabulary on which the model was first trained."""
     told = data.info.known.told(config.sources)
     if start is not None:
         told = start.info.known
     elif folder is not None:
         told = DataInfo.from_dict(read_object(folder / "data.json")).known
-    data = data.described(told)
-    operator = operator_of(config, data.info, start, folder)
-    info = measured(config, data, spec.codec, model, operator)
-    warn_of_prior(model.domain, info)
-    if not resume and (pairs is None) == (config.coupling == "reflow"):
-        raise UsageError(
-            "pairs and the 'reflow' coupling must be used together; the function reflow draws suitable pairs"
+    return data.described(told)
+
+
+def _resumed(folder: Path, made: _Made, world: World, edited: bool, redivided: bool, quiet: bool) -> None:
+    """Restore the state of a run from its newest checkpoint, in all processes."""
+    world.led(partial(accept_changes, folder))
+    if not (checkpoints(folder) or quiet):
+        print(
+            f"{folder} has no checkpoint yet, so training starts at step 0 with the settings of the run",
+            file=sys.stderr,
         )
-    state, objective = begun(config, model, device, dtype)
-    train, validating = parts(data, spec, config, operator)
-    every = config.validate_every or older(config.steps)
-    validation = None
-    if validating is not None and every <= config.steps:
-        validation = Validation(validating, state.draw, objective, config.seed, dtype)
+    restore(folder, made.config, made.state, edited, tidy=world.main, redivided=redivided)
+    if made.validation is not None:
+        made.validation.resume(
+            folder, made.state.step, lambda weights: averaged_model(made.state, weights), edited=edited
+        )
+    world.wait()
 
-    if save:
-        made_of = spec.to_dict()  # rejects what could not be read back, before a folder is created
-        new = folder is None
-        interrupts.remember()  # so that an interrupted run has a checkpoint, if only of its first step
-        if folder is not None:
-            accept_changes(folder)
-            if not (checkpoints(folder) or quiet):
-                print(
-                    f"{folder} has no checkpoint yet, so training starts at step 0 with the settings of the run",
-                    file=sys.stderr,
-                )
-            restore(folder, config, state, edited)
-            if validation is not None:
-                validation.resume(folder, state.step, lambda weights: averaged_model(state, weights), edited=edited)
-        else:
-            there, above = out is not None and Path(out).exists(), [] if out is None else missing_above(Path(out))
-            name = f"{info.name}-{config.name('sde').rpartition(':')[2].lower()}"
-            folder = make_run_folder(out, name)
-            if out is None and folder.name != name and not quiet:
-                print(printable(taken(folder.with_name(name), folder)), file=sys.stderr)
-            if not there:
-                held.callback(remove_empty, folder, above)  # for example if the disk is full
-            held.enter_context(writing(folder))
-            refuse_taken(folder, mine=True)  # another process may have trained here since
-            clear_start(folder)
-        facts = {"format": FORMAT, "config": config.to_dict(), "dtype": str(dtype).removeprefix("torch.")}
-        write_json(folder / "model.json", made_of, signed=True)
-        if new:  # the description of a run's data is never rewritten
-            write_json(folder / "data.json", info.to_dict(), signed=True)
-        if new or (folder / "rows.npz").is_file():  # an older run, split by row numbers, has no such file
-            keep_identity(folder, data, conditions=bool(config.sources.needs))
-        facts["data_beside"] = beside(folder, config)  # the data may have moved
-        if new and operator is not None:
-            keep_mask(folder, operator)
-        if config.coupling == "reflow":
-            pairs = kept_pairs(folder / "pairs.safetensors", pairs, spec.classes)
-        metrics = folder / "metrics.jsonl"  # drop the lines of steps that will be repeated
-        write_lines(metrics, (line for line in read_lines(metrics) if line["step"] <= state.step))
-        write_json(folder / "config.json", facts, signed=True)  # last, because it makes the folder a run
-        if start is not None and new:  # the starting weights are stored nowhere else
-            state.save(folder, config.keep)
-    batches = Batches(train if pairs is None else pairs, config.batch, config.seed, config.augmentation, config.workers)
 
-    def trained(weights: Mapping[str, Tensor] | None = None, step: int = 0) -> Run:
-        model = averaged_model(state, weights)
-        return Run(model, spec.codec, info, config, spec, step or state.step, folder, operator=operator)
+def _new_folder(out: str | Path | None, made: _Made, quiet: bool, held: ExitStack) -> Path:
+    """Create the folder of a new run, and lock it until ``held`` closes."""
+    there, above = out is not None and Path(out).exists(), [] if out is None else missing_above(Path(out))
+    name = f"{made.info.name}-{made.config.name('sde').rpartition(':')[2].lower()}"
+    folder = make_run_folder(out, name)
+    if out is None and folder.name != name and not quiet:
+        print(printable(taken(folder.with_name(name), folder)), file=sys.stderr)
+    if not there:
+        held.callback(remove_empty, folder, above)  # for example if the disk is full
+    held.enter_context(writing(folder))
+    refuse_taken(folder, mine=True)  # another process may have trained here since
+    clear_start(folder)
+    return folder
 
+
+def _written(folder: Path, made: _Made, new: bool) -> None:
+    """Write the files that describe a run."""
+    config, dtype = made.config, next(made.model.parameters()).dtype
+    facts = {"format": FORMAT, "config": config.to_dict(), "dtype": str(dtype).removeprefix("torch.")}
+    write_json(folder / "model.json", made.spec.to_dict(), signed=True)
+    if new:  # the description of a run's data is never rewritten
+        write_json(folder / "data.json", made.info.to_dict(), signed=True)
+    if new or (folder / "rows.npz").is_file():  # an older run, split by row numbers, has no such file
+        keep_identity(folder, made.data, conditions=bool(config.sources.needs))
+    facts["data_beside"] = beside(folder, config)  # the data may have moved
+    if new and made.operator is not None:
+        keep_mask(folder, made.operator)
+    metrics = folder / "metrics.jsonl"  # drop the lines of steps that will be repeated
+    write_lines(metrics, (line for line in read_lines(metrics) if line["step"] <= made.state.step))
+    write_json(folder / "config.json", facts, signed=True)  # last, because it makes the folder a run
+
+
+def _saved(folder: Path, made: _Made, world: World) -> None:
+    """Save a checkpoint: by the first process, or by all if each has a part of the weights."""
+    if made.state.undivided is not None:
+        made.state.save(folder, made.config.keep, world)
+        world.wait()
+    elif world.main:
+        made.state.save(folder, made.config.keep)
+
+
+def _trained(
+    made: _Made, source: Rows | Pairs, objective: Objective, folder: Path | None, world: World,
+    interrupts: Interrupts, every: int, quiet: bool,
+) -> Run:  # fmt: skip
+    """Take the steps, save and report on the way, and choose the weights."""
+    config, data, info, state, validation = made.config, made.data, made.info, made.state, made.validation
+    batches = Batches(source, config.batch, config.seed, config.augmentation, config.workers)
+    mine = folder if world.main else None  # only the first process writes
     save_every, log_every = (max(1, config.steps // n) for n in (5, 200))
-    pictures = affordable(evaluations(info, model.domain.nodes), config.steps, config.batch)
+    pictures = affordable(evaluations(info, made.model.domain.nodes), config.steps, config.batch)
     shown_at = previews(config.steps, config.sample_every, pictures)
-    first, average, began = state.step, 0.0, time.monotonic()
-    saved, kept_step = began, first
+    first, average, started = state.step, 0.0, time.monotonic()
+    saved, kept_step = started, first
     losses: Tensor | None = None
     shown_samples: Tensor | None = None
-    model.train()
+    made.model.train()
     interrupts.remember()
+    agreed = Agreement(world)
+    validates = world.told(validation is not None)
+    waiting: Record | None = None
     records = steps(
-        state, objective, batches, config.steps, seed=config.seed, rate=partial(_rate, config), clip=config.clip
-    )
-    with Progress(config.steps, "train", quiet=quiet, initial=first) as progress:
-        for record in _explained(records, folder):
+        state, objective, batches, config.steps, seed=config.seed, rate=partial(_rate, config), clip=config.clip,
+        world=world,
+    )  # fmt: skip
+
+    with _explained(folder), Progress(config.steps, "train", quiet=quiet, initial=first) as progress:
+
+        def report(record: Record, *, looked: bool = False, last: bool = False) -> None:
+            """Show and log the losses of a step."""
+            nonlocal average
             # Like EMA, the average at first covers about the last tenth of the steps, so it soon forgets the start.
             n = record.step - 1 - first
             keep = min(0.98, n / (n + 9))
             average = keep * average + (1 - keep) * record.loss
-            last = record.step == config.steps
             shown, line = {"loss": average}, {"step": record.step, "loss": record.loss, "lr": record.lr}
-            looked = validation is not None and (record.step % every == 0 or last)
-            if looked:
-                assert validation is not None and state.average is not None
-                losses = validation.look(averaged_model(state), state.averaged(), record.step, folder)
-                line["validation"] = float(losses.mean())
             if losses is not None:
                 shown["validation"] = float(losses.mean())
+                line |= {"validation": shown["validation"]} if looked else {}
             progress.update(1, shown)
-            if folder is not None:
-                if record.step % log_every == 0 or last or looked:
-                    line |= {"grad_norm": record.grad_norm, "seconds": round(time.monotonic() - began, 2)}
-                    append_line(folder / "metrics.jsonl", line)
-                due = record.step % save_every == 0 or last
-                if due or interrupts.number is not None or time.monotonic() - saved > 60 * config.save_minutes:
-                    state.save(folder, config.keep)
-                    saved, kept_step = time.monotonic(), record.step
-                if record.step in shown_at:
-                    with optional(f"the figure of samples at step {record.step}"):
-                        shown_samples = sample_sheet(folder / "samples", trained(), data)
-            if interrupts.number is not None and not last:
-                if folder is not None and kept_step != record.step:  # the signal came while the figure was drawn
-                    state.save(folder, config.keep)
+            if mine is not None and (record.step % log_every == 0 or last or looked):
+                line |= {"grad_norm": record.grad_norm, "seconds": round(time.monotonic() - started, 2)}
+                append_line(mine / "metrics.jsonl", line)
+
+        for record in records:
+            if waiting is not None:  # one step late, so that the device never waits for it
+                report(waiting)
+            waiting, last = record, record.step == config.steps
+            wish = mine is not None and time.monotonic() - saved > 60 * config.save_minutes
+            saved = time.monotonic() if wish else saved
+            stop, wished = agreed(interrupts.number, wish)
+            if last and world.several:
+                stop = agreed.last()[0] or stop
+            looked = validates and (record.step % every == 0 or last)
+            due = folder is not None and (record.step % save_every == 0 or last or stop is not None or wished)
+            shown = folder is not None and record.step in shown_at
+            if looked or due or last or shown or stop is not None:
+                record.check()
+                weights = state.averaged()
+            if looked and validation is not None:
+                losses = validation.look(averaged_model(state, weights), weights, record.step, folder)
+            if looked or due or last:
+                report(record, looked=looked, last=last)
+                waiting = None
+            if due:
+                assert folder is not None
+                _saved(folder, made, world)
+                saved, kept_step = time.monotonic(), record.step
+            if shown and mine is not None:
+                with optional(f"the figure of samples at step {record.step}"):
+                    shown_samples = sample_sheet(mine / "samples", made.run(folder, weights), data)
+            if not world.several and stop is None:
+                stop = interrupts.number  # the signal came while the figure was drawn
+            if stop is not None and not last:
+                if folder is not None and kept_step != record.step:
+                    record.check()
+                    _saved(folder, made, world)
+                world.wait()
+                interrupts.number = stop  # another process may have received it
                 kept = f"the checkpoint is saved in {folder}" if folder else "nothing was saved"
                 raise interrupts.error(f" after step {record.step}: {kept}", "resume" if folder else None, folder)
+    world.wait()
     if folder is not None:
         keeps(f"all steps ({config.steps:,}) are done, and the checkpoint is saved in {folder}", "resume", folder)
     interrupts.forget()
-    run, lines, best = trained(), [], None
+    weights = state.averaged()
+    run, lines, best = made.run(folder, weights), [], None
     if validation is not None and validation.best is not None:
         if losses is None:  # a run that had already completed all its steps
-            losses = validation.losses(averaged_model(state))
-        choice, best = validation.choose(losses, state.step, folder), validation.best
+            losses = validation.losses(averaged_model(state, weights))
+        choice, best = validation.choose(losses, state.step, mine), validation.best
         lines.append(sentence(choice))
         if choice["used"] == "best":
-            run, shown_samples = trained(best.weights, best.step), None
-            if folder is not None:
+            run, shown_samples = made.run(folder, best.weights, best.step), None
+            if mine is not None:
                 with optional(f"the figure of samples at step {best.step}"):
-                    shown_samples = sample_sheet(folder / "samples", run, data)
+                    shown_samples = sample_sheet(mine / "samples", run, data)
     elif validation is None and data.identity is not None and config.coupling != "reflow":
-        lines.append(_without_validation(config.steps, every, None if validating is not None else len(data.train)))
-    if folder is not None:
+        few = data.validates is None or not len(data.validates)
+        lines.append(_without_validation(config.steps, every, len(data.train) if few else None))
+    if mine is not None:
         with optional("the figure of the loss"):
-            loss_figure(folder, None if best is None else best.step)
+            loss_figure(mine, None if best is None else best.step)
     if not quiet:
         with optional("the line on the nearest training samples"):
             x = few_samples(run, data) if shown_samples is None else shown_samples
-            lines.append(nearest_line(x, data.filled, data.test, spec.codec.units.to_model))
+            lines.append(nearest_line(x, data.filled, data.test, made.spec.codec.units.to_model))
         print(printable("\n".join(lines)), file=sys.stderr)
+    if world.several:  # the weights that the first process has chosen
+        weights, step = world.told((run.base.learned.state_dict(), run.step))  # type: ignore[attr-defined]
+        run = run if world.main else made.run(folder, weights, step)
     return run
 
 
@@ -295,10 +401,11 @@ def _without_validation(steps: int, every: int, few: int | None) -> str:
     )
 
 
-def _explained(records: Iterator[Record], folder: Path | None) -> Iterator[Record]:
-    """Yield the records, and if a step fails, mention the last checkpoint in the error."""
+@contextmanager
+def _explained(folder: Path | None) -> Iterator[None]:
+    """If a step fails in the block, mention the last checkpoint in the error."""
     try:
-        yield from records
+        yield
     except NumericalError as error:
         saved = folder is not None and checkpoints(folder)
         kept = f" The last checkpoint in {folder} is from an earlier step." if saved else ""

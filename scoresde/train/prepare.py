@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from ..codec import Codec, named_again
 from ..core.errors import DataError, UsageError
+from ..core.parallel import ALONE, World
 from ..data import DataInfo, Dataset
 from ..data.batch import Rows
 from ..data.rows import part
 from ..metrics.rows import furthest
 from ..model.network import ScoreModel
+from ..nn.checkpointing import blocks_of, recompute
 from ..objective.draw import PathDraw
 from ..objective.loss import Denoising
 from ..objective.times import Setting, Times, make_times
@@ -163,20 +165,40 @@ def _objective(config: TrainConfig, model: ScoreModel) -> tuple[Weight, Times]:
 
 
 def begun(
-    config: TrainConfig, model: ScoreModel, device: torch.device, dtype: torch.dtype
+    config: TrainConfig, model: ScoreModel, device: torch.device, dtype: torch.dtype, shard: World = ALONE
 ) -> tuple[TrainState, Denoising]:
-    """Return the state before the first step and the objective. The model is moved to ``device`` and ``dtype``."""
+    """Return the state before the first step and the objective. The model is moved to ``device`` and ``dtype``.
+
+    If ``shard`` has several processes, the network is divided among them.
+    """
     weighting, times = _objective(config, model)
     model.to(device=device, dtype=dtype)
-    optimiser = torch.optim.Adam(model.learned.parameters(), lr=config.lr, betas=(0.9, 0.999))
+    if config.recompute:
+        recompute(model.network)
+    undivided = None
+    if shard.several:
+        if model.sde.parameters():
+            raise UsageError(
+                "a network whose path is learned cannot be divided among processes; use shard='ddp'",
+                parameter="shard",
+                value="ddp",
+            )
+        undivided = copy.deepcopy(model).cpu()
+        shard.shard(model.network, list(blocks_of(model.network)))
+    optimiser = torch.optim.Adam(model.learned.parameters(), lr=config.lr, betas=(0.9, 0.999), fused=True)
     draw = PathDraw(times, model.domain.nodes, config.coupling == "ot", config.cond_drop)
-    return TrainState(model, optimiser, draw, EMA(model.learned, config.ema)), Denoising(weighting)
+    average = EMA(model.learned, config.ema)
+    return TrainState(model, optimiser, draw, average, undivided=undivided), Denoising(weighting)
 
 
 def averaged_model(state: TrainState, weights: Mapping[str, Tensor] | None = None) -> ScoreModel:
-    """Return a copy of the model for evaluation, with ``weights`` or, by default, the averaged weights."""
+    """Return a copy of the model for evaluation, with ``weights`` or, by default, the averaged weights.
+
+    If each process has only a part of the averaged weights, ``weights`` must be passed.
+    """
     assert isinstance(state.model, ScoreModel) and state.average is not None
-    averaged = copy.deepcopy(state.model)
+    assert state.undivided is None or weights is not None
+    averaged = copy.deepcopy(state.undivided or state.model).to(next(state.model.parameters()).device)
     load_weights(averaged.learned, state.average.state_dict() if weights is None else weights, Path("the best weights"))
     return averaged.eval().requires_grad_(False)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy.typing as npt
 from torch import Tensor
+from torch.nn.modules.dropout import _DropoutNd
 
 from ..core.condition import SLOTS, Condition
 from ..core.errors import CheckpointError, DataError, UsageError
@@ -164,10 +165,21 @@ def writing(folder: Path) -> Iterator[None]:
         yield
 
 
-def restore(folder: Path, config: TrainConfig, state: TrainState, edited: bool) -> None:
-    """Check ``config`` against the settings of the run, and load the newest checkpoint if there is one."""
+def restore(
+    folder: Path, config: TrainConfig, state: TrainState, edited: bool, *, tidy: bool = True, redivided: bool = False
+) -> None:
+    """Check ``config`` against the settings of the run, and load the newest checkpoint if there is one.
+
+    Args:
+        folder: The run folder.
+        config: The configuration with which to continue.
+        state: The state, whose contents are replaced by those of the checkpoint.
+        edited: Whether to accept files of the run that were changed after they were written.
+        tidy: Whether to remove checkpoints that are older than the interrupted run wanted to keep.
+        redivided: Whether to accept other dropout masks, if the batch is divided otherwise than before.
+    """
     stored = TrainConfig.from_dict(read_config(folder)).to_dict()
-    free = {"steps", "warmup", "workers"}
+    free = {"steps", "warmup", "accumulate", "recompute", "workers"}
     if not {config.data, stored["data"]} & set(NAMES):
         free.add("data")  # such data are identified by their content, not by their name or path
     for name, value in config.to_dict().items():
@@ -190,8 +202,30 @@ def restore(folder: Path, config: TrainConfig, state: TrainState, edited: bool) 
         return
     checkpoint = newest_checkpoint(folder, edited=edited)
     _check_steps(folder, config.steps, _step_of(checkpoint))
+    before = read_object(checkpoint / "state.json").get("divided", [1, 1])
+    if before[0] == state.divided[0] and before[1] > stored["accumulate"] == config.accumulate:
+        state.divided = (before[0], before[1])  # with fewer parts, the run ran out of memory
+    _same_masks(folder, before, state, redivided)
     state.load(checkpoint)
-    drop_older(folder, checkpoint, config.keep)  # the interrupted run had no time to do this
+    if tidy:
+        drop_older(folder, checkpoint, config.keep)  # the interrupted run had no time to do this
+
+
+def _same_masks(folder: Path, before: Any, state: TrainState, accepted: bool) -> None:
+    """Reject another number of processes or parts if the dropout masks depend on it, unless this is accepted."""
+    drops = any(isinstance(m, _DropoutNd) and m.p > 0 for m in state.network.modules())
+    if not drops or accepted or list(state.divided) == before:
+        return
+    raise UsageError(
+        f"{folder} has dropout, whose masks depend on how the batch is divided: it was trained in {_division(before)}, "
+        f"and would continue in {_division(state.divided)}; use the same numbers, or accept other masks",
+        parameter="redivided",
+    )
+
+
+def _division(divided: Any) -> str:
+    processes, parts = divided
+    return f"{processes} process{'es' * (processes > 1)} with {parts} part{'s' * (parts > 1)} each"
 
 
 def kept_pairs(path: Path, pairs: Pairs | None, classes: int) -> Pairs:

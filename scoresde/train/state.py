@@ -3,17 +3,21 @@
 The result of step n depends only on the state before the step and on the pair ``(seed, n)``. This pair determines the
 batch, the times, the noise, the dequantisation, the dropped parts of conditions, and the dropout masks. A run that is
 stopped and resumed therefore continues as if it had never stopped, although no generator state is saved. The results
-are bitwise identical on the same machine with the same number of threads.
+are bitwise identical on the same machine with the same number of threads. The number of processes changes nothing but
+rounding and the dropout masks.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +25,9 @@ from torch import Tensor, nn
 from ..core.errors import CheckpointError, NumericalError
 from ..core.files import read_object, read_tensors
 from ..core.noise import keyed
-from ..data.batch import Batches
+from ..core.opened import out_of_memory
+from ..core.parallel import ALONE, World, divided, divided_like, read_shards, whole
+from ..data.batch import Batch, Batches
 from ..model.network import ScoreModel
 from ..nn.dropout import drawing_from, draws_by_dropout
 from ..objective.draw import Draw, Draws
@@ -42,6 +48,10 @@ class TrainState:
         draw: An object that draws times and noise. It may adapt to the losses, and its state is part of a checkpoint.
         average: The moving average of the weights, or ``None`` if the weights are not averaged.
         step: Number of completed steps.
+        divided: The number of processes, and the number of parts in which each of them evaluates its rows. The dropout
+            masks depend on both.
+        undivided: If each process has only a part of the weights, a copy of the model that is whole, whose weights are
+            irrelevant. Otherwise, ``None``.
     """
 
     model: nn.Module
@@ -49,6 +59,8 @@ class TrainState:
     draw: Draw
     average: EMA | None = None
     step: int = 0
+    divided: tuple[int, int] = (1, 1)
+    undivided: ScoreModel | None = None
 
     @property
     def learned(self) -> nn.Module:
@@ -60,11 +72,14 @@ class TrainState:
         """The network of the model."""
         return self.model.network if isinstance(self.model, ScoreModel) else self.model
 
-    def save(self, folder: Path, keep: int = 2) -> Path:
+    def save(self, folder: Path, keep: int = 2, world: World = ALONE) -> Path:
         """Write a checkpoint into the run folder ``folder`` atomically, and return the path of the checkpoint.
 
         In the checkpoint, the optimiser moments are keyed by parameter name. Only the newest ``keep`` checkpoints are
         kept.
+
+        If each process has only a part of the weights, all processes of ``world`` must call this together. They write
+        their parts of the weights and moments to files of their own, and only the averages are written as a whole.
         """
         bare = bare_names(self.learned)
         names = [bare.get(name, name) for name, _ in self.learned.named_parameters()]
@@ -74,27 +89,39 @@ class TrainState:
             for key, value in state.items()
         }
         tensors = {"model": {bare[name]: value for name, value in self.learned.state_dict().items()}, "optim": moments}
-        facts = {}
+        facts: dict[str, Any] = {"divided": list(self.divided)} if self.divided != (1, 1) else {}
+        shards = {}
+        if self.undivided is not None:
+            shards = {f"{group}.{name}": v for group, part in tensors.items() for name, v in part.items() if v.ndim}
+            facts["updates"] = {name: float(value) for name, value in moments.items() if not value.ndim}
+            tensors = {}
         if self.average is not None:
             tensors["ema"], facts["ema_updates"] = self.averaged(), self.average.updates
         if learned := self.draw.state():
             tensors["times"] = learned
-        return save_checkpoint(folder, self.step, tensors, facts, keep)
+        return save_checkpoint(folder, self.step, tensors, facts, keep, shards=shards, world=world)
 
     def averaged(self) -> dict[str, Tensor]:
-        """Return the averaged weights, keyed by name without the prefixes of wrappers, as in a checkpoint."""
+        """Return the averaged weights, keyed by name without the prefixes of wrappers, as in a checkpoint.
+
+        If each process has only a part of the weights, all processes must call this together.
+        """
         assert self.average is not None
         bare = bare_names(self.learned)
-        return {bare[name]: value for name, value in self.average.state_dict().items()}
+        return {bare[name]: whole(value) for name, value in self.average.state_dict().items()}
 
     def load(self, checkpoint: Path) -> None:
-        """Load the state that :meth:`save` wrote into the folder ``checkpoint``.
+        """Load the state that :meth:`save` wrote into the folder ``checkpoint``, in any number of processes.
 
         Raises:
             CheckpointError: If the checkpoint belongs to another model, is damaged, or has no optimiser moments.
         """
         state = read_object(checkpoint / "state.json")
-        load_weights(self.learned, read_tensors(checkpoint / "model.safetensors"), checkpoint)
+        weights, stored = self._stored(checkpoint, state)
+        present = self.learned.state_dict()
+        now = matching(present, weights)
+        weights = {n: divided_like(v, present[now[n]]) if now[n] in present else v for n, v in weights.items()}
+        load_weights(self.learned, weights, checkpoint)
         if self.average is not None:
             kept = self.average.state
             found = read_tensors(checkpoint / "ema.safetensors")
@@ -104,7 +131,7 @@ class TrainState:
                 raise CheckpointError(
                     f"the averaged weights in {checkpoint} belong to a different network; use the network of the run"
                 )
-            self.average.state = {name: value.to(kept[name].device) for name, value in found.items()}
+            self.average.state = {name: divided_like(value, kept[name]) for name, value in found.items()}
             updates = state.get("ema_updates")
             if type(updates) is not int or updates < 0:
                 raise CheckpointError(
@@ -114,7 +141,7 @@ class TrainState:
             self.average.updates = updates
         if self.draw.state():
             self.draw.load(read_tensors(checkpoint / "times.safetensors"))
-        moments, step = self._moments(checkpoint), int(state["step"])
+        moments, step = self._moments(checkpoint, stored), int(state["step"])
         if step and not moments:
             raise CheckpointError(
                 f"{checkpoint} has no optimiser state, so training cannot resume from it; is it damaged?"
@@ -124,12 +151,33 @@ class TrainState:
         })  # fmt: skip
         self.step = step
 
-    def _moments(self, checkpoint: Path) -> dict[int, dict[str, Tensor]]:
-        """Read the optimiser moments, keyed by parameter index."""
+    def _stored(self, checkpoint: Path, state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Read the weights and the optimiser moments, keyed by name."""
+        shards = checkpoint / "shards"
+        if not shards.is_dir():
+            return read_tensors(checkpoint / "model.safetensors"), read_tensors(checkpoint / "optim.safetensors")
+        counts = state.get("updates")
+        if not isinstance(counts, dict) or not all(isinstance(count, float | int) for count in counts.values()):
+            raise CheckpointError(f"{checkpoint / 'state.json'} does not state the updates of the optimiser")
+        bare = bare_names(self.learned)
+        weights = {bare[name]: torch.zeros_like(value) for name, value in self.learned.state_dict().items()}
+        moments = {
+            f"{name.rpartition('.')[0]}.{key}": torch.zeros_like(weights[name.rpartition(".")[0]])
+            for name in counts
+            for key in ("exp_avg", "exp_avg_sq")
+            if name.rpartition(".")[0] in weights
+        }
+        read_shards(
+            shards, {f"model.{n}": v for n, v in weights.items()} | {f"optim.{n}": v for n, v in moments.items()}
+        )  # fmt: skip
+        return weights, moments | {name: torch.tensor(float(count)) for name, count in counts.items()}
+
+    def _moments(self, checkpoint: Path, stored: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+        """Return the optimiser moments, keyed by parameter index."""
         bare = bare_names(self.learned)
         number = {bare.get(name, name): i for i, (name, _) in enumerate(self.learned.named_parameters())}
+        parameters = list(self.learned.parameters())
         # Checkpoints of format 1 key the moments by parameter index, and checkpoints of format 2 by parameter name.
-        stored = read_tensors(checkpoint / "optim.safetensors")
         now = matching(number, {name.rpartition(".")[0] for name in stored})
         found: dict[int, dict[str, Tensor]] = {}
         for name, value in stored.items():
@@ -139,25 +187,79 @@ class TrainState:
                 raise CheckpointError(
                     f"{checkpoint} has optimiser moments for {parameter!r}, which is not in the model"
                 )
-            found.setdefault(number[parameter] if parameter in number else int(parameter), {})[key] = value
+            index = number[parameter] if parameter in number else int(parameter)
+            divides = value.ndim and not hasattr(value, "placements") and index < len(parameters)
+            found.setdefault(index, {})[key] = divided_like(value, parameters[index]) if divides else value
         return found
 
 
-@dataclass(frozen=True)
 class Record:
-    """The result of a training step.
+    """The result of a training step, which may still be on its way from the device.
+
+    Its numbers are read when they are needed. Reading them one step later does not make the device wait.
 
     Attributes:
         step: Number of completed steps, including this one.
-        loss: The value of the loss that the step minimises.
-        grad_norm: Norm of the gradient before clipping.
         lr: The learning rate of the step.
     """
 
-    step: int
-    loss: float
-    grad_norm: float
-    lr: float
+    def __init__(self, step: int, lr: float, values: Tensor, failed: Callable[[Record], NumericalError]) -> None:
+        self.step, self.lr = step, lr
+        self._values, self._failed = _Late(values), failed
+
+    @property
+    def loss(self) -> float:
+        """The value of the loss that the step minimises."""
+        return self._values.read()[0]
+
+    @property
+    def grad_norm(self) -> float:
+        """Norm of the gradient before clipping."""
+        return self._values.read()[1]
+
+    def check(self) -> None:
+        """Check the loss and the norm.
+
+        Raises:
+            NumericalError: If one of them is not finite. The state of training is then that before the step.
+        """
+        if not all(map(math.isfinite, self._values.read())):
+            raise self._failed(self)
+
+
+class _Late:
+    """Numbers that are copied from the device in the background."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._values, self._numbers = values, list[float]()
+        self._copied: torch.cuda.Event | None = None
+        if values.device.type == "cuda" and torch.cuda.is_available():
+            self._values = values.to("cpu", non_blocking=True)
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record(torch.cuda.current_stream(values.device))
+
+    def read(self) -> list[float]:
+        """Wait for the numbers, and return them."""
+        if not self._numbers:
+            if self._copied is not None:
+                self._copied.synchronize()
+            self._numbers = self._values.tolist()
+        return self._numbers
+
+
+class _Losses(nn.Module):
+    """The loss of a step as a module, so that its backward pass can average the gradients over several processes."""
+
+    def __init__(self, state: TrainState, objective: Objective) -> None:
+        super().__init__()
+        self.learned, self.model, self.objective = state.learned, state.model, objective
+
+    def forward(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Return the mean loss ``()``, and the loss of each row without its weight ``(B,)``."""
+        losses = self.objective(self.model, batch, draws)
+        loss = (losses if draws.weight is None else draws.weight.to(losses) * losses).mean()
+        ends = self.objective.ends(self.model, batch)
+        return (loss if ends is None else loss + ends.mean()), losses
 
 
 def steps(
@@ -169,8 +271,18 @@ def steps(
     seed: int,
     rate: Callable[[int], float],
     clip: float = math.inf,
+    world: World = ALONE,
 ) -> Iterator[Record]:
     """Run training steps. Each step changes ``state`` and yields a record. The state may be saved between steps.
+
+    The batch and all random draws, except dropout, are those of the global batch, whatever the number of processes and
+    of parts. Each process evaluates its own rows (:mod:`scoresde.core.parallel`), in as many parts as
+    ``state.divided`` says. If a single process runs out of memory, the parts become half as large, with a warning.
+
+    A step with a fused optimiser does not wait for the device: the update is skipped there if the loss or the norm of
+    the gradient is not finite, and so are all later ones. The error is raised after the next step, or by
+    :meth:`Record.check`, which must be called before the state is saved. (Time samplers that learn, and optimal
+    transport, do wait.)
 
     Args:
         state: The current state of training.
@@ -180,53 +292,131 @@ def steps(
         seed: Seed of all random draws.
         rate: A function that returns the learning rate of step n, counted from 0.
         clip: Maximum norm of the gradient. A larger gradient is scaled down to this norm.
+        world: The processes that train together.
 
     Raises:
         NumericalError: If the loss or its gradient is not finite. The weights, the average and the step number then
             stay as they were after the previous step.
+        UsageError: If the batch cannot be divided evenly.
     """
+    divided(batches.size, [("processes", world.size), ("accumulate", state.divided[1])])
     parameters = list(state.learned.parameters())
     device, dtype = parameters[0].device, parameters[0].dtype
+    built_in = type(state.network).__module__.startswith(f"{__name__.partition('.')[0]}.")
+    module = world.shared(_Losses(state, objective), unused=not built_in)
+    fused = all(group.get("fused") for group in state.optimiser.param_groups)
+    failed = torch.zeros((), dtype=torch.float32, device=device)  # becomes 1 at the first failure, and stays 1
+    last: Record | None = None
     while state.step < until:
         generator = keyed(seed, state.step)
         batch = batches.at(state.step, generator, dtype)
-        draws = state.draw(batch, generator).to(device)
-        batch = batch.to(device)
+        draws = state.draw(batch, generator)
         lr = rate(state.step)
         for group in state.optimiser.param_groups:
             group["lr"] = lr
-        with keyed_rng(seed, state.step, device, state.network):
-            losses = objective(state.model, batch, draws)
-        loss = (losses if draws.weight is None else draws.weight.to(losses) * losses).mean()
-        ends = objective.ends(state.model, batch)
-        if ends is not None:
-            loss = loss + ends.mean()
-        state.optimiser.zero_grad()
-        torch.autograd.backward(loss)
-        norm = nn.utils.clip_grad_norm_(parameters, clip)
-        value = float(loss.detach())
-        if not (math.isfinite(value) and bool(torch.isfinite(norm))):
-            told = _diagnosis(state.step + 1, losses.detach(), draws, float(norm), lr)
-            raise NumericalError(told, parameter="lr", value=f"{lr / 10:.1g}")
+        while True:
+            try:
+                loss, losses = _backward(module, batch, draws, state, seed, device, world)
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error) or world.several or len(batch) % (2 * state.divided[1]):
+                    raise
+            _halve(state, len(batch))  # after the block, because the error keeps the activations alive
+        norm = whole(nn.utils.clip_grad_norm_(parameters, clip))
+        loss = world.mean(loss)
+        failed = torch.maximum(failed, (~(loss.isfinite() & norm.isfinite())).to(failed))
+        before = _Before(state.step, 0 if state.average is None else state.average.updates)
+        record = Record(
+            state.step + 1, lr, torch.stack([loss, norm.to(loss)]), partial(before.failure, state, draws, losses, world)
+        )
+        learns = bool(state.draw.state())
+        if learns or not fused:
+            record.check()
+        if fused:
+            state.optimiser.found_inf = failed  # type: ignore[attr-defined]  # the update is then skipped
         state.optimiser.step()
-        state.draw.update(draws, losses.detach())
         if state.average is not None:
-            state.average.update(state.learned)
+            state.average.update(state.learned, skip=failed)
         state.step += 1
-        yield Record(state.step, value, float(norm), lr)
+        if learns or not world.several:
+            state.draw.update(draws, world.gather(losses))
+        if last is not None:
+            last.check()
+        yield record
+        last = record
+    if last is not None:
+        last.check()
+
+
+def _backward(
+    module: nn.Module, batch: Batch, draws: Draws, state: TrainState, seed: int, device: torch.device, world: World
+) -> tuple[Tensor, Tensor]:
+    """Compute the gradient of the loss, and return the loss ``()`` and the losses of this process's rows ``(B/W,)``."""
+    parts = state.divided[1]
+    state.optimiser.zero_grad()
+    values, found = [], []
+    for number, rows in enumerate(_own_rows(len(batch), world, parts)):
+        own, drawn = (batch, draws) if rows is None else (batch.rows(rows), draws.rows(rows))
+        apart = world.locally(module) if number < parts - 1 else nullcontext()
+        with apart, keyed_rng(seed, state.step, device, state.network, world.rank, number):
+            loss, losses = module(own.to(device), drawn.to(device))
+            torch.autograd.backward(loss / parts if parts > 1 else loss)
+        values.append(loss.detach())
+        found.append(losses.detach())
+    return torch.stack(values).mean(), torch.cat(found)
+
+
+def _halve(state: TrainState, count: int) -> None:
+    """Divide the rows of a batch into twice as many parts."""
+    processes, parts = state.divided
+    state.optimiser.zero_grad()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    state.divided = (processes, 2 * parts)
+    told = f"memory ran out, so the {count:,} rows of a batch are now evaluated in {2 * parts} parts; the batch and the"
+    warnings.warn(f"{told} result stay the same, except for dropout", stacklevel=4)
+
+
+def _own_rows(count: int, world: World, accumulate: int) -> list[Tensor | None]:
+    """Return the rows of each part that this process evaluates. ``None`` means all rows of the batch."""
+    if not world.several and accumulate == 1:
+        return [None]
+    return list(torch.arange(count)[world.rows(count)].chunk(accumulate))
+
+
+@dataclass(frozen=True)
+class _Before:
+    """What is counted outside the device, before a step."""
+
+    step: int
+    updates: int
+
+    def failure(self, state: TrainState, draws: Draws, losses: Tensor, world: World, record: Record) -> NumericalError:
+        """Set the counters of ``state`` back to those before the step, and return the error that explains it."""
+        state.step = self.step
+        if state.average is not None:
+            state.average.updates = self.updates
+        told = _diagnosis(record, world.gather(losses), draws)
+        return NumericalError(told, parameter="lr", value=f"{record.lr / 10:.1g}")
 
 
 _GLOBAL = threading.RLock()  # guards the generator that all threads of a process share
 
 
 @contextmanager
-def keyed_rng(seed: int, n: int, device: torch.device | str, network: nn.Module | None = None) -> Iterator[None]:
+def keyed_rng(
+    seed: int, n: int, device: torch.device | str, network: nn.Module | None = None, rank: int = 0, part: int = 0
+) -> Iterator[None]:
     """Return a context manager that seeds dropout and weight initialisation as a function of ``seed`` and ``n``.
+
+    Processes of different ``rank``, and the parts of a batch with different numbers ``part``, have different masks.
 
     The networks of this package draw dropout masks from a separate generator. Initial weights and custom networks use
     the global generator of torch, which is seeded when the ``with`` block starts and restored when the block ends. Only
     one thread at a time can run such a block, but threads that use the global generator elsewhere can still interfere.
     """
+    if rank or part:
+        seed = keyed(seed, (rank << 32) + part, "rank").initial_seed()
     device, state = torch.device(device), keyed(seed, n, "dropout").initial_seed()
     if network is not None and draws_by_dropout(network):
         with drawing_from(network, torch.Generator(device).manual_seed(state)):
@@ -241,12 +431,13 @@ def keyed_rng(seed: int, n: int, device: torch.device | str, network: nn.Module 
         yield
 
 
-def _diagnosis(step: int, losses: Tensor, draws: Draws, norm: float, lr: float) -> str:
+def _diagnosis(record: Record, losses: Tensor, draws: Draws) -> str:
+    losses = losses.cpu()
     worst = int(torch.nan_to_num(losses, nan=torch.inf).argmax())
     where = "" if draws.t is None else f" at t = {float(draws.t[worst]):.3g}"
     return (
-        f"training stopped at step {step} because the loss or its gradient is not finite (loss "
-        f"{float(losses.mean()):.4g}, gradient norm {norm:.4g}); the worst row{where} has loss "
-        f"{float(losses[worst]):.4g}. Try a smaller learning rate (this step used {lr:g}) or a longer warm-up, or look "
-        "for extreme values in the data."
+        f"training stopped at step {record.step} because the loss or its gradient is not finite (loss "
+        f"{float(losses.mean()):.4g}, gradient norm {record.grad_norm:.4g}); the worst row{where} has loss "
+        f"{float(losses[worst]):.4g}. Try a smaller learning rate (this step used {record.lr:g}) or a longer warm-up, "
+        "or look for extreme values in the data."
     )

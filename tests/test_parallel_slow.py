@@ -1,0 +1,144 @@
+"""Runs of one and two processes that are killed at any time continue bit for bit, and in another number to rounding.
+
+FUZZ_SEED=7 FUZZ_PAIR_KILLS=40 pytest tests/test_parallel_slow.py -m slow -s
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from processes import SIGKILL, SIGTERM, Processes, scoresde, when
+from safetensors.torch import load_file
+from torch import Tensor
+
+from scoresde.run.files import newest_checkpoint
+
+SEED = os.environ.get("FUZZ_SEED", "0")
+KILLS = int(os.environ.get("FUZZ_PAIR_KILLS", "10"))
+
+pytestmark = pytest.mark.slow
+
+LINE = "train --data digits --preset tiny --set network.channels=4 --batch 16 --steps 40 --set save_minutes=0 --quiet"
+HERE = "--threads 1 --device cpu"
+# Each pair of settings occurs in one of these rows.
+ROWS = [
+    (1, "0", "low-discrepancy", "independent", 1, "ddp"),
+    (1, "0.1", "loss-second-moment", "ot", 1, "ddp"),
+    (1, "0.1", "low-discrepancy", "ot", 2, "ddp"),
+    (1, "0", "importance", "independent", 2, "ddp"),
+    (2, "0", "low-discrepancy", "ot", 1, "ddp"),
+    (2, "0.1", "loss-second-moment", "independent", 2, "ddp"),
+    (2, "0.1", "importance", "independent", 1, "ddp"),
+    (2, "0", "loss-second-moment", "ot", 2, "ddp"),
+    (2, "0.1", "low-discrepancy", "independent", 1, "ddp"),
+    (2, "0.1", "low-discrepancy", "ot", 1, "fsdp"),
+    (2, "0", "importance", "independent", 2, "fsdp"),
+    (2, "0", "loss-second-moment", "independent", 1, "fsdp"),
+]
+
+
+def state(folder: Path) -> dict[str, Tensor]:
+    checkpoint = newest_checkpoint(folder)
+    files = sorted(checkpoint.rglob("*.safetensors"))
+    return {f"{f.stem} {name}": v for f in files for name, v in load_file(f).items()}
+
+
+def finished(processes: Processes) -> None:
+    done = processes.wait()
+    assert all(code == 0 for code, _, _ in done), done
+
+
+def done_steps(folder: Path) -> int:
+    found = [int(path.name[5:]) for path in folder.glob("checkpoints/step-*") if path.name[5:].isdigit()]
+    return max(found, default=0)
+
+
+def in_save(run: Path, processes: Processes) -> bool:
+    """Whether a checkpoint is being written, or there is nothing left to kill."""
+    return any(p.poll() is not None for p in processes.started) or any((run / "checkpoints").glob("*.tmp*"))
+
+
+def settings(dropout: str, sampler: str, coupling: str, accumulate: int) -> str:
+    more = f"--set network.dropout={dropout} --t-sampler {sampler} --coupling {coupling} --set accumulate={accumulate}"
+    return f"{more} --weighting likelihood" if sampler == "importance" else more
+
+
+@pytest.mark.parametrize(("size", "dropout", "sampler", "coupling", "accumulate", "shard"), ROWS)
+def test_half_a_kill_and_the_other_half(
+    tmp_path: Path, size: int, dropout: str, sampler: str, coupling: str, accumulate: int, shard: str
+) -> None:
+    line = f"{LINE} {settings(dropout, sampler, coupling, accumulate)} {HERE}"
+    finished(scoresde(f"{line} --shard {shard} --out whole", tmp_path, size))
+    halves = scoresde(f"{line} --shard {shard} --out halves", tmp_path, size)
+    when(lambda: done_steps(tmp_path / "halves") >= 18, halves)
+    halves.kill()
+    halves.wait()
+    assert 18 <= done_steps(tmp_path / "halves") < 40
+    finished(scoresde(f"train --resume halves --shard {shard} --quiet {HERE}", tmp_path, size))
+    one, two = state(tmp_path / "whole"), state(tmp_path / "halves")
+    assert one.keys() == two.keys() and len(one) > 100
+    for name, value in one.items():
+        assert torch.equal(value, two[name]) or (value.isnan() == two[name].isnan()).all(), name
+
+
+def test_two_then_one_then_two(tmp_path: Path) -> None:
+    line = f"{LINE} --dtype float64 {HERE}"
+    finished(scoresde(f"{line} --out whole", tmp_path, 1))
+    for number, size in enumerate((2, 1, 2)):
+        on = "train --resume parts --quiet --dtype float64" if number else f"{line.replace(HERE, '')} --out parts"
+        processes = scoresde(f"{on} {HERE}", tmp_path, size)
+        if number < 2:
+            when(lambda least=12 * (number + 1): done_steps(tmp_path / "parts") >= least, processes)  # type: ignore[misc]
+            processes.send(size - 1, SIGTERM)
+            assert {code for code, _, _ in processes.wait()} == {75}
+        else:
+            finished(processes)
+    one, two = state(tmp_path / "whole"), state(tmp_path / "parts")
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=0, atol=1e-11, msg=name)
+
+
+def test_kills_of_one_or_both_of_two(tmp_path: Path) -> None:
+    """Random kills, a tenth of them in a save: nothing is lost, and the end is that of an uninterrupted run."""
+    rng = random.Random(f"{SEED} pairs")
+    finished(scoresde(f"{LINE} {HERE} --out whole", tmp_path, 2))
+    expected = state(tmp_path / "whole")
+    began, kills, runs, seconds = time.monotonic(), 0, 0, 12.0
+    while kills < KILLS:
+        run = tmp_path / f"run-{runs}"
+        runs += 1
+        while True:
+            there = (run / "config.json").exists() and done_steps(run) > 0
+            line = f"train --resume {run} --quiet {HERE}" if there else f"{LINE} {HERE} --out {run}"
+            start = time.monotonic()
+            processes = scoresde(line, tmp_path, 2)
+            if kills >= KILLS:
+                finished(processes)
+                break
+            if kills % 10 == 9:  # while a checkpoint is written
+                when(partial(in_save, run, processes), processes)
+            else:
+                until = start + rng.uniform(0.2 * seconds, 1.2 * seconds)
+                while time.monotonic() < until and all(p.poll() is None for p in processes.started):
+                    time.sleep(0.01)
+            if all(p.poll() == 0 for p in processes.started):
+                processes.wait()
+                break
+            victims = rng.choice(([0], [1], [0, 1]))
+            for rank in victims:
+                processes.send(rank, SIGKILL)
+            kills += 1
+            codes = [code for code, _, _ in processes.wait()]
+            assert all(code in (0, 75, -SIGKILL) for code in codes), codes
+        found = state(run)
+        assert all(torch.equal(value, found[name]) for name, value in expected.items()), run
+        assert not list(run.rglob("*.tmp*"))
+        shutil.rmtree(run)
+    print(f"{kills} kills in {runs} runs, {time.monotonic() - began:.0f} s")

@@ -6,6 +6,7 @@ import json
 import tarfile
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,6 @@ try:
 except ImportError:
     pyarrow = None
 
-NEEDS = pytest.mark.skipif(pyarrow is None, reason="needs pyarrow")
 FORMATS = ["a.zip", "a.tar", "shards", "a.npy", *(["a.parquet"] if pyarrow else [])]
 
 
@@ -128,8 +128,6 @@ def test_a_run_goes_on_with_packed_data(parts: tuple[str, ...], tmp_path: Path, 
     folder = pictures(tmp_path / "photos", 120, parts, odd=False)
     config = TrainConfig(data=str(folder), cond="class", steps=8, batch=8, preset="tiny", warmup=3, decay="none")
     whole = fit(config, out=tmp_path / "whole", quiet=True)
-    from dataclasses import replace
-
     fit(replace(config, steps=4), out=tmp_path / "parts", quiet=True)
     small(0)
     for steps, name in ((6, "a.tar"), (8, "a.npy")):

@@ -180,7 +180,7 @@ def test_tables_are_data(tmp_path: Path) -> None:
         assert len(data.train) + len(data.test) == 60
     with pytest.raises(DataError, match=r"pass the file itself: .*wine\.CSV \(one of 3 such files\)"):
         read_path(tmp_path)
-    for name, told in (("a.xlsx", "spreadsheet"), ("a.parquet", "another format"), ("a.zip", "archive")):
+    for name, told in (("a.xlsx", "spreadsheet"), ("a.feather", "another format"), ("a.rar", "archive")):
         (tmp_path / name).write_bytes(b"PK")
         with pytest.raises(DataError, match=f"{told}.*CSV or TSV"):
             read_path(tmp_path / name)

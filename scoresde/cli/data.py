@@ -1,9 +1,10 @@
-"""The command ``scoresde data``, which inspects a data set before a model is trained on it."""
+"""The commands ``scoresde data``, which inspect and pack data sets before a model is trained on them."""
 
 from __future__ import annotations
 
 import os
 import shlex
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ LARGE = 40  # a network for images with more pixels per side needs a GPU
 
 @click.group(cls=Group)
 def data() -> None:
-    """Inspect data sets before training on them."""
+    """Inspect and pack data sets before training on them."""
 
 
 @data.command(
@@ -73,6 +74,49 @@ def inspect(path: str, cond: str, reading: Reading, session: Session) -> None:
     session.print(facts, *lines)
     if problems:
         context.exit(3)
+
+
+@data.command(
+    "pack",
+    short_help="Pack data into an array or into archives, which are read without unpacking them.",
+    epilog="\b\nExamples:\n  scoresde data pack photos/ photos.zip\n"
+           "  scoresde data pack photos/ photos.npy --size 64 --fit crop",
+)  # fmt: skip
+@click.argument("path")
+@click.argument("out")
+@reading_options()
+@session(first=("json",), only=("json", "quiet"))
+def pack(path: str, out: str, reading: Reading, session: Session) -> None:
+    """Pack the data at PATH into OUT, so that few large files take the place of many small ones.
+
+    The suffix of OUT determines the format. An archive (.zip, .tar, .parquet or, without a suffix, a folder of .tar
+    files) holds picture files as they are, with their class folders, texts and given pictures. An array (.npy) holds
+    decoded pictures or the rows of another array or table, and has a second file beside it, such as photos.keys.npz.
+
+    Training on OUT instead of PATH gives the same split, the same batches and the same results.
+    """
+    from pathlib import Path
+
+    from ..core.progress import Progress
+    from ..data.pack import pack as write
+
+    shown: list[Progress] = []
+    with ExitStack() as held:
+
+        def watch(done: int, of: int) -> None:
+            if not shown:
+                shown.append(held.enter_context(Progress(of, "pack", quiet=session.quiet)))
+            shown[0].update(done - shown[0].done)
+
+        source, target = (Path(os.path.expanduser(one)) for one in (path, out))
+        found = write(source, target, reading, watch)
+    size = sum(file.stat().st_size for file in found.files)
+    more = f" in {len(found.files)} files" if len(found.files) > 1 else ""
+    session.print(
+        {"path": str(found.path), "rows": found.count, "bytes": size, "files": list(map(str, found.files))},
+        f"{found.path}: {found.count:,} samples, {size / 1e6:,.1f} MB{more}",
+        f"train with: scoresde train --data {shlex.quote(str(found.path))}",
+    )
 
 
 def _command(context: click.Context, path: str, cond: str, reading: Reading, answers: Any) -> str:

@@ -391,13 +391,15 @@ def _behind(run: Run, session: Session) -> Tensor | None:
     """Return at most 2,000 training rows to draw behind the samples, or ``None`` if no rows are usable."""
     import torch
 
+    from ..data.rows import part
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings about the data do not matter here
             data = run.data()
         x, known = data.train, run.condition
         if known is not None and known.label is not None and data.train_labels is not None:
-            x = x[torch.isin(data.train_labels, known.label.cpu())]
+            x = part(x, torch.isin(data.train_labels, known.label.cpu()))
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:2000]
         return x[order] if len(x) and tuple(x.shape[1:]) == run.info.shape else None
     except Exception as error:

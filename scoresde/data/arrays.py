@@ -16,8 +16,9 @@ from ..core.errors import DataError
 from ..core.opened import read_arrays, reason
 from ..core.text import one_line
 from .raw import AS_IS, Array, Known, Raw, Reading, index_labels
+from .rows import channels_first
 
-__all__ = ["load_arrays", "raw_of", "read_numpy", "roles"]
+__all__ = ["layout_of", "load_arrays", "raw_of", "read_numpy", "roles"]
 
 
 # Recognised array names, ignoring case, for all samples or for one part of the data (training or test). np.savez calls
@@ -155,11 +156,11 @@ def raw_of(arrays: dict[str, Array], path: Path | str, reading: Reading = AS_IS)
     found = roles(path, arrays)
     key = found["x"]
     arrays, masks = _padded(path, found, arrays) if MASK in reading.needs else (arrays, (None, None))
-    kind, channels_last = _layout(path, key, arrays[key], reading)
+    kind, channels_last = layout_of(path, key, arrays[key], reading)
     train, complete = _filled(arrays[key]) if reading.empty == "keep" else (arrays[key], None)
     train = _checked(path, key, train, kind, channels_last)
     if complete is not None:
-        complete = _shaped(complete, kind, channels_last)
+        complete = channels_first(complete, kind, channels_last)
     train_y = _labels(path, found["y"], arrays, len(train)) if "y" in found else None
     test, test_y = None, None
     if "x_test" in found:
@@ -173,7 +174,7 @@ def raw_of(arrays: dict[str, Array], path: Path | str, reading: Reading = AS_IS)
         test_y = _labels(path, found["y_test"], arrays, len(test)) if "y_test" in found else None
     (train_y, test_y), classes = index_labels(path, train_y, test_y)
     known, notes = _known(path, found, arrays, train, test, channels_last, reading)
-    shaped = [None if mask is None else _shaped(mask, kind, channels_last) for mask in masks]
+    shaped = [None if mask is None else channels_first(mask, kind, channels_last) for mask in masks]
     known = replace(known[0], mask=shaped[0]), replace(known[1], mask=shaped[1])
     return Raw(
         kind, train, test, train_y, test_y, classes, channels_last=channels_last, notes=notes, complete=complete,
@@ -343,7 +344,7 @@ def _labels(path: Path | str, key: str, arrays: dict[str, Array], n: int) -> Arr
     return y.reshape(n)
 
 
-def _layout(path: Path | str, key: str, x: Array, reading: Reading) -> tuple[str, bool]:
+def layout_of(path: Path | str, key: str, x: Array, reading: Reading) -> tuple[str, bool]:
     """Return the kind of data in an array, and whether the channels are last."""
     where = f"{path}: array {key!r}"
     if x.dtype.kind not in "biuf":
@@ -402,11 +403,4 @@ def _checked(path: Path | str, key: str, x: Array, kind: str, channels_last: boo
                 f"{path}: array {key!r} has {int(bad.sum())} NaN or infinite value{'s' if bad.sum() > 1 else ''}, "
                 f"the first in row {row}, counted from 0; drop such rows or fill in the values"
             )
-    return _shaped(x, kind, channels_last)
-
-
-def _shaped(x: Array, kind: str, channels_last: bool) -> Array:
-    """Return the array as ``(N, *event)`` with channels first."""
-    if x.ndim == 1 or (kind == "image" and x.ndim == 3):
-        x = x[:, None]
-    return np.moveaxis(x, -1, 1) if channels_last else x
+    return channels_first(x, kind, channels_last)

@@ -19,8 +19,10 @@ from ..core.errors import UsageError
 from ..core.noise import Noise, keyed
 from ..core.shapes import each, expand, flat
 from ..operators import Operator
+from .ahead import Ahead
 from .augment import Augmentation
 from .given import CondInfo
+from .rows import Stored
 
 __all__ = ["Batch", "Batches", "Rows", "Source", "degraded", "finished"]
 
@@ -93,7 +95,7 @@ class Rows:
     depend on the measurement of an operator.
 
     Args:
-        x: Data in data units, shape ``(n, *event)``.
+        x: Data in data units, shape ``(n, *event)``. Rows that stay in their files are read when a batch needs them.
         codec: The map from data units to model units.
         labels: Class indexes of the rows, int64 ``(n,)``, or ``None`` for batches without class labels.
         classes: Number of classes.
@@ -104,7 +106,7 @@ class Rows:
             ``None``.
     """
 
-    x: Tensor
+    x: Tensor | Stored
     codec: Codec
     labels: Tensor | None = None
     classes: int = 0
@@ -178,14 +180,24 @@ class Batches:
         size: Number of rows per batch.
         seed: Seed for the row order, for the augmentation and for operators that draw random numbers.
         augmentation: Augmentation of the rows, or ``None``. It requires images without weights and paired noise.
+        workers: Number of threads that read the rows of the next batches ahead, if the rows stay in their files. It
+            does not change the batches.
     """
 
-    def __init__(self, source: Source, size: int, seed: int, augmentation: Augmentation | None = None) -> None:
+    def __init__(
+        self, source: Source, size: int, seed: int, augmentation: Augmentation | None = None, workers: int = 0
+    ) -> None:
         self.source, self.size, self.seed, self.augmentation = source, size, seed, augmentation
-        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
+        self._orders: dict[int, Tensor] = {}
+        self._ahead: Ahead | None = None
+        if workers and isinstance(source, Rows) and isinstance(source.x, Stored):
+            self._ahead = Ahead(source.x, workers)
+            self.source = replace(source, x=self._ahead)
 
     def at(self, step: int, generator: torch.Generator, dtype: torch.dtype) -> Batch:
         """Return the batch for a step, with ``size`` rows."""
+        if self._ahead is not None:
+            self._ahead.expect(step, self.index)
         batch = self.source(self.index(step), generator, dtype)
         if self.augmentation is not None:
             batch = self._augmented(batch, step)
@@ -216,6 +228,8 @@ class Batches:
         return torch.cat(parts)
 
     def _permutation(self, epoch: int, count: int) -> Tensor:
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, torch.randperm(count, generator=keyed(self.seed, epoch, "epoch"))
-        return self._order
+        if epoch not in self._orders:
+            if len(self._orders) > 1:  # rows that are read ahead may belong to the next pass
+                del self._orders[min(self._orders)]
+            self._orders[epoch] = torch.randperm(count, generator=keyed(self.seed, epoch, "epoch"))
+        return self._orders[epoch]

@@ -34,9 +34,11 @@ from .arrays import raw_of
 from .captions import captioned
 from .content import LARGE, Identity, contents, ends, held_out, known_again, told
 from .given import CondInfo
+from .inplace import InPlace, in_place
 from .outliers import Outliers, outliers_of
 from .raw import AS_IS, Array, Raw, Reading
-from .readers import READABLE, read_digits, read_path
+from .readers import READABLE, pictures_place, read_digits, read_path
+from .rows import Joined, Stored, part, tensor_of
 from .table import left_out
 from .tinted import read_tinted
 from .toys import DENSITIES, TOYS, sample_toy
@@ -210,7 +212,10 @@ class How:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set in memory, in data units.
+    """A data set in data units, in memory or in files.
+
+    The samples of large data stay in their files (:mod:`scoresde.data.inplace`). ``train`` and ``test`` are then not
+    tensors, but :class:`~scoresde.data.rows.Stored` rows, which are read when they are indexed.
 
     Attributes:
         info: Description of the data, stored in the run folder.
@@ -241,8 +246,8 @@ class Dataset:
 
     info: DataInfo
     codec: Codec
-    train: Tensor
-    test: Tensor
+    train: Tensor | Stored
+    test: Tensor | Stored
     train_labels: Tensor | None = None
     test_labels: Tensor | None = None
     log_density: Callable[[Tensor], Tensor] | None = None
@@ -267,15 +272,20 @@ class Dataset:
         return replace(self, info=replace(self.info, known=known), train_given=train, test_given=test)
 
     @property
-    def filled(self) -> Tensor:
-        """The training rows without unknown values, ``(n, *event)``, or all training rows if no row is complete."""
-        found = self.train[self.whole]
+    def filled(self) -> Tensor | Stored:
+        """The training rows without unknown values, ``(n, *event)``, or all training rows if no row is complete.
+
+        Rows that stay in their files have no unknown values, and are not read.
+        """
+        if self.complete is None:
+            return self.train
+        found = part(self.train, self.whole)
         return found if len(found) else self.train
 
     @property
-    def trained(self) -> Tensor:
+    def trained(self) -> Tensor | Stored:
         """The training rows ``(n, *event)``, without the validation rows."""
-        return self.train[self.trains]
+        return part(self.train, self.trains)
 
     @property
     def trains(self) -> Tensor:
@@ -292,23 +302,20 @@ class Dataset:
             return torch.ones(len(self.train), dtype=torch.bool)
         return self.complete.flatten(1).all(1)
 
-    def every(self) -> tuple[Tensor, Tensor | None, Condition]:
+    def every(self) -> tuple[Tensor | Stored, Tensor | None, Condition]:
         """Return all samples, training samples first, with their labels and conditions.
 
         Labels are left out if only the training samples or only the test samples have them. The same applies to each
         kind of condition.
         """
         theirs, ours = (
-            (x, y, *(getattr(given, name) for name in (*SLOTS, "mask")))
-            for x, y, given in (
-                (self.train, self.train_labels, self.train_given), (self.test, self.test_labels, self.test_given)
-            )
-        )  # fmt: skip
-        x, y, label, vector, image, tokens, mask = (
+            (y, *(getattr(given, name) for name in (*SLOTS, "mask")))
+            for y, given in ((self.train_labels, self.train_given), (self.test_labels, self.test_given))
+        )
+        y, label, vector, image, tokens, mask = (
             None if a is None or b is None else _joined(a, b) for a, b in zip(theirs, ours, strict=True)
         )
-        assert x is not None
-        return x, y, Condition(label, vector, image, tokens, self.train_given.classes, mask)
+        return joined(self.train, self.test), y, Condition(label, vector, image, tokens, self.train_given.classes, mask)
 
     def origin(self, index: int) -> int | Path:
         """Return the file of a sample, or its position in the source if samples do not have their own files.
@@ -424,6 +431,14 @@ class Dataset:
         return self
 
 
+def joined(a: Tensor | Stored, b: Tensor | Stored) -> Tensor | Stored:
+    """Return the rows of ``a: (n, *event)`` followed by those of ``b: (m, *event)``. Stored rows are not read."""
+    if isinstance(a, Stored) and isinstance(b, Stored):
+        return Joined((a, b))
+    assert isinstance(a, Tensor) and isinstance(b, Tensor)
+    return torch.cat([a, b])
+
+
 def _joined(a: Tensor, b: Tensor) -> Tensor:
     """Join the rows of two tensors, padding shorter texts with -1 (word indices) or NaN (features of words)."""
     if a.ndim < 2 or a.shape[1:] == b.shape[1:] or a.shape[2:] != b.shape[2:]:
@@ -516,7 +531,9 @@ def loaded(spec: str, seed: int, test_fraction: float, reading: Reading, split: 
         )
     name = os.path.basename(os.path.realpath(path))
     name = name if path.is_dir() else name.split(".")[0]
-    return _build(read_path(path, reading), name, spec, How(seed, test_fraction, split, reading))
+    how, place = How(seed, test_fraction, split, reading), pictures_place(path)
+    stored = in_place(path, reading, place)
+    return _build(read_path(path, reading, place) if stored is None else stored.raw, name, spec, how, stored)
 
 
 def there(path: Path) -> bool:
@@ -545,28 +562,31 @@ def _captions() -> Raw:
     return captioned(digits, *split(len(digits.train), 0.1, seed=0))
 
 
-def _build(raw: Raw, name: str, source: str, how: How) -> Dataset:
-    """Build a data set, and split its rows if the source has no test part."""
+def _build(raw: Raw, name: str, source: str, how: How, stored: InPlace | None = None) -> Dataset:
+    """Build a data set, and split its rows if the source has no test part.
+
+    The samples are those in ``raw``, unless they stay in their files and are ``stored``.
+    """
     raw, sources = _with_values(raw)
-    units = units_of(raw, source)
+    units = units_of(raw, source, None if stored is None else stored.survey)
     if raw.test is not None and raw.test.shape[1:] != raw.train.shape[1:]:
         raise DataError(
             f"{source}: training samples have shape {raw.train.shape[1:]}, but test samples have shape "
             f"{raw.test.shape[1:]}; both parts must have the same shape"
         )
-    x, y = tensor_of(raw.train, units.wide), _label_tensor(raw.train_labels)
+    n, y = len(raw.train), _label_tensor(raw.train_labels)
     parts = _by_content(raw, how) if how.split == "content" else None
     complete = None if raw.complete is None else torch.from_numpy(raw.complete)
     real = None if raw.train_known.mask is None else torch.from_numpy(np.array(raw.train_known.mask, np.bool_))
     if parts is not None:
         keep, test = torch.from_numpy(parts.train), torch.from_numpy(parts.test)
     elif raw.test is None:
-        keep, test = split(len(x), how.test_fraction, how.seed)
+        keep, test = split(n, how.test_fraction, how.seed)
     if complete is not None and raw.test is None:  # rows with empty cells are used only for training
         whole = complete.flatten(1).all(1)
         if not bool(whole[test].any()):
             some = bool(whole.any())
-            what = f"values are missing in {int((~whole).sum()):,} of the {len(x):,} samples"
+            what = f"values are missing in {int((~whole).sum()):,} of the {n:,} samples"
             raise DataError(
                 f"{source}: {what}, and no complete sample is left to hold out; add complete samples, or "
                 + ("hold out a larger fraction" if some else "leave out columns that are mostly empty"),
@@ -575,11 +595,10 @@ def _build(raw: Raw, name: str, source: str, how: How) -> Dataset:
             )
         keep, test = torch.cat([keep, test[~whole[test]]]), test[whole[test]]
     if raw.test is not None:
-        test_x, test_y = tensor_of(raw.test, units.wide), _label_tensor(raw.test_labels)
-        keep, test = torch.arange(len(x)), torch.arange(len(test_x))
+        keep, test, test_y = torch.arange(n), torch.arange(len(raw.test)), _label_tensor(raw.test_labels)
     else:
-        test_x, test_y = x[test], None if y is None else y[test]
-        x, y = x[keep], None if y is None else y[keep]
+        test_y, y = None if y is None else y[test], None if y is None else y[keep]
+    x, test_x = _samples(raw, units.wide, keep, test, stored)
     test_y, notes = None if y is None else test_y, raw.notes
     if y is None and raw.test_labels is not None:
         notes = (*notes, "the labels of the test samples are ignored, because the training samples have none")
@@ -615,17 +634,29 @@ def _build(raw: Raw, name: str, source: str, how: How) -> Dataset:
         known=given,
     )
     data = Dataset(
-        info, units.codec(raw.kind, x, source, raw.names, _known_values(complete, real, keep)), x, test_x, y, test_y,
+        info, units.codec(raw.kind, x, source, raw.names, _known_values(complete, real, keep),
+                               None if stored is None else stored.about), x, test_x, y, test_y,
         DENSITIES.get(source), validates, None if parts is None else parts.identity,
         0 if parts is None else parts.known_again, notes, how,
         None if raw.hashes else _places(sources, keep, test, raw.test is None), _files(raw, keep, test),
         given.condition(known), given.condition(held), None if complete is None or bool(complete.all()) else complete,
-        outliers_of(raw),
+        outliers_of(raw) if stored is None else stored.unusual,
     )  # fmt: skip
     if y is None:
         return data
     counts = torch.bincount(y[data.trains], minlength=len(raw.classes))
     return replace(data, info=replace(info, trained=tuple(counts.tolist())))
+
+
+def _samples(
+    raw: Raw, wide: bool, keep: Tensor, test: Tensor, stored: InPlace | None
+) -> tuple[Tensor | Stored, Tensor | Stored]:
+    """Return the training samples and the test samples, at the positions ``keep`` and ``test`` in the source."""
+    if stored is not None:
+        rows = stored.rows.widened(wide)
+        return part(rows, keep), part(rows, test if raw.test is None else test + len(raw.train))
+    x = tensor_of(raw.train, wide)
+    return (x[keep], x[test]) if raw.test is None else (x, tensor_of(raw.test, wide))
 
 
 def _with_values(raw: Raw) -> tuple[Raw, Array]:
@@ -675,15 +706,23 @@ def identified(raw: Raw) -> tuple[Identity, list[bytes]]:
     n, own_test = len(raw.train), 0 if raw.test is None else len(raw.test)
     # Hash NaN for an unknown value, because the mean that is stored in its place depends on the other rows.
     x = raw.train if raw.complete is None else np.where(raw.complete, raw.train.astype(np.float64), np.nan)
-    rows = contents(x, _names(raw.train_labels, raw.classes), raw.hashes[:n])
-    if raw.test is not None:
+    rows = list(raw.keys) or contents(x, _names(raw.train_labels, raw.classes), raw.hashes[:n])
+    if raw.test is not None and not raw.keys:
         rows += contents(raw.test, _names(raw.test_labels, raw.classes), raw.hashes[n:])
-    large = sum(path.stat().st_size for path in raw.files) > LARGE
+    large = _total(raw.files) > LARGE
     conditions = None
     if raw.train_known.some:
         conditions = told(rows[:n], raw.train_known) + (told(rows[n:], raw.test_known) if own_test else [])
     identity = replace(Identity.of(rows, own_test, conditions), files=ends(raw.files) if large else None)
     return identity, rows
+
+
+def _total(files: Sequence[Path]) -> int:
+    """Return the total size of files in bytes, or 0 for members of archives, which earlier versions did not read."""
+    try:
+        return sum(path.stat().st_size for path in files)
+    except OSError:
+        return 0
 
 
 def _by_content(raw: Raw, how: How) -> _Parts:
@@ -710,17 +749,6 @@ def _files(raw: Raw, train: Tensor, test: Tensor) -> tuple[Path, ...]:
 def _names(y: Array | None, classes: tuple[str, ...]) -> list[str] | None:
     """Return the class name of each row, or ``None`` if there are no labels."""
     return None if y is None else [classes[i] for i in y]
-
-
-def tensor_of(x: Array, wide: bool) -> Tensor:
-    """Convert bytes and booleans to a uint8 tensor, and other numbers to 32 bits, or to 64 bits if ``wide``."""
-    small = x.dtype in (np.uint8, np.bool_)
-    dtype: type[np.generic]
-    if x.dtype.kind == "f":
-        dtype = np.float64 if wide else np.float32
-    else:
-        dtype = np.uint8 if small else np.int64 if wide else np.int32
-    return torch.from_numpy(np.ascontiguousarray(x, dtype=dtype))
 
 
 def _label_tensor(y: Array | None) -> Tensor | None:

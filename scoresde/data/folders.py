@@ -1,16 +1,16 @@
-"""Search a folder for images, and determine the class of each image and whether it is a training or a test image.
+"""Search a folder or an archive for images, and determine which of them are for training and what their classes are.
 
 Images may be at any depth. The classes are the top-level folders or, if there is a folder ``train``, the folders inside
 ``train`` and ``test``. Everything in or below a class folder belongs to that class. Files that are not images are
 reported as left out, except for hidden files and files that operating systems create.
 
 Some files are not samples, but conditions of an image. For ``cat/7.png``, these are the image ``given/cat/7.png`` in
-the top-level folder ``given``, and the text file ``cat/7.txt`` next to the image.
+the top-level folder ``given``, and the text file ``cat/7.txt`` next to the image. In archives without class folders,
+the class and the text of ``7.png`` can also be in ``7.cls`` and ``7.json``, as in the WebDataset format.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import Problem
+from ..core.opened import parse_json, reason
 from ..core.text import one_line
+from .places import Folder, Place
 
 __all__ = ["IMAGE_SUFFIXES", "Found", "find_pictures", "pictures_in", "some"]
 
@@ -28,6 +30,9 @@ PARTS |= {name: "validation" for name in ("val", "valid", "validation")}
 OLDER = ("train", "test", "val", "valid")  # the names recognised by older versions
 GIVEN = "given"
 JUNK = ("__macosx", "@eadir", "thumbs.db", "desktop.ini")  # ignored, as are all names that begin with a dot
+
+SMALL = 2**16  # largest size of a file with the class or the text of an image, in bytes
+LABELS, TEXTS = ("cls", "class", "label"), ("txt", "text", "caption")  # keys of a JSON file next to an image
 
 Classed = list[tuple[Path, str]]
 
@@ -45,6 +50,7 @@ class Found:
         given: The paths of the conditions in the folder ``given``, keyed by the paths of the images to which they
             belong.
         texts: The paths of the text files, keyed by the paths of the images to which they belong.
+        labels: The paths of the files with the classes of images, keyed by the paths of the images.
     """
 
     train: Classed
@@ -53,11 +59,18 @@ class Found:
     notes: tuple[str, ...] = ()
     given: Mapping[Path, Path] = field(default_factory=dict)
     texts: Mapping[Path, Path] = field(default_factory=dict)
+    labels: Mapping[Path, Path] = field(default_factory=dict)
+
+    def beside(self, path: Path) -> list[Path]:
+        """Return the paths of the files that say something about an image."""
+        found = (files.get(path) for files in (self.texts, self.labels, self.given))
+        return list(dict.fromkeys(file for file in found if file is not None))
 
 
-def find_pictures(folder: Path, older: bool = False) -> Found:
-    """Find all images in and below a folder. For ``older``, see :class:`~scoresde.data.Reading`."""
+def find_pictures(folder: Path | Place, older: bool = False) -> Found:
+    """Find all images in and below a folder or an archive. For ``older``, see :class:`~scoresde.data.Reading`."""
     search = _Search(folder, older)
+    folder = search.folder
     parts: dict[str, list[Path]] = {}
     for path, is_folder in search.visible(folder):
         if is_folder and path.name.lower() in (OLDER if older else PARTS):
@@ -111,13 +124,14 @@ class _Search:
     """A search for images in a folder. The search collects problems, notes and the paths of other files.
 
     Args:
-        folder: The folder.
+        folder: The folder or the archive.
         older: See :class:`~scoresde.data.Reading`.
         alone: Whether images in the subfolder ``given`` may be conditions of other images.
     """
 
-    def __init__(self, folder: Path, older: bool, alone: bool = True) -> None:
-        self.folder, self.older = folder, older
+    def __init__(self, folder: Path | Place, older: bool, alone: bool = True) -> None:
+        self.place = folder if isinstance(folder, Place) else Folder(folder)
+        self.folder, self.older = self.place.path, older
         self.problems: list[Problem] = []
         self.notes: list[str] = []
         self.others: list[Path] = []
@@ -126,7 +140,7 @@ class _Search:
     def _known(self) -> dict[Path, Path]:
         """Return the images below ``given``, keyed by their paths relative to ``given``, without suffix."""
         folder = self.folder / GIVEN
-        if not folder.is_dir():
+        if not self.place.is_folder(folder):
             return {}
         found = {p.relative_to(folder).with_suffix(""): p for p in self.walk(folder) if _is_picture(p)}
         apart = [
@@ -147,8 +161,8 @@ class _Search:
 
     def visible(self, folder: Path) -> list[tuple[Path, bool]]:
         """Return the visible entries of a folder, sorted by name, each with a flag that is true for folders."""
-        with os.scandir(folder) as inside:
-            seen = sorted((e.name, e.is_dir()) for e in inside if e.name[0] != "." and e.name.lower() not in JUNK)
+        inside = self.place.listed(folder)
+        seen = sorted((name, folded) for name, folded in inside if name[0] != "." and name.lower() not in JUNK)
         apart = GIVEN if folder == self.folder and getattr(self, "known", None) else ""
         return [(folder / name, is_folder) for name, is_folder in seen if name != apart]
 
@@ -157,6 +171,10 @@ class _Search:
         if not is_folder:
             yield path
         if not is_folder or (self.older and above):
+            return
+        if not self.place.links:
+            for inside, folded in self.visible(path):
+                yield from self.walk(inside, folded)
             return
         here = path.resolve()
         above = above or (path.parent.resolve(), *path.parent.resolve().parents)
@@ -200,17 +218,65 @@ class _Search:
         # representative sample of all rows.
         return [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
 
+    def labelled(self, rows: Classed) -> tuple[Classed, dict[Path, Path], dict[Path, Path]]:
+        """Return the images of an archive without class folders with the classes that are in files next to them.
+
+        Also return the paths of these files, and those of JSON files with a text, keyed by the paths of the images.
+        """
+        there, labels, texts, classed = set(self.others), {}, {}, []
+        for path, name in rows:
+            plain, full = (path.with_name(path.name.partition(".")[0] + suffix) for suffix in (".cls", ".json"))
+            told = self._json(full) if full in there else {}
+            if full in there and any(isinstance(told.get(key), str) for key in TEXTS):
+                texts[path] = full
+            if plain in there:
+                labels[path], name = plain, self._line(plain)
+            elif keys := [key for key in LABELS if isinstance(told.get(key), str | int)]:
+                labels[path], name = full, one_line(str(told[keys[0]]))
+            classed.append((path, name))
+        without = [path for path, _ in rows if path not in labels]
+        if labels and without:
+            self.refuse(
+                f"some images have a file with their class and others have none ({self.shown(without)}); add the "
+                "missing .cls files, or remove the others"
+            )
+        return classed, labels, texts
+
+    def _line(self, path: Path) -> str:
+        try:
+            name = one_line(self.place.read(path, SMALL).decode("utf-8-sig").strip())
+        except (OSError, ValueError) as error:
+            name = ""
+            self.refuse(f"{self.shown([path])} cannot be read: {reason(error)}")
+        else:
+            if not name:
+                self.refuse(f"{self.shown([path])} is empty, but it should contain the class of an image")
+        return name
+
+    def _json(self, path: Path) -> dict[str, object]:
+        try:
+            found = parse_json(self.place.read(path, SMALL))
+        except (OSError, ValueError) as error:
+            self.refuse(f"{self.shown([path])} cannot be read: {reason(error)}")
+            return {}
+        return found if isinstance(found, dict) else {}
+
     def found(self, train: Classed, test: Classed) -> Found:
-        given, texts, others_there = {}, {}, set(self.others)
+        labels: dict[Path, Path] = {}
+        captions: dict[Path, Path] = {}
+        if not self.place.links and self.others and not any(name for _, name in (*train, *test)):
+            (train, labels, captions), (test, *more) = self.labelled(train), self.labelled(test)
+            labels, captions = labels | more[0], captions | more[1]
+        given, texts, others_there = {}, dict(captions), set(self.others)
         for path, _ in (*train, *test):
             if image := self.known.get(path.relative_to(self.folder).with_suffix("")):
                 given[path] = image
             if not self.older and (text := path.with_suffix(".txt")) in others_there:
                 texts[path] = text
-        used = set(texts.values())
+        used = {*texts.values(), *labels.values()}
         left = [path for path in self.others if path not in used]
         others = [f"other files are left out: {_by_suffix(self, left)}"] if left and train else []
-        return Found(train, test, tuple(self.problems), (*self.notes, *others), given, texts)
+        return Found(train, test, tuple(self.problems), (*self.notes, *others), given, texts, labels)
 
 
 def _is_picture(path: Path) -> bool:

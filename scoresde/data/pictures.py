@@ -14,14 +14,17 @@ References:
 from __future__ import annotations
 
 import io
+import json
+import math
 import struct
 import warnings
 import zlib
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import reduce
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,17 +34,18 @@ import torch
 from torch import Tensor
 
 from ..core.errors import DataError, Problem, Problems
-from ..core.opened import read_bytes, reason
+from ..core.opened import parse_json, read_bytes, reason
 from ..core.shared import Shared
 from ..core.text import one_line
 from .arrays import load_arrays
-from .folders import GIVEN, Classed, Found, find_pictures, some
-from .raw import AS_IS, Array, Known, Raw, Reading
+from .folders import GIVEN, SMALL, TEXTS, Classed, Found, find_pictures, some
+from .places import Folder, Place
+from .raw import AS_IS, Array, Known, Raw, Reading, zeros
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["mask_from_file", "read_image_folder", "read_pictures"]
+__all__ = ["Store", "decode", "mask_from_file", "read_image_folder", "read_pictures"]
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 # PIL's modes and the mode that each is converted to; 16-bit greys are handled separately.
@@ -55,7 +59,6 @@ UPRIGHT = {
 }  # fmt: skip
 TURNED = [UPRIGHT[value] for value in (5, 6, 7, 8)]  # operations that swap width and height
 BITS = 258  # the TIFF tag for bits per sample
-TEXT = 2**16  # maximum size of a text about an image, in bytes
 NAMED = 20  # maximum number of files that a message names for each kind of fault
 SUGGESTED = (32, 16, 8)  # suggested image sizes; networks for these sizes can be trained without a GPU
 # Possible faults of a file: the text for one file, the text for several, and the remedy.
@@ -77,6 +80,9 @@ FAULTS = {
         "convert such images to grey or RGB, or save all images in one .npy array, or remove every such file",
     ),
 }  # fmt: skip
+# A function of the files, of a function that makes arrays, and of a function that says whether arrays are as expected,
+# that returns remembered arrays or makes them.
+Store = Callable[[list[Path], Callable[[], dict[str, Array]], Callable[[Mapping[str, Array]], bool]], dict[str, Array]]
 # First bytes of files that often have the suffix of an image but are something else.
 BEGINNINGS = {
     b"GIF8": "a GIF", b"%PDF": "a PDF", b"%!PS": "PostScript", b"PK": "a ZIP archive", b"\x1f\x8b": "a gzip file",
@@ -85,16 +91,26 @@ BEGINNINGS = {
 }  # fmt: skip
 
 
-def read_image_folder(folder: Path, reading: Reading = AS_IS) -> Raw:
-    """Read the images in and below a folder.
+def read_image_folder(folder: Path | Place, reading: Reading = AS_IS, store: Store | None = None) -> Raw:
+    """Read the images in and below a folder or an archive.
+
+    Args:
+        folder: The folder or the archive.
+        reading: Options for reading the files.
+        store: A function that returns remembered facts about the images, or makes them. If it is given, the pixels are
+            not kept, and the samples of the result have the right shape and dtype but are all 0.
 
     Raises:
-        Problems: If the folder cannot be read. The error lists every problem.
+        Problems: If the images cannot be read. The error lists every problem.
     """
-    found = find_pictures(folder, reading.older)
+    place = folder if isinstance(folder, Place) else Folder(folder)
+    folder, found = place.path, find_pictures(place, reading.older)
     files = found.train + found.test
-    pile = _Pile(folder, [path for path, _ in files], reading)
-    pile.read()
+    pile = _Pile(place, [path for path, _ in files], reading, keep=store is None)
+    if store is None:
+        pile.read()
+    else:
+        pile.recall(store)
     kept = pile.kept
     n = bisect_left(kept, len(found.train))
     train, test = [files[i] for i in kept[:n]], [files[i] for i in kept[n:]]
@@ -110,7 +126,7 @@ def read_image_folder(folder: Path, reading: Reading = AS_IS) -> Raw:
                 "images of these classes, or remove their test images"
             )
         )
-    known, faults, left_out = _known(found, [path for path, _ in (*train, *test)], folder, reading)
+    known, faults, left_out = _known(found, [path for path, _ in (*train, *test)], place, reading, store is None)
     problems += faults
     if problems:
         raise Problems(folder, problems, found.notes)
@@ -132,12 +148,12 @@ def read_image_folder(folder: Path, reading: Reading = AS_IS) -> Raw:
 
 
 def _known(
-    found: Found, paths: Sequence[Path], folder: Path, reading: Reading
+    found: Found, paths: Sequence[Path], place: Place, reading: Reading, keep: bool
 ) -> tuple[Known, list[Problem], tuple[str, ...]]:
     """Return the conditions of the images, the problems, and notes on conditions that are left out."""
     if not paths:
         return Known(), [], ()
-    image, text, notes = None, None, []
+    image, text, notes, folder = None, None, [], place.path
     faults: dict[str, list[Problem]] = {"image": [], "text": []}
     if found.given:
         without = [path.relative_to(folder).as_posix() for path in paths if path not in found.given]
@@ -148,8 +164,12 @@ def _known(
                     f"({some(without)}); add the missing images to {GIVEN}/, or remove the images that have none"
                 )
             )
+        elif not keep:
+            faults["image"].append(
+                Problem("the images are too large to be read into memory, but conditions must be; use smaller images")
+            )
         else:
-            pile = _Pile(folder, [found.given[path] for path in paths], replace(reading, on_bad="stop"))
+            pile = _Pile(place, [found.given[path] for path in paths], replace(reading, on_bad="stop"))
             pile.read()
             # Skipping a file here would leave a sample without its condition.
             faults["image"] = [
@@ -161,8 +181,7 @@ def _known(
         texts = []
         for path in paths:
             try:
-                data = read_bytes(found.texts[path], TEXT) if path in found.texts else b""
-                texts.append(" ".join(data.decode("utf-8-sig").split()))
+                texts.append(" ".join(_text(place, found.texts.get(path)).split()))
             except (OSError, ValueError) as error:
                 file = found.texts[path].relative_to(folder).as_posix()
                 faults["text"].append(Problem(f"{file} cannot be read: {reason(error)}"))
@@ -180,6 +199,17 @@ def _known(
             more = f" (and {len(several) - 1} more problem{'s' * (len(several) > 2)})" if several[1:] else ""
             notes.append(f"{what} are not used as a condition: {several[0].message}{more}")
     return Known(image=image, text=text), problems, tuple(notes)
+
+
+def _text(place: Place, file: Path | None) -> str:
+    """Return the text in a file next to an image, which may be JSON, or "" if there is no file."""
+    if file is None:
+        return ""
+    data = place.read(file, SMALL)
+    if file.suffix.lower() != ".json":
+        return data.decode("utf-8-sig")
+    found = parse_json(data)
+    return next(str(found[key]) for key in TEXTS if isinstance(found.get(key), str))
 
 
 def read_pictures(
@@ -203,7 +233,7 @@ def read_pictures(
     Raises:
         Problems: If an image cannot be read, or if the images differ in size or bit depth.
     """
-    pile = _Pile(folder, paths, reading, advice, alpha)
+    pile = _Pile(Folder(folder), paths, reading, advice, alpha)
     pile.read()
     if problems := pile.problems():
         raise Problems(folder, problems)
@@ -237,6 +267,31 @@ def mask_from_file(path: str) -> Tensor:
     half = (65535 if pixels.dtype == np.uint16 else 255) / 2
     colours = pixels[:1] if len(pixels) < 3 else pixels[:3]
     return torch.from_numpy(colours.mean(0, keepdims=True) < half)
+
+
+def decode(data: bytes, reading: Reading = AS_IS, channels: int = 0) -> Array:
+    """Decode the bytes of an image file to pixels ``(C, H, W)``, uint8 or uint16.
+
+    Args:
+        data: The bytes.
+        reading: Options for reading the file.
+        channels: Number of channels of the result: grey becomes colour, and an opaque alpha channel is added. With 0,
+            the image keeps its own channels.
+
+    Raises:
+        ValueError: If the bytes are not an image that can be used. The message says why.
+    """
+    try:
+        x = _decoded(data, reading).pixels
+    except _Fault as error:
+        raise ValueError(FAULTS[error.kind][0] + (f" ({error})" if str(error) else "")) from error
+    if channels in (0, len(x)):
+        return x
+    if _common(channels, len(x)) != channels:
+        raise ValueError(f"has {len(x)} channels, but there should be {channels}")
+    out = np.empty((channels, *x.shape[1:]), x.dtype)
+    _promote(x, out)
+    return out
 
 
 def _indexes(rows: Classed, classes: tuple[str, ...]) -> Array | None:
@@ -336,6 +391,8 @@ def _picture(image: Image.Image, data: bytes, reading: Reading, on_white: bool) 
     if not (sixteen or reading.older) and image.mode != "F" and _bits(image, data) > 8:
         raise _Fault("deep", "")
     width, height = image.size
+    if width * height > (Images.MAX_IMAGE_PIXELS or math.inf):  # Pillow only warns of less than twice as many
+        raise _Fault("unreadable", f"a possible decompression bomb: {width * height:,} pixels")
     part = (float(width), float(height))  # the rest, to the right and below, is padding of the decoder
     if reading.size:  # a JPEG can be decoded at a half, a quarter or an eighth of its size
         drafted = image.draft(None, (2 * reading.size, 2 * reading.size))
@@ -440,6 +497,7 @@ class _Stack:
     Attributes:
         at: File index of each image.
         sizes: File indexes, keyed by width and height.
+        shapes: Height and width of the pixels of the images.
         channels: Number of images, keyed by number of channels.
         pixels: Pixels ``(room, C, H, W)``, of which the first ``len(at)`` rows are in use, or ``None`` if not kept.
         short: Size in bytes of the array if it did not fit in memory, else 0.
@@ -450,6 +508,7 @@ class _Stack:
         self.at: list[int] = []
         self.sizes: dict[tuple[int, int], list[int]] = {}
         self.channels: Counter[int] = Counter()
+        self.shapes: set[tuple[int, int]] = set()
         self.pixels: Array | None = None
         self.short = 0
 
@@ -459,6 +518,7 @@ class _Stack:
         self.at.append(file)
         self.sizes.setdefault(picture.size, []).append(file)
         self.channels[len(x)] += 1
+        self.shapes.add((x.shape[1], x.shape[2]))
         if keep and row == 0:
             self.pixels = self._room(x.shape, x.dtype)
         if self.pixels is None or not keep or x.shape[1:] != self.pixels.shape[2:]:
@@ -472,6 +532,11 @@ class _Stack:
             self.pixels = grown
         if self.pixels is not None:
             _promote(x, self.pixels[row])
+
+    @property
+    def side(self) -> tuple[int, int]:
+        """Height and width of the pixels, if all images have the same."""
+        return self.shapes.copy().pop()
 
     def _room(self, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array | None:
         try:
@@ -499,15 +564,19 @@ def _promote(x: Array, out: Array) -> None:
 
 
 class _Pile:
-    """Image files to read, in the order of the rows. File names in messages are relative to ``folder``.
+    """Image files to read, in the order of the rows. File names in messages are relative to the path of ``place``.
 
-    ``alpha`` says whether the rows have an alpha channel, as in :func:`read_pictures`.
+    ``alpha`` says whether the rows have an alpha channel, as in :func:`read_pictures`. The pixels are kept only if
+    ``keep`` is true.
     """
 
     def __init__(
-        self, folder: Path, paths: Sequence[Path], reading: Reading, advice: str = "", alpha: bool | None = None
-    ) -> None:
-        self.folder, self.paths, self.reading, self.advice, self.alpha = folder, paths, reading, advice, alpha
+        self, place: Place, paths: Sequence[Path], reading: Reading, advice: str = "", alpha: bool | None = None,
+        keep: bool = True,
+    ) -> None:  # fmt: skip
+        self.place, self.paths, self.reading, self.advice, self.alpha = place, paths, reading, advice, alpha
+        self.folder, self.keep = place.path, keep
+        self.recalled: Mapping[str, Array] = {}
         self.hashes: list[bytes] = []
         self.faults: dict[str, list[tuple[int, str]]] = {}
         self.depths = {8: _Stack(len(paths)), 16: _Stack(len(paths))}
@@ -526,11 +595,13 @@ class _Pile:
             for i, path in enumerate(self.paths):
                 data = b""
                 try:
-                    data = read_bytes(path)
+                    data = self.place.read(path)
                     picture = _decoded(data, self.reading, self.alpha is False)
                     fits = not side or picture.pixels.shape[1:] == (side, side)
                     # Allocate no memory for a folder that will be rejected.
-                    self.depths[8 * picture.pixels.itemsize].add(i, picture, keep=fits and not (stop and self.faults))
+                    self.depths[8 * picture.pixels.itemsize].add(
+                        i, picture, keep=self.keep and fits and not (stop and self.faults)
+                    )
                     self.opaque += picture.opaque
                     self.clear += [i] * picture.clear
                 except _Fault as fault:
@@ -538,6 +609,31 @@ class _Pile:
                 except (OSError, MemoryError) as error:
                     self.faults.setdefault("unreadable", []).append((i, reason(error)))
                 self.hashes.append(blake2b(data, digest_size=8).digest())
+
+    def recall(self, store: Store) -> None:
+        """Read all files to learn about them without keeping their pixels, unless this is remembered."""
+
+        def made() -> dict[str, Array]:
+            self.read()
+            if problems := self.problems():
+                raise Problems(self.folder, problems, self.notes())
+            return {
+                "hashes": np.frombuffer(b"".join(self.hashes), np.uint8).reshape(-1, 8),
+                "kept": np.array(self.kept, np.int64), "holes": np.array(self.holes, np.int64),
+                "event": np.array([self.channels, *self.main.side]), "deep": np.array(self.main is self.depths[16]),
+                "notes": np.array(json.dumps(self.notes())),
+            }  # fmt: skip
+
+        self.recalled = store([*self.paths], made, self._fits)
+        self.hashes = [bytes(one) for one in self.recalled["hashes"]]
+
+    def _fits(self, found: Mapping[str, Array]) -> bool:
+        """Return whether arrays have the names, shapes and dtypes of those that :meth:`recall` remembers."""
+        shapes = {name: (x.ndim, x.dtype.kind) for name, x in found.items()}
+        return shapes == {
+            "hashes": (2, "u"), "kept": (1, "i"), "holes": (1, "i"), "event": (1, "i"), "deep": (0, "b"),
+            "notes": (0, "U"),
+        } and found["hashes"].shape == (len(self.paths), 8)  # fmt: skip
 
     # --------------------------------------------------------------------------------------------------------- results
 
@@ -549,11 +645,20 @@ class _Pile:
     @property
     def kept(self) -> list[int]:
         """Indexes of the files that become rows."""
-        return self.main.at
+        return list(map(int, self.recalled["kept"])) if self.recalled else self.main.at
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of the rows."""
+        found = reduce(_common, self.main.channels)
+        return found + (bool(self.alpha) and found % 2)
 
     @property
     def pixels(self) -> Array:
-        """The rows, ``(N, C, H, W)``."""
+        """The rows, ``(N, C, H, W)``, or zeros that take no memory if the pixels were not kept."""
+        if self.recalled:
+            dtype = np.uint16 if self.recalled["deep"] else np.uint8
+            return zeros(len(self.kept), tuple(self.recalled["event"].tolist()), np.dtype(dtype))
         assert self.main.pixels is not None
         x = self.main.pixels[: len(self.main.at)]
         if self.alpha and x.shape[1] % 2:
@@ -564,6 +669,8 @@ class _Pile:
     @property
     def holes(self) -> list[int]:
         """Indexes of the rows' files that have transparent parts."""
+        if self.recalled:
+            return list(map(int, self.recalled["holes"]))
         kept = set(self.kept)
         return [i for i in self.clear if i in kept]
 
@@ -592,6 +699,8 @@ class _Pile:
 
     def notes(self) -> list[str]:
         """Return notes on the images that were changed or left out."""
+        if self.recalled:
+            return list(map(str, json.loads(str(self.recalled["notes"]))))
         found = [f"left out: {text}" for text in self._left_out()]
         grey, colour = (sum(self.main.channels[c] for c in channels) for channels in ((1, 2), (3, 4)))
         if grey and colour:

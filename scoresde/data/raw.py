@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..core.errors import DataError, UsageError
 from ..core.limits import SIZE, Checked, ranges
 
-__all__ = ["AS_IS", "Array", "Known", "Raw", "Reading", "index_labels"]
+__all__ = ["AS_IS", "Array", "Known", "Raw", "Reading", "index_labels", "zeros"]
 
 Array = NDArray[Any]
 
@@ -124,6 +124,8 @@ class Raw:
         whole: Whether each column of a table contains only integers. If empty, the dtype of ``train`` determines this.
         hashes: 8-byte hash of each sample's file. The training samples come first. Empty if samples do not have their
             own files.
+        keys: Content hash of each row (:mod:`scoresde.data.content`), the training samples first, or empty if the
+            hashes are not known yet.
         files: The files that were read.
         notes: Messages from the reader about what it did, one sentence each.
         complete: A mask of the known values, bool, with the shape of ``train``, or None if all values are known. An
@@ -144,12 +146,18 @@ class Raw:
     names: tuple[str, ...] = ()
     whole: tuple[bool, ...] = ()
     hashes: tuple[bytes, ...] = ()
+    keys: tuple[bytes, ...] = ()
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
     complete: Array | None = None
     train_known: Known = field(default_factory=Known)
     test_known: Known = field(default_factory=Known)
     lines: tuple[int, ...] = ()
+
+
+def zeros(count: int, event: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Return an array ``(count, *event)`` of zeros that takes no memory."""
+    return np.broadcast_to(np.zeros((), dtype), (count, *event))
 
 
 def index_labels(path: Path | str, *parts: Array | None) -> tuple[list[Array | None], tuple[str, ...]]:

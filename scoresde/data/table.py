@@ -30,7 +30,7 @@ from ..core.opened import gunzipped, read_bytes, reason
 from ..core.registry import closest
 from .raw import AS_IS, Array, Known, Raw, Reading, index_labels
 
-__all__ = ["TABLE_SUFFIXES", "Sheet", "is_table", "place_columns", "read_sheet", "read_table"]
+__all__ = ["TABLE_SUFFIXES", "Sheet", "is_table", "place_columns", "read_sheet", "read_table", "table_of"]
 
 TABLE_SUFFIXES = (".csv", ".tsv")
 LABELS = ("y", "label", "labels", "class", "target")
@@ -124,8 +124,16 @@ def read_table(path: Path, reading: Reading = AS_IS, keep: Collection[str] = ())
         Problems: If cells are neither numbers nor classes. The error lists every column, with the line of the first
             such cell.
     """
-    text = _text(path)
-    separator = _separator(text)
+    return table_of(path, _text(path), reading, keep)
+
+
+def table_of(path: Path, text: str, reading: Reading = AS_IS, keep: Collection[str] = (), separator: str = "") -> Raw:
+    """Read a table from a text. ``path`` is used only in messages.
+
+    The other arguments and the result are those of :func:`read_table`. By default, the separator is found from the
+    first lines.
+    """
+    separator = separator or _separator(text)
     names, rows, lines = _rows(path, text, separator)
     rows, lines, blank = _without_empty(path, names, rows, lines)
     cells = [[cell.strip() for cell in column] for column in zip(*rows, strict=True)]

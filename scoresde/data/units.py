@@ -12,8 +12,10 @@ before they are rounded to float32.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +23,11 @@ from torch import Tensor
 
 from ..codec import Affine, Codec, Composed, Levels
 from ..core.errors import DataError
+from .index import remembered
 from .raw import Array, Raw
+from .rows import Moments, Stored, Subset, axes_of, pieces
 
-__all__ = ["Units", "axes_of", "units_of"]
+__all__ = ["Units", "units_of"]
 
 EXACT = 2**18  # up to this, float32 represents every integer and every 64th of an integer exactly
 LARGEST = 2**53  # up to this, float64 represents every integer exactly
@@ -60,22 +64,24 @@ class Units:
         return levels.count
 
     def codec(
-        self, kind: str, train: Tensor, source: str, names: Sequence[str] = (), complete: Tensor | None = None
-    ) -> Codec:
+        self, kind: str, train: Tensor | Stored, source: str, names: Sequence[str] = (), complete: Tensor | None = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> Codec:  # fmt: skip
         """Build the map from data units to model units.
 
         Args:
             kind: Kind of the data.
-            train: Training rows in data units, ``(n, *event)``.
+            train: Training rows in data units, ``(n, *event)``. Stored rows are read once, in pieces.
             source: Source of the data, for messages.
             names: Column names, for messages.
             complete: A mask of the known values, bool ``(n, *event)``, or ``None`` if all values are known.
+            about: What the values of stored rows depend on, as plain JSON values.
 
         Raises:
             DataError: If a column is constant or entirely unknown in the training rows, or if the squares of the values
                 overflow.
         """
-        affine = self._standardised(kind, train, source, names, complete) if self.each else self._ranged()
+        affine = self._standardised(kind, train, source, names, complete, about or {}) if self.each else self._ranged()
         return affine if self.levels is None else Composed((self.levels, affine))
 
     def _ranged(self) -> Affine:
@@ -86,13 +92,17 @@ class Units:
         return Affine(self.low + half, half)
 
     def _standardised(
-        self, kind: str, train: Tensor, source: str, names: Sequence[str], complete: Tensor | None
-    ) -> Affine:
+        self, kind: str, train: Tensor | Stored, source: str, names: Sequence[str], complete: Tensor | None,
+        about: Mapping[str, Any],
+    ) -> Affine:  # fmt: skip
         """Return the map that gives each column or channel mean 0 and standard deviation 1 over the training rows."""
         axes = axes_of(kind, train.ndim)
-        std, mean = torch.std_mean(train.double(), axes, correction=0, keepdim=True)
-        lows, highs = train.amin(axes), train.amax(axes)
-        if complete is not None:
+        if isinstance(train, Stored):
+            std, mean, lows, highs = _remembered_moments(train, axes, about)
+        else:
+            std, mean = torch.std_mean(train.double(), axes, correction=0, keepdim=True)
+            lows, highs = train.amin(axes), train.amax(axes)
+        if complete is not None and isinstance(train, Tensor):
             count = complete.sum(axes, keepdim=True)
             mean = torch.where(complete, train, 0).sum(axes, keepdim=True, dtype=torch.float64) / count.clamp(min=1)
             square = torch.where(complete, train - mean, 0).square()
@@ -115,8 +125,14 @@ class Units:
         return Affine(mean, std)
 
 
-def units_of(raw: Raw, source: str) -> Units:
+def units_of(raw: Raw, source: str, survey: Mapping[str, Array] | None = None) -> Units:
     """Determine the levels and range of the values, and whether each column or channel has its own scale.
+
+    Args:
+        raw: What was read.
+        source: Source of the data, for messages.
+        survey: What :func:`~scoresde.data.survey.surveyed` found, for rows that stay in their files, or ``None`` to
+            compute it from the rows in ``raw``.
 
     Raises:
         DataError: If there are no values, only one distinct value, or integers that are too large for float64.
@@ -130,8 +146,11 @@ def units_of(raw: Raw, source: str) -> Units:
         return Units(float(raw.levels[0]), float(raw.levels[1]), given, each=False, wide=False)
     if dtype == np.uint8 and raw.kind in ("image", "volume"):
         return Units(0.0, 255.0, Levels(0, 255, 256), each=False, wide=False)
-    lows = np.min([p.min(axes, keepdims=True)[0] for p in parts], axis=0).astype(np.float64)
-    highs = np.max([p.max(axes, keepdims=True)[0] for p in parts], axis=0).astype(np.float64)
+    if survey is not None:
+        lows, highs = (survey[name][0].astype(np.float64) for name in ("lows", "highs"))
+    else:
+        lows = np.min([p.min(axes, keepdims=True)[0] for p in parts], axis=0).astype(np.float64)
+        highs = np.max([p.max(axes, keepdims=True)[0] for p in parts], axis=0).astype(np.float64)
     low, high = float(lows.min()), float(highs.max())
     whole = np.full(lows.shape, dtype.kind != "f")
     if raw.whole:
@@ -146,19 +165,14 @@ def units_of(raw: Raw, source: str) -> Units:
             f"{source}: float64 cannot represent integers up to {largest:.0f} exactly (the limit is {LARGEST}); "
             "subtract an offset, or convert the integers to floating-point numbers, which are treated as continuous"
         )
-    each = raw.kind in ("vector", "signal") or _unlike(raw.train, axes, lows, highs)
-    wide = largest >= EXACT or (dtype.kind == "f" and dtype.itemsize > 4 and _rounded(raw.train, axes, whole))
+    each = raw.kind in ("vector", "signal") or _unlike(raw.train, axes, lows, highs, survey)
+    wide = largest >= EXACT or (dtype.kind == "f" and dtype.itemsize > 4 and _rounded(raw.train, axes, whole, survey))
     if dtype.kind == "f" and not wide:  # the values as they will be stored
         low, high = float(np.float32(low)), float(np.float32(high))
     levels = None
     if whole.any():
         levels = Levels(0, 1, 2) if dtype == np.bool_ else _levels(whole, lows, highs, each)
     return Units(low, high, levels, each, wide)
-
-
-def axes_of(kind: str, ndim: int) -> tuple[int, ...]:
-    """Return all axes of an array of samples except the axis of the columns or channels."""
-    return (0,) if kind == "vector" else (0, *range(2, ndim))
 
 
 def constant_column(kind: str, constant: Tensor, source: str, names: Sequence[str] = (), unknown: bool = False) -> str:
@@ -184,17 +198,58 @@ def _levels(whole: Array, lows: Array, highs: Array, each: bool) -> Levels:
     return Levels(torch.from_numpy(lows), torch.from_numpy(highs), torch.from_numpy(counts))
 
 
-def _unlike(x: Array, axes: tuple[int, ...], lows: Array, highs: Array) -> bool:
+def _unlike(
+    x: Array, axes: tuple[int, ...], lows: Array, highs: Array, survey: Mapping[str, Array] | None = None
+) -> bool:
     """Return whether image channels differ in kind, judging by their means and standard deviations."""
     if lows.size < 2 or lows.min() == highs.max():
         return False
-    some = x[:: max(1, len(x) // 4096)]
-    std, mean = some.std(axes, dtype=np.float64), some.mean(axes, dtype=np.float64)
+    if survey is not None:
+        std, mean = survey["std_some"], survey["mean_some"]
+    else:
+        some = x[:: max(1, len(x) // 4096)]
+        std, mean = some.std(axes, dtype=np.float64), some.mean(axes, dtype=np.float64)
     return bool(std.max() > UNLIKE * std.min() or np.ptp(mean) > UNLIKE * std.max())
 
 
-def _rounded(x: Array, axes: tuple[int, ...], whole: Array) -> bool:
+def _rounded(x: Array, axes: tuple[int, ...], whole: Array, survey: Mapping[str, Array] | None = None) -> bool:
     """Return whether float32 rounds values in a non-integer column by more than ``ROUNDED`` standard deviations."""
     with np.errstate(over="ignore", invalid="ignore"):
-        lost = np.abs(x - x.astype(np.float32).astype(x.dtype)).max(axes)
-        return bool((~(lost <= ROUNDED * x.std(axes, dtype=np.float64)) & ~whole.reshape(lost.shape)).any())
+        if survey is not None:
+            lost, std = survey["lost"], survey["std"]
+        else:
+            lost, std = np.abs(x - x.astype(np.float32).astype(x.dtype)).max(axes), x.std(axes, dtype=np.float64)
+        return bool((~(lost <= ROUNDED * std) & ~whole.reshape(lost.shape)).any())
+
+
+def _remembered_moments(train: Stored, axes: tuple[int, ...], about: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    """Return the results of :func:`_moments`, which are computed once for each choice of training rows."""
+    index = train.index if isinstance(train, Subset) else np.arange(len(train))
+    digest = hashlib.blake2b(np.ascontiguousarray(index, "<i8").tobytes(), digest_size=16).hexdigest()
+    names = ("std", "mean", "low", "high")
+    shape = tuple(1 if i in axes else n for i, n in enumerate(train.shape))
+    found, _ = remembered(
+        {"what": "moments", "of": about, "rows": digest, "wide": train.wide},
+        lambda: {name: x.numpy() for name, x in zip(names, _moments(train, axes), strict=True)},
+        lambda found: (
+            set(found) == set(names) and all(x.dtype.kind in "fiu" and x.shape == shape for x in found.values())
+        ),
+    )
+    return tuple(torch.from_numpy(found[name]) for name in names)
+
+
+def _moments(train: Stored, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the standard deviation, the mean, the lowest and the highest value of each column or channel.
+
+    All axes of the results but that of the columns or channels have length 1.
+    """
+    found: Moments | None = None
+    lows, highs = [], []
+    for x in pieces(train):
+        moments = Moments.of(x.numpy(), axes)
+        found = moments if found is None else found + moments
+        lows.append(x.amin(axes))
+        highs.append(x.amax(axes))
+    assert found is not None
+    std, mean = torch.from_numpy(found.std), torch.from_numpy(found.mean)
+    return std, mean, torch.stack(lows).amin(0).reshape(std.shape), torch.stack(highs).amax(0).reshape(std.shape)

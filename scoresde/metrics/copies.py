@@ -46,6 +46,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -61,6 +62,7 @@ __all__ = ["HELD_OUT", "Copies", "find_copies", "nearest_line"]
 HELD_OUT = 20  # smallest number of held-out rows that can calibrate the test
 LOOKED_AT = 100  # largest number of samples, and of held-out rows, checked at the end of training
 READ = 2**28  # largest number of values of the training data to read for the check at the end of training
+READ_FROM_FILES = 2**25  # the same if the data stay in their files, because they must not fill the memory
 COARSE = 512  # number of values per row used in the coarse search for neighbours
 CANDIDATES = 8  # number of candidates from the coarse search whose exact distances are computed
 
@@ -191,10 +193,22 @@ def _share(found: Tensor) -> float:
 # -------------------------------------------------------------------------------------------------- one-line summary
 
 
+class Readable(Protocol):
+    """Rows ``(n, *event)`` that can be sliced: a tensor, or rows that stay in their files."""
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        ...
+
+    def __getitem__(self, index: int | slice, /) -> Tensor:
+        """Return a row ``(*event,)``, or the rows of a slice ``(m, *event)``."""
+        ...
+
+
 def nearest_line(
     samples: Tensor,
-    train: Tensor,
-    held_out: Tensor,
+    train: Readable,
+    held_out: Readable,
     units: Callable[[Tensor], Tensor] = torch.Tensor.float,
     *,
     level: float = 0.01,
@@ -223,7 +237,7 @@ def nearest_line(
             f"training samples (got {len(samples)} and {len(train)})"
         )
     size = max(1, train[0].numel())
-    step = -(-len(train) * size // READ)
+    step = -(-len(train) * size // (READ if isinstance(train, Tensor) else READ_FROM_FILES))
     most = min(LOOKED_AT, max(HELD_OUT, 2**24 // size))
     rows, new = train[::step], samples[:most]
     kept = held_out[:: max(1, len(held_out) // most)][:most]

@@ -138,7 +138,7 @@ class Conditioned(Bound):
         if chosen is not None:
             complete = None
             if data.complete is not None and split != "test":
-                rest = torch.ones_like(data.test, dtype=torch.bool)
+                rest = torch.ones(data.test.shape, dtype=torch.bool)
                 complete = torch.cat([data.complete, rest])[index]
             seen = measured(x[index], chosen, Noise.of(len(index), seed), complete)
         return self._given(condition, seen, each)

@@ -143,6 +143,8 @@ class TrainConfig:
             cost of another forward pass (:mod:`scoresde.nn.checkpointing`).
         keep: Number of checkpoints to keep. To guide a model by an earlier version of itself
             (:meth:`scoresde.Run.guided`), keep 5 or more.
+        workers: Number of threads that read the next batches ahead, for data that stay in their files. It does not
+            change any result.
         typed: Which names come from the user rather than from a file: all (true), none (false), or the listed names.
             This field is not stored.
     """
@@ -152,6 +154,7 @@ class TrainConfig:
         steps=dataclasses.replace(TRAINED, low=0, hint=_HINT), batch=_OR_0, warmup=_OR_0,
         sample_every=_RARELY, validate_every=_RARELY,
         lr=dataclasses.replace(LR, above=False, hint=_HINT), save_minutes=Range(0, infinite=True), keep=COUNT,
+        workers=Range(0, 64),
         accumulate=COUNT,
         clip=Range(0, above=True, infinite=True, hint="inf disables clipping"),
     )  # fmt: skip
@@ -192,6 +195,7 @@ class TrainConfig:
     validate_every: int = 0
     save_minutes: float = 10.0
     keep: int = 2
+    workers: int = 0
     accumulate: int = 1
     recompute: bool = False
     typed: Typed = field(default=True, repr=False, compare=False)

@@ -35,6 +35,7 @@ from ..codec import Codec
 from ..core.errors import DataError, UsageError
 from ..core.text import one_line
 from ..data import DataInfo, Dataset
+from ..data.rows import Stored, pieces, thinned
 
 __all__ = [
     "FarCells", "Units", "check_units", "in_data_units", "read_units", "warn_of_cells", "warn_of_shown",
@@ -124,7 +125,8 @@ def check_units(x: Tensor, data: Dataset, source: str = "the samples") -> None:
     if not x.numel():
         return
     axes = _axes(data.info, data.codec)
-    theirs, ours = _Spread.of(x, axes), _Spread.of(data.train, axes, data.test)
+    # Of data that stay in their files, an evenly thinned sample is enough for these rules.
+    theirs, ours = _Spread.of(x, axes), _Spread.of(thinned(data.train), axes, thinned(data.test))
     found = theirs.apart(ours)
     if theirs.count >= FEW:
         found |= theirs.smaller(ours) | theirs.larger(ours)
@@ -288,9 +290,10 @@ class _Spread:
     quarter: Tensor
 
     @classmethod
-    def of(cls, x: Tensor, axes: tuple[int, ...], more: Tensor | None = None) -> _Spread:
+    def of(cls, x: Tensor | Stored, axes: tuple[int, ...], more: Tensor | Stored | None = None) -> _Spread:
         """Compute the statistics of ``x``. The minimum and maximum also include the values in ``more``."""
-        ends = [_ends(part, axes) for part in (x, more) if part is not None and part.numel()]
+        parts = [part for part in (x, more) if part is not None and part.shape.numel()]
+        ends = [_ends(piece, axes) for part in parts for piece in pieces(part)]
         low = torch.stack([a for a, _ in ends]).amin(0)
         high = torch.stack([b for _, b in ends]).amax(0)
         values = _grouped(_some(x).double(), axes).sort(1).values
@@ -360,13 +363,13 @@ def _ends(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     return _grouped(low, axes).amin(1), _grouped(high, axes).amax(1)
 
 
-def _some(x: Tensor) -> Tensor:
+def _some(x: Tensor | Stored) -> Tensor:
     """Return enough evenly spaced rows of ``x`` to estimate its quantiles."""
     return x[_every(x)]
 
 
-def _every(x: Tensor) -> slice:
-    return slice(None, None, max(1, len(x) // max(64, VALUES // x[0].numel())))
+def _every(x: Tensor | Stored) -> slice:
+    return slice(None, None, max(1, len(x) // max(64, VALUES // x.shape[1:].numel())))
 
 
 def _where(info: DataInfo, axes: tuple[int, ...], k: int) -> str:

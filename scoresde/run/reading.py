@@ -18,9 +18,9 @@ from ..core.errors import DataError, Problems, UsageError
 from ..core.opened import read_bytes, reason
 from ..core.text import one_line
 from ..data.arrays import load_arrays
-from ..data.folders import IMAGE_SUFFIXES, pictures_in
+from ..data.folders import IMAGE_SUFFIXES, SMALL, pictures_in
 from ..data.given import Sources
-from ..data.pictures import TEXT, read_pictures
+from ..data.pictures import read_pictures
 from ..data.raw import AS_IS, Array, Reading
 from ..data.table import LABELS, Sheet, place_columns, read_sheet
 from .asked import Questions
@@ -141,7 +141,7 @@ def _texts(paths: Sequence[Path]) -> tuple[str, ...]:
     if not all(file.is_file() for file in files):
         return ()
     try:
-        return tuple(" ".join(read_bytes(file, TEXT).decode("utf-8-sig").split()) for file in files)
+        return tuple(" ".join(read_bytes(file, SMALL).decode("utf-8-sig").split()) for file in files)
     except (OSError, ValueError) as error:
         raise DataError(f"the texts next to the images cannot be read: {reason(error)}", parameter="given") from None
 

@@ -23,9 +23,10 @@ from ..core.errors import DataError, UsageError
 from ..core.shared import silence
 from ..core.text import one_line
 from ..data import NAMES, DataInfo, Dataset
-from ..data.dataset import identified, tensor_of, there
+from ..data.dataset import identified, there
 from ..data.raw import Array, Raw
 from ..data.readers import read_path
+from ..data.rows import Stored, pieces, tensor_of
 from .config import TrainConfig
 from .origin import data_of, found, kept_identity, reading_of
 
@@ -138,9 +139,9 @@ def _trained(folder: Path, config: TrainConfig, info: DataInfo) -> Dataset:
     return Dataset(info, Affine(0.0, 1.0), nothing, nothing)
 
 
-def _warn_of_trained(folder: Path, x: Tensor, trained: Tensor, data: str) -> None:
+def _warn_of_trained(folder: Path, x: Tensor, trained: Tensor | Stored, data: str) -> None:
     """Warn of rows that equal a training row."""
-    known = {(row.double() + 0.0).numpy().tobytes() for row in trained}
+    known = {(row.double() + 0.0).numpy().tobytes() for piece in pieces(trained) for row in piece}
     count = sum((row.double() + 0.0).numpy().tobytes() in known for row in x)
     if count:
         warnings.warn(

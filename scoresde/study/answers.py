@@ -38,6 +38,7 @@ from ..core.shapes import flat
 from ..core.tables import ANSWERS
 from ..core.text import one_line
 from ..data import DataInfo, Dataset
+from ..data.rows import part, thinned
 from ..metrics import (
     Measurement,
     Ranks,
@@ -261,8 +262,11 @@ def questions(data: Dataset, split: str = "test", limit: int = 0, seed: int = 0)
 
 
 def training_rows(data: Dataset) -> Tensor:
-    """Return the rows ``(n, *event)`` that are used for training and have no empty cells."""
-    return data.train[_usable(data)]
+    """Return the rows ``(n, *event)`` that are used for training and have no empty cells.
+
+    Of rows that stay in their files, an evenly thinned sample is returned.
+    """
+    return thinned(part(data.train, _usable(data)))
 
 
 def _usable(data: Dataset) -> Tensor:

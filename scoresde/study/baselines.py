@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..data import Dataset
+from ..data.rows import thinned
 from ..operators import Masking, Pool
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def estimates(answers: Answers, data: Dataset) -> dict[str, Tensor]:
             mode = MODES[len(info.shape) - 2]
             x = functional.interpolate(seen.y.cpu().double(), size=info.shape[1:], mode=mode)
             found[f"{mode} interpolation"] = x if info.levels is None else x.clamp(info.low, info.high)
-    rows = data.trained
+    rows = thinned(data.trained)  # of rows that stay in their files, a sample has the mean of all
     if not len(rows):
         return found
     # Unknown values of training rows are stored as the means of their columns, so they do not change the means.

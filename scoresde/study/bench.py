@@ -41,6 +41,7 @@ from ..core.optional import optional
 from ..core.registry import build, fields_of, options_of, resolve
 from ..core.tables import SOLVERS
 from ..data import Dataset
+from ..data.rows import Stored, part
 from ..metrics import sliced_wasserstein
 from ..model.estimate import Denoiser
 from ..run.run import Run
@@ -302,22 +303,21 @@ def _real(run: Run, data: Dataset, n: int, seed: int) -> tuple[Tensor, Floor]:
     label = None if run.condition is None else run.condition.label
     only = label if label is not None and len(label) == 1 else None
 
-    def choose(x: Tensor, y: Tensor | None, draw: int) -> Tensor:
-        if only is not None and y is not None:
-            x = x[y == only]
+    def choose(rows: Tensor | Stored, y: Tensor | None, draw: int) -> Tensor:
+        x = rows if only is None or y is None else part(rows, y == only)
         if len(x) < 2:
             raise DataError(
                 f"the distance to data requires at least 2 training samples and 2 held-out samples (of the run's "
                 f"class, if it is conditioned on one), but {theirs.name} has {len(x)} in one of the two splits"
             )
-        x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed + draw))[:n]]
-        u = Noise.of(len(x), seed, start=draw * n).uniform(info.shape, stream="dequantise", dtype=torch.float64)
-        return run.codec.to_model(x.to(u.dtype), noise=u)
+        few = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed + draw))[:n]]
+        u = Noise.of(len(few), seed, start=draw * n).uniform(info.shape, stream="dequantise", dtype=torch.float64)
+        return run.codec.to_model(few.to(u.dtype), noise=u)
 
     held_out = choose(data.test, data.test_labels, 0)
     whole = data.whole
     labels = None if data.train_labels is None else data.train_labels[whole]
-    draws = [choose(data.train[whole], labels, 1 + k) for k in range(DRAWS)]
+    draws = [choose(part(data.train, whole), labels, 1 + k) for k in range(DRAWS)]
     values = [sliced_wasserstein(draw, held_out) for draw in draws]
     mean = sum(values) / len(values)
     return held_out, Floor(mean, min(values), max(values), samples=len(draws[0]), held_out=len(held_out))

@@ -45,6 +45,7 @@ from ..core.shapes import align, expand
 from ..data import DataInfo, Dataset
 from ..data.batch import Batch, Batches, Rows
 from ..data.dataset import old_codec
+from ..data.rows import pieces
 from ..guidance.steered import Potential
 from ..model.estimate import Estimate
 from ..nn import Classifier
@@ -247,11 +248,11 @@ def train_classifier(
     network.eval().requires_grad_(False)
     trained = TrainedClassifier(network, info, data.codec, config, math.nan, 0)
     with torch.no_grad():
-        squares = [trained.features(part).double().square().sum() for part in torch.split(data.train, 1024)]
+        squares = [trained.features(part).double().square().sum() for part in pieces(data.train, 1024)]
         network.scale.copy_((torch.stack(squares).sum() / (len(data.train) * config.width)).sqrt())
         if data.test_labels is None:
             return trained
-        seen = torch.cat([trained(part).argmax(1).cpu() for part in torch.split(data.test, 1024)])
+        seen = torch.cat([trained(part).argmax(1).cpu() for part in pieces(data.test, 1024)])
     accuracy = float((seen == data.test_labels).double().mean())
     return TrainedClassifier(network, info, data.codec, config, accuracy, len(data.test_labels))
 

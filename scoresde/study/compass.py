@@ -24,6 +24,7 @@ from ..core.limits import COUNT, SEED, Range, checked
 from ..core.noise import Noise
 from ..core.shapes import flat
 from ..data import DataInfo, Dataset, eight_gaussians
+from ..data.rows import Stored
 from ..model.empirical import TrainingSet
 from ..model.estimate import Denoiser
 from ..model.mixture import GaussianMixture
@@ -123,6 +124,11 @@ def measure(run: Run, data: Dataset, *, n: int = 256, levels: int = 25, seed: in
             "condition of each row; train without this space"
         )
     sde, info = run.model.domain.sde, run.info
+    if isinstance(data.train, Stored):
+        raise DataError(
+            f"the comparison is with the exact score of all training samples, which must be in memory, but those of "
+            f"{info.name} are too large and stay in their files; use a run that was trained on fewer samples"
+        )
     train, rows = data.train[data.trains & data.whole], data.test
     label = None if run.condition is None else run.condition.label
     only = label.cpu() if label is not None and len(label) == 1 and int(label) < len(info.classes) else None

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from ..core.registry import options_of, resolve
 from ..core.tables import METRICS
 from ..core.text import one_line
 from ..data import DataInfo, Dataset
+from ..data.rows import Stored, evenly, thinned
 from ..metrics import Copies, Measurement, Moments, Neighbourhoods, find_copies, frechet, jackknife, neighbourhoods
 from ..metrics.copies import HELD_OUT
 from ..metrics.neighbours import NEIGHBOURS
@@ -185,7 +186,11 @@ def evaluate(
     if copies is not None and not len(data.train):
         warnings.warn("the check for copies was skipped: there are no training rows to compare with", stacklevel=2)
         copies = None
-    found = None if copies is None else find_copies(copies(x), copies(data.train), copies(data.test))
+    at = evenly(data.train)  # all training rows, or a sample of those that stay in their files
+    found = None
+    if copies is not None:
+        found = find_copies(copies(x), copies(thinned(data.train)), copies(thinned(data.test)))
+        found = replace(found, nearest=at[found.nearest.cpu()].to(found.nearest.device))
     by = None if copies is None else (copies.name, copies.hash)
     origins = () if found is None else tuple(data.origin(i) for i in found.nearest.tolist())
     return Evaluation(rows, found, reference, len(x), len(real), by, origins)
@@ -282,10 +287,13 @@ def _measure(name: str, metric: Metric, x: Tensor, y: Tensor | Moments) -> dict[
     return {name: jackknife(lambda a, b: float(metric(a, b)), x, y)}  # type: ignore[arg-type]
 
 
-def _choose(x: Tensor, limit: int, seed: int) -> Tensor:
-    """Draw at most ``limit`` rows without replacement, or return all rows if ``limit`` is 0."""
+def _choose(x: Tensor | Stored, limit: int, seed: int) -> Tensor:
+    """Draw at most ``limit`` rows without replacement, or return all rows if ``limit`` is 0.
+
+    Of rows that stay in their files, an evenly thinned sample stands for all.
+    """
     if not limit or len(x) <= limit:
-        return x
+        return thinned(x)
     return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:limit]]
 
 
@@ -358,7 +366,10 @@ def _nearest(origin: int | Path) -> dict[str, Any]:
 
 
 def write_evaluation(
-    folder: Path, found: Evaluation, made: Mapping[str, Any], pictures: tuple[DataInfo, Tensor, Tensor] | None = None
+    folder: Path,
+    found: Evaluation,
+    made: Mapping[str, Any],
+    pictures: tuple[DataInfo, Tensor, Tensor | Stored] | None = None,
 ) -> list[Path]:
     """Write ``evaluation.json`` and, if ``pictures`` is given and there was a check for copies, ``neighbours.png``.
 
@@ -387,7 +398,7 @@ def write_evaluation(
         framed = [place for place, i in enumerate(shown.tolist()) if i in flagged]
         figure = neighbour_sheet(
             x[shown], train[copies.nearest[shown]], captions, info.kind, info.low, info.high, flagged=framed,
-            data=train if info.kind == "vector" else None, names=info.names,
+            data=thinned(train) if info.kind == "vector" else None, names=info.names,
         )  # fmt: skip
         save_figure(picture, figure)
         files.insert(0, picture)

@@ -32,6 +32,7 @@ from ..core.registry import build
 from ..core.shapes import expand, flat
 from ..core.tables import PARAMETRIZATIONS
 from ..data import DataInfo
+from ..data.rows import Stored
 from ..objective.times import Setting, make_times
 from ..objective.weighting import make_weighting
 from ..plot.schedules import Schedule
@@ -285,7 +286,7 @@ def write_reverse(run: Run, found: Undone, file: Path, columns: int, gif: bool =
 # ------------------------------------------------------------------------------------------------------ trajectories
 
 
-def projection(run: Run, train: Tensor) -> tuple[Tensor, str]:
+def projection(run: Run, train: Tensor | Stored) -> tuple[Tensor, str]:
     """Return the direction onto which trajectories are projected, and the name of the direction.
 
     The direction is a float64 unit vector ``(D,)`` in model units. If D is at most 3, it is the first coordinate axis.

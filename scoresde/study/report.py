@@ -47,7 +47,10 @@ from ..core.parts import digest
 from ..core.shared import silence
 from ..core.text import one_line
 from ..data import Dataset
+from ..data.dataset import joined
 from ..data.given import Sources
+from ..data.rows import part
+from ..data.rows import pieces as in_pieces
 from ..likelihood import Elbo, Likelihood, Scores
 from ..metrics.measurement import Measurement
 from ..metrics.shares import share_above
@@ -231,13 +234,14 @@ def choose(
     # A row with empty cells has no likelihood.
     rows = dataset.trains & dataset.whole if split == "train" else dataset.whole
     known = None if dataset.train_labels is None else dataset.train_labels[rows]
-    pieces = [] if split == "test" else [(dataset.train[rows], known)]
+    pieces = [] if split == "test" else [(part(dataset.train, rows), known)]
     pieces += [] if split == "train" else [(dataset.test, dataset.test_labels)]
-    x, labels = torch.cat([x for x, _ in pieces]), [y for _, y in pieces if y is not None]
+    labels = [y for _, y in pieces if y is not None]
+    found = pieces[0][0] if len(pieces) == 1 else joined(pieces[0][0], pieces[1][0])
     y = torch.cat(labels) if len(labels) == len(pieces) else None
-    total = len(x)
+    total = len(found)
     index = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[: limit or total]
-    x = run.checked(x[index], theirs.name, dequantise=dequantise)
+    x = run.checked(found[index], theirs.name, dequantise=dequantise)
     if by_class and (y is None or theirs.classes != ours.classes):
         theirs_are, ours_are = (", ".join(map(one_line, info.classes)) or "none" for info in (theirs, ours))
         raise UsageError(
@@ -335,7 +339,7 @@ def trained_on(run: Run, x: Tensor) -> Tensor | None:
         train = run.data().trained
     except (DataError, UsageError):
         return None
-    known = set(_hashes(train))
+    known = {one for piece in in_pieces(train) for one in _hashes(piece)}
     return torch.tensor([h in known for h in _hashes(x)], dtype=torch.bool)
 
 

@@ -299,7 +299,7 @@ def _trained(
 ) -> Run:  # fmt: skip
     """Take the steps, save and report on the way, and choose the weights."""
     config, data, info, state, validation = made.config, made.data, made.info, made.state, made.validation
-    batches = Batches(source, config.batch, config.seed, config.augmentation)
+    batches = Batches(source, config.batch, config.seed, config.augmentation, config.workers)
     mine = folder if world.main else None  # only the first process writes
     save_every, log_every = (max(1, config.steps // n) for n in (5, 200))
     pictures = affordable(evaluations(info, made.model.domain.nodes), config.steps, config.batch)

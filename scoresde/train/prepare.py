@@ -16,6 +16,7 @@ from ..core.errors import DataError, UsageError
 from ..core.parallel import ALONE, World
 from ..data import DataInfo, Dataset
 from ..data.batch import Rows
+from ..data.rows import part
 from ..metrics.rows import furthest
 from ..model.network import ScoreModel
 from ..nn.checkpointing import as_before, blocks_of, recompute
@@ -225,7 +226,7 @@ def parts(data: Dataset, spec: ModelSpec, config: TrainConfig, operator: Operato
         x, y, known, complete = data.train, data.train_labels, config.told(data.train_given), data.complete
         y = y if spec.classes else None
         if index is not None:
-            x, y = x[index], None if y is None else y[index]
+            x, y = part(x, index), None if y is None else y[index]
             known = (
                 None if known is None else known.rows(index.nonzero().flatten() if index.dtype == torch.bool else index)
             )

@@ -134,8 +134,8 @@ def trajectories(solver: SolverChoice, n: int | None, lines: int, out: Path | No
     loaded = session.loaded
     file = target(out, session.folder / "plots" / "trajectories.png")
     data = loaded.data()
-    import torch
 
+    from ...data.rows import evenly
     from ...metrics import sliced_wasserstein
     from ...plot import trajectories as draw
     from ...study.figures import paths, projection
@@ -147,8 +147,9 @@ def trajectories(solver: SolverChoice, n: int | None, lines: int, out: Path | No
     )
     asked = loaded.typical(n, session.seed)
     found = paths(asked, n, build("heun", SOLVERS, "solver"), noisy, axis, seed=session.seed)
-    test = loaded.of_rows(data, torch.arange(len(data.test)))
-    real = test.codec.continuous.to_model(data.test.double(), test.condition).flatten(1).cpu() @ axis
+    index = evenly(data.test)
+    test = loaded.of_rows(data, index)
+    real = test.codec.continuous.to_model(data.test[index].double(), test.condition).flatten(1).cpu() @ axis
     ends = {"flow": found.flow[-1], "sde": found.sde[-1]}
     facts = {
         "run": str(loaded.folder), "solver": repr(noisy), "n": n, "seed": session.seed, "projection": what,

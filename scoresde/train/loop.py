@@ -216,11 +216,11 @@ def _divisible(config: TrainConfig, world: World, automatic: bool) -> TrainConfi
 def _digest_of(config: TrainConfig, data: Dataset) -> str:
     """Return a digest of what all processes must agree on: the settings, and the content of the data."""
     identity = data.identity
-    content = (
-        data.train[torch.arange(min(64, len(data.train)))] if identity is None
-        else torch.from_numpy(identity.hashes.astype("int64"))
-    )  # fmt: skip
-    return digest(json.dumps(config.to_dict(), sort_keys=True, default=str), str(data.info.shape), content)
+    if identity is None:
+        content, order = data.train[torch.arange(min(64, len(data.train)))], 0
+    else:
+        content, order = torch.from_numpy(identity.hashes.astype("int64")), identity.order
+    return digest(json.dumps(config.to_dict(), sort_keys=True, default=str), f"{data.info.shape} {order}", content)
 
 
 def _described(config: TrainConfig, data: Dataset, start: Run | None, folder: Path | None) -> Dataset:

@@ -188,8 +188,8 @@ def begun(
             )
         if scalars := [name for name, value in model.network.named_parameters() if not value.ndim]:
             raise UsageError(
-                f"the parameter {scalars[0]} of the network has no dimensions, so it cannot be divided among processes; "
-                "give it the shape (1,), or use shard='ddp'",
+                f"the parameter {scalars[0]} of the network has no dimensions, so it cannot be divided among the "
+                "processes; give it the shape (1,), or use shard='ddp'",
                 parameter="shard",
                 value="ddp",
             )

@@ -26,7 +26,7 @@ from ..core.errors import CheckpointError, NumericalError, UsageError
 from ..core.files import read_object, read_tensors
 from ..core.noise import keyed
 from ..core.opened import out_of_memory
-from ..core.parallel import ALONE, World, divided, divided_like, read_shards, whole
+from ..core.parallel import ALONE, World, clip_gradients, divided, divided_like, read_shards, whole
 from ..data.batch import Batch, Batches
 from ..model.network import ScoreModel
 from ..nn.dropout import drawing_from, draws_by_dropout
@@ -338,7 +338,7 @@ def steps(
                 if state.divided[1] == len(batch):
                     raise
             _halve(state, len(batch))  # after the block, because the error keeps the activations alive
-        norm = whole(nn.utils.clip_grad_norm_(parameters, clip))
+        norm = clip_gradients(parameters, clip, world)
         loss = world.mean(loss)
         failed = torch.maximum(failed, (~(loss.isfinite() & norm.isfinite())).to(failed))
         before = _Before(state.step, 0 if state.average is None else state.average.updates)

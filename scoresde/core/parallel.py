@@ -397,9 +397,9 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def divided_like(tensor: Tensor, other: Tensor) -> Tensor:
-    """Return a whole ``tensor``, which all processes have, on the device of ``other`` and divided like it."""
+    """Return a tensor, which all processes have as a whole, on the device of ``other`` and divided like it."""
     tensor = tensor.to(other.device)
-    if not hasattr(other, "placements"):
+    if not hasattr(other, "placements") or hasattr(tensor, "placements"):
         return tensor
     from torch.distributed.tensor import DTensor
 

@@ -228,3 +228,19 @@ def test_a_time_limit_in_training_keeps_the_checkpoint(shell: Shell) -> None:
         r"--resume long\n", shell.err,
     )  # fmt: skip
     assert found is not None and f"step-{int(found[1]):09}" == newest_checkpoint(Path("long")).name
+
+
+def test_what_may_change_when_a_run_is_resumed(shell: Shell) -> None:
+    shell("train --data moons --set network.width=8 --batch 8 --steps 4 --out r --accumulate 2 --keep 3 --quiet")
+    config = json.loads(Path("r/config.json").read_text())["config"]
+    assert (config["accumulate"], config["keep"]) == (2, 3)
+    shell("train --resume r --steps 6 --accumulate 4 --keep 1 --set workers=0 --set recompute=yes --quiet")
+    config = json.loads(Path("r/config.json").read_text())["config"]
+    assert (config["accumulate"], config["keep"], config["recompute"]) == (4, 1, True)
+    assert len([p for p in Path("r/checkpoints").iterdir() if p.name.startswith("step-")]) == 1
+    shell.refuses("train --resume r --steps 8 --set clip=3", 2, "--set cannot be changed when a run is resumed")
+    shell.refuses("train --data moons --batch 9 --accumulate 2 --steps 2 --out b", 2, "use a batch of 8", "--batch 8")
+    assert not Path("b").exists()
+    # An automatic batch is made to fit.
+    shell("train --data moons --set network.width=8 --accumulate 7 --steps 1 --out c --quiet")
+    assert json.loads(Path("c/config.json").read_text())["config"]["batch"] % 7 == 0

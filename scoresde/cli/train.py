@@ -78,6 +78,9 @@ PARTS = (
 @option("--steps", under="Training", first=True, type=Whole(TRAINED),
         help="Number of training steps; with --resume, the new total.  [default: set by the preset]")  # fmt: skip
 @option("--batch", under="Training", type=Whole(COUNT), help="Batch size.  [default: set by the preset]")
+@option("--accumulate", under="Training", type=Whole(COUNT),
+        help="Number of parts in which a batch is evaluated, to save memory.  [default: 1]")  # fmt: skip
+@option("--keep", under="Training", type=Whole(COUNT), help="Number of checkpoints to keep.  [default: 2]")
 @option("--lr", under="Training", type=Real(LR),
         help="Learning rate.  [default: set by the preset]")  # fmt: skip
 @set_option("NAME=VALUE", "Any other setting, such as clip=2, sde.beta_max=18 or network.channels=64.", "Training")
@@ -100,7 +103,8 @@ PARTS = (
 def train(
     data: str, augment: str, cond: str, cond_drop: float, sde: str, space: str, shift: float, coupling: str,
     preset: str, network: str | None, predict: str, weighting: str, t_sampler: str, steps: int | None,
-    batch: int | None, lr: float | None, assignments: tuple[str, ...], resume: str | None, changed_data: bool,
+    batch: int | None, accumulate: int | None, keep: int | None, lr: float | None,
+    assignments: tuple[str, ...], resume: str | None, changed_data: bool,
     shard: str, redivided: bool, edited: bool, sample_every: int | None, dry_run: bool, out: Path | None,
     session: Session, reading: Reading,
 ) -> None:  # fmt: skip
@@ -117,12 +121,15 @@ def train(
     from ..train.resume import writing
 
     if resume is not None:
-        divided = settings(assignments, ("",))[""] if assignments else {}
-        _refuse_new_settings(resume, {"assignments"} if set(divided) <= {"accumulate", "recompute"} else set())
+        free = settings(assignments, ("",))[""] if assignments else {}
+        _refuse_new_settings(
+            resume, {"assignments"} if set(free) <= {"accumulate", "keep", "recompute", "workers"} else set()
+        )
         out = find_run(resume, edited=edited)
         config = TrainConfig.from_dict(read_config(out))
         config, own = _named_again(config, resume, out)
-        now: dict[str, Any] = {**SETTINGS.read(None, divided), **({"steps": steps} if steps else {})}
+        numbers = {"steps": steps, "accumulate": accumulate, "keep": keep}
+        now: dict[str, Any] = {**SETTINGS.read(None, free), **{name: n for name, n in numbers.items() if n}}
         config = replace(config, **now)
     else:
         own = None
@@ -139,7 +146,8 @@ def train(
             **{
                 "data": data, "coupling": coupling, "shift": shift, "preset": preset, "cond": cond,
                 "cond_drop": cond_drop, "space": space, "augment": augment, "steps": steps or 0, "batch": batch or 0,
-                "lr": lr or 0.0, "seed": session.seed, "size": reading.size, "fit": reading.fit,
+                "lr": lr or 0.0, "accumulate": accumulate or 1, "keep": keep or 2, "seed": session.seed,
+                "size": reading.size, "fit": reading.fit,
                 "layout": reading.layout, "on_bad": reading.on_bad, "sample_every": sample_every or 0, **typed,
                 **options, **SETTINGS.read(None, texts[""]),
             }
@@ -225,7 +233,7 @@ def _refuse_new_settings(run: str, free: set[str]) -> None:
     named = ("sde", "network", "predict", "weighting", "t_sampler", "cond", "space")
     everywhere = ("device", "dtype", "threads", "json", "quiet")
     free = {*free, *named, *everywhere, "data", "changed_data", "edited", "redivided", "shard", "max_time"}
-    allowed = {*free, "resume", "steps", "dry_run"}
+    allowed = {*free, "accumulate", "keep", "resume", "steps", "dry_run"}
     for param in click.get_current_context().command.params:
         if param.name not in allowed and _typed(param.name or "") is not None:
             raise UsageError(

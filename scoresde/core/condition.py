@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from .errors import UsageError
-from .shapes import each, expand, select
+from .shapes import each, expand, moved, select
 
 __all__ = ["SLOTS", "Condition"]
 
@@ -98,7 +98,7 @@ class Condition:
 
     def to(self, device: torch.device | str) -> Condition:
         """Return the condition on the given device."""
-        return self._each(lambda value: value.to(device))
+        return self._each(lambda value: moved(value, device))
 
     def to_dtype(self, dtype: torch.dtype) -> Condition:
         """Return the condition with its floating-point values converted to ``dtype``."""

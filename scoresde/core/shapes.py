@@ -20,7 +20,7 @@ from .errors import UsageError
 
 __all__ = [
     "add_scaled", "align", "all_rows", "as_states", "as_tensor", "as_time", "at", "dims", "each", "expand", "flat",
-    "mean_flat", "rms_flat", "select", "sum_flat", "time_dtype", "to_device",
+    "mean_flat", "moved", "rms_flat", "select", "sum_flat", "time_dtype", "to_device",
 ]  # fmt: skip
 
 
@@ -136,6 +136,13 @@ def add_scaled(x: Tensor, factors: Sequence[float], values: Sequence[Tensor]) ->
 def each(function: Callable[[Tensor], Tensor], *values: Tensor | None) -> tuple[Tensor | None, ...]:
     """Apply a function to each value that is a tensor, and return the results. Each ``None`` stays ``None``."""
     return tuple(None if value is None else function(value) for value in values)
+
+
+def moved(value: Tensor, device: torch.device | str) -> Tensor:
+    """Return a tensor on a device. A copy from the host to a GPU does not wait for earlier work of the GPU."""
+    if torch.device(device).type == "cuda" and value.device.type == "cpu" and torch.cuda.is_available():
+        return value.pin_memory().to(device, non_blocking=True)
+    return value.to(device)
 
 
 def select(a: Tensor, index: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from ..codec import Codec
 from ..core.condition import Condition
 from ..core.errors import UsageError
 from ..core.noise import Noise, keyed
-from ..core.shapes import each, expand, flat
+from ..core.shapes import each, expand, flat, moved
 from ..operators import Operator
 from .ahead import Ahead
 from .augment import Augmentation
@@ -69,7 +69,7 @@ class Batch:
         """Move the batch to a device."""
         known = None if self.condition is None else self.condition.to(device)
         parts = (self.weight, self.eps, self.augment, self.clean, self.support)
-        return Batch(self.x0.to(device), known, *each(lambda v: v.to(device), *parts))
+        return Batch(moved(self.x0, device), known, *each(lambda v: moved(v, device), *parts))
 
 
 class Source(Protocol):

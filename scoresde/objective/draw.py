@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..core.condition import Condition
 from ..core.limits import FRACTION, NONNEGATIVE, Checked, ranges
-from ..core.shapes import each, time_dtype
+from ..core.shapes import each, moved, time_dtype
 from ..data.batch import Batch
 from ..sde.grids import snap
 from .coupling import optimal_transport
@@ -53,8 +53,8 @@ class Draws:
         """Return a copy of the draws on ``device``. The tensor ``drawn`` is not moved."""
         known = None if self.condition is None else self.condition.to(device)
         dtype = time_dtype(torch.device(device))
-        t, weight = each(lambda v: v.to(device, dtype), self.t, self.weight)
-        return Draws(self.eps.to(device), known, t, self.drawn, weight)
+        t, weight = each(lambda v: moved(v.to(dtype), device), self.t, self.weight)
+        return Draws(moved(self.eps, device), known, t, self.drawn, weight)
 
 
 class Draw(Protocol):

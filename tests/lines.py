@@ -53,6 +53,7 @@ NEEDED: dict[str, tuple[tuple[str, ...], ...]] = {
     "interpolate": (("runs/photos photos/cat/0.png photos/cat/1.png", "photos/cat/0.png photos/cat/0.png"), ("--n 2",),
                     ("--rtol 0.1",)),
     "data inspect": (DATA,),
+    "data pack": (("photos packed.zip", "photos packed", "photos p.npy", "points.npy p.npy", "table.csv p.npy"),),
     "plot schedule": (("", *(f"--sde {name}" for name in SDES)),),
     "plot forward": (tuple(f"--data {name}" for name in DATA), ("--steps 2",), ("--n 3",)),
     "plot reverse": (RUNS, (SOLVER,), ("--n 2",), ("--columns 2",), ("--frames 2",), ("", "--no-gif")),
@@ -76,6 +77,7 @@ PLAUSIBLE: dict[str, tuple[str, ...]] = {
     "threads": ("1",), "file": ("photos/cat/0.png",), "rtol": ("0.1", "0.01"), "guidance": ("0", "1.5", "3"),
     "given": ("test", "train"), "operator": ("half", "pool:2"),
     "dtype": ("float32", "float64"), "lr": ("0.001", "1"), "size": ("8", "12"), "seed": ("0", "7"),
+    "max_time": ("1h", "45m"), "accumulate": ("1", "2"), "keep": ("1", "3"), "shard": ("ddp", "fsdp"),
 }  # fmt: skip
 
 ODD = (
@@ -96,6 +98,7 @@ WEIGHTS = {
     "list": 0.3,
     "info": 0.5,
     "data inspect": 0.5,
+    "data pack": 0.5,
     "demo single-image": 0.3,
     "train": 4,
     "sample": 4,

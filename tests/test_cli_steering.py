@@ -435,3 +435,8 @@ def test_the_likelihood_of_a_guided_flow_is_named(here, shell):
     assert "under the flow of the guided model" in shell.out
     shell("likelihood runs/classes --label 3 --limit 2 --set likelihood.steps=4 --no-check --out plain")
     assert "guided" not in shell.out
+
+
+@pytest.mark.parametrize("names", ["", "runs/plain", "a.png", "runs/plain a.png", "runs/plain runs/plain a.png b.png"])
+def test_interpolate_takes_two_files(here, shell, names):
+    shell.refuses(f"interpolate {names}", 2, "takes two files with one sample each")

@@ -30,7 +30,8 @@ def interpolate(n: int, rtol: float, out: Path | None, session: Session) -> None
     each step back to a sample (Song, Meng and Ermon 2021, arXiv:2010.02502). It prints the path of the picture. The
     first and the last step are the two samples again.
     """
-    *run, first, last = [name for name in (session.run, *session.others) if name is not None] or ["", ""]
+    names = [name for name in (session.run, *session.others) if name is not None]
+    *run, first, last = names if len(names) > 1 else ("", "")
     if not first or not last or len(run) > 1 or Path(first).is_dir() or Path(last).is_dir():
         raise UsageError("interpolate takes two files with one sample each, and optionally a run before them")
     session = replace(session, run=run[0] if run else None, others=())

@@ -54,7 +54,7 @@ def classifier(
     began = time.monotonic()
     with Progress(steps, "classifier", quiet=session.quiet) as progress:
         trained = train_classifier(
-            dataset, config, device=chosen, dtype=session.precision,
+            dataset, config, device=chosen, dtype=session.floats,
             on_step=lambda step, loss: progress.update(1, {"loss": loss}),
         )  # fmt: skip
     with session.new_folder(out or Path("runs") / f"{dataset.info.name}-classifier") as folder:

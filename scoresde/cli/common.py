@@ -11,7 +11,7 @@ import functools
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -109,6 +109,7 @@ class Session:
         changed_data: Whether to accept the run's data even if they have changed.
         edited: Whether to accept the run's files even if they have been edited.
         others: Names of the other runs, for a command that compares several runs.
+        precision, compile, channels_last: How the network is computed (:func:`scoresde.load`).
     """
 
     seed: int
@@ -126,6 +127,9 @@ class Session:
     changed_data: bool = False
     edited: bool = False
     others: tuple[str, ...] = ()
+    precision: str = "auto"
+    compile: bool = False
+    channels_last: str = "auto"
 
     @cached_property
     def on(self) -> torch.device:
@@ -149,7 +153,7 @@ class Session:
         return rank() == 0
 
     @property
-    def precision(self) -> torch.dtype:
+    def floats(self) -> torch.dtype:
         """The floating-point type, which is ``torch.float32`` or ``torch.float64``."""
         import torch
 
@@ -192,9 +196,25 @@ class Session:
             given = {name: value for name, value in given.items() if (part := parts[name]) is None or ":" in part.name}
             space = space if any(":" in name for name in names_of(spec.codec)) else None
         return load(
-            name, **given, space=space, operator=self.operator, device=self.on, dtype=self.precision,
+            name, **given, space=space, operator=self.operator, device=self.on, dtype=self.floats,
             changed_data=self.changed_data, edited=self.edited,
+            precision=self.precision, compile=self.compile, channels_last=self.channels_last,
         )  # fmt: skip
+
+    def share_threads(self, runs: Sequence[Run], rows: int) -> None:
+        """Set the number of threads to one that suits calls with ``rows`` rows, unless the user has chosen a number."""
+        from ..core.threads import chosen_by_user, default_threads
+
+        if self.threads or chosen_by_user() or runs[0].device.type != "cpu":
+            return
+        import torch
+
+        cores = torch.get_num_threads()
+        threads = default_threads(max(run.work for run in runs) * rows, cores)
+        if threads < cores:
+            torch.set_num_threads(threads)
+            few = f"{threads} thread{'s' * (threads > 1)} of {cores}"
+            self.say(f"using {few}, because a call of this network is too little work for more (--threads)")
 
     @property
     def folder(self) -> Path:
@@ -231,7 +251,7 @@ class Session:
 
 def session(
     run: bool = False, first: tuple[str, ...] = ("seed", "device"), only: tuple[str, ...] = (), several: bool = False,
-    operator: bool = True, metavar: str | None = None, processes: bool = False,
+    operator: bool = True, metavar: str | None = None, processes: bool = False, execution: bool = False,
 ) -> Decorator:  # fmt: skip
     """Add the options that all commands share, and pass their values to the command as ``session``.
 
@@ -243,6 +263,7 @@ def session(
         first: The options that the short help shows.
         only: The options to add, or an empty tuple to add all options.
         processes: Whether several processes can run the command together (:mod:`scoresde.core.parallel`).
+        execution: Whether to add the options for how a run's network is computed.
     """
 
     def common(*names: str, **options: Any) -> Decorator:
@@ -270,7 +291,7 @@ def session(
     if run:
         argument = click.argument("run", nargs=-1 if several else 1, required=False, metavar=metavar)
         parts = _own_parts if operator else _own_parts[:-1]
-        chosen = [argument, *parts, _changed_data, edited_option, *chosen]
+        chosen = [argument, *parts, *(_execution if execution else ()), _changed_data, edited_option, *chosen]
 
     def make(**given: Any) -> Session:
         if several:
@@ -324,6 +345,18 @@ _own_parts = [
         ("--operator", "operator"),
     )
 ]
+
+_execution = [
+    option(
+        "--precision", under=EVERYWHERE, type=click.Choice(["auto", "float32", "bf16"]), default="auto",
+        help="Precision of the network; auto is float32. The solver keeps --dtype.",
+    ),
+    option("--compile", under=EVERYWHERE, is_flag=True, help="Compile the network (torch.compile)."),
+    option(
+        "--channels-last", under=EVERYWHERE, type=click.Choice(["auto", "yes", "no"]), default="auto",
+        help="Memory layout of the network; auto is the layout in which it was trained.",
+    ),
+]  # fmt: skip
 
 _changed_data = option(
     "--changed-data", under=EVERYWHERE, is_flag=True, help="Use the run's data even if they have changed."

@@ -68,7 +68,7 @@ def single_image(
         shape = f"{picture.shape[2]} x {picture.shape[1]}"
         session.say(f"training on one picture, {(file or EXAMPLE).name} at {shape} pixels, for {config.steps:,} steps")
         began = time.monotonic()
-        run = fit(config, data=data, out=folder, device=chosen, dtype=session.precision, quiet=session.quiet)
+        run = fit(config, data=data, out=folder, device=chosen, dtype=session.floats, quiet=session.quiet)
     seconds = time.monotonic() - began
     session.say("drawing a sample and the network's estimates of the picture")
     found = undo(run, 1, build("heun", SOLVERS, "solver"), frames_between(columns, frames), seed=session.seed)

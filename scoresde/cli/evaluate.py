@@ -391,6 +391,7 @@ def _draw(
     # Held-out rows serve as conditions, so that the samples are distributed like the data.
     asked = run.given_rows(data, torch.arange(n) % len(data.test), seed=session.seed) if rich else run.given(labels)
     session.say(f"drawing {n} samples from {session.whence} with the {solver.name} solver")
+    session.share_threads([run], min(n, batch))
     with Progress(n, "sample", quiet=session.quiet) as progress:
         drawn = asked.sample(n, built, seed=session.seed, batch=batch, watch=counted(progress, batch))
     ok = drawn.solution.ok.cpu()

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 __all__ = ["likelihood"]
 
+FEW = 16  # samples for which the cost of a low precision is measured
+
 HOW = Fields("likelihood", "likelihood", {"likelihood": "scoresde.likelihood:Likelihood"})
 
 
@@ -81,7 +83,7 @@ def _how(assignments: tuple[str, ...], **typed: Any) -> Likelihood:
 @option("--save", under="Files", default="png,csv", help="Files to write: png, csv, npz.")
 @out_option("RUN/likelihood")
 @resume_option()
-@session(run=True, first=("device",), several=True, processes=True)
+@session(run=True, first=("device",), several=True, processes=True, execution=True)
 @shares_rows
 def likelihood(
     data: tuple[str, ...], split: str, limit: int, how: Likelihood, elbo: bool, strata: int, check: bool, batch: int,
@@ -101,7 +103,7 @@ def likelihood(
     from ..core.progress import Progress
     from ..likelihood.elbo import whose
     from ..likelihood.memory import default_budget
-    from ..study.report import KINDS, check_comparable, choose, how_told, unfair, units, write_scores
+    from ..study.report import KINDS, check_comparable, choose, cost_of_precision, how_told, unfair, units, write_scores
 
     kinds = check_kinds(in_list(save), KINDS)
     runs, seed = session.all_loaded, session.seed
@@ -163,6 +165,7 @@ def likelihood(
                     f"--split {split} leaves out {part.left:,} samples of {part.name}; use --split all to include "
                     "every sample that has no empty cells"
                 )
+        session.share_threads(runs, min(batch, max(len(part.x) for part in chosen)))
         began = time.monotonic()
         with (
             warnings.catch_warnings(record=True) as caught,
@@ -194,6 +197,11 @@ def likelihood(
         for text in dict.fromkeys(warned(w.message) for w in caught):  # print each warning once, below the progress bar
             echo(text, err=True)
         summaries = [s.summary(sets[i % n], sets[i - i % n]) for i, s in enumerate(sets)]
+        for summary, (run, part, _) in zip(summaries, asked, strict=True):
+            if run.execution.precision != "float32":
+                session.say("computing the likelihoods of a few samples again with a network in float32")
+                few = part.first(FEW)
+                summary["precision"] = cost_of_precision(few, bind(run, few), how, seed=seed, batch=batch)
         for summary, (_, _, bound) in zip(summaries, asked, strict=True):
             if not bound.model.domain.consistent:
                 summary["whose"] = whose(bound.model, "flow")
@@ -268,6 +276,11 @@ def _lines(found: dict[str, Any], several: bool, given: bool = False) -> str:
         change = found["change"]
         text += "  NOT CONVERGED: "
         text += "solving a sample again failed" if change is None else f"the results change by up to {change:.3g}"
+    if "precision" in found:
+        cost = found["precision"]
+        change = {"unit": cost["unit"], "mean": cost["mean"], "stderr_mean": cost["stderr"]}
+        text += f"\n{name}{_figure(change, '+')} is the change by the {cost['precision']} network, sample by sample"
+        text += f"  (n = {cost['n']}, at most {cost['largest']:.2g})" if cost["largest"] is not None else ""
     if "gain" in found:
         gain = {"unit": found["unit"], "mean": found["gain"]["mean"], "stderr_mean": found["gain"]["stderr"]}
         text += f"\n{name}{_figure(gain, '+')} gained over log p(x), sample by sample"

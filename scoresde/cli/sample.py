@@ -73,7 +73,7 @@ NAMED = 10  # maximum number of samples that a message names
 @option("--frames", under="Files", type=Whole(FRAMES), default=40, help="Number of frames in the GIF and path files.")
 @out_option("RUN/samples/SOLVER-seedN")
 @resume_option()
-@session(run=True, first=(), operator=False, processes=True)
+@session(run=True, first=(), operator=False, processes=True, execution=True)
 @shares_rows
 def sample(
     solver: SolverChoice, n: int | None, start: int, batch: int, denoise: bool, brownian: bool, path: str | None,
@@ -142,6 +142,7 @@ def sample(
             _again(work, count, session)
             return
         session.say(f"drawing {count} sample{'s' * (count > 1)} from {session.whence} with the {solver.short} solver")
+        session.share_threads([run], min(count, batch))
         began = time.monotonic()
         with Progress(count, "sample", quiet=session.quiet) as progress:
             samples = asked.sample(

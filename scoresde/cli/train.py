@@ -83,6 +83,12 @@ PARTS = (
 @option("--keep", under="Training", type=Whole(COUNT), help="Number of checkpoints to keep.  [default: 2]")
 @option("--lr", under="Training", type=Real(LR),
         help="Learning rate.  [default: set by the preset]")  # fmt: skip
+@option("--precision", under="Training", first=True, type=click.Choice(["auto", "float32", "bf16"]), default="auto",
+        help="Precision of the network; auto is bf16 on a GPU that computes with it. Weights, paths and losses keep "
+             "--dtype.")  # fmt: skip
+@option("--compile", under="Training", is_flag=True, help="Compile the network (torch.compile).")
+@option("--channels-last", under="Training", type=click.Choice(["auto", "yes", "no"]), default="no",
+        help="Memory layout of the network; auto measures which is faster in a few steps, and keeps it.")  # fmt: skip
 @set_option("NAME=VALUE", "Any other setting, such as clip=2, sde.beta_max=18 or network.channels=64.", "Training")
 @option("--resume", under="Training", first=True, metavar="RUN",
         help="Continue a run from its newest checkpoint, with the settings of the run.")  # fmt: skip
@@ -104,9 +110,9 @@ def train(
     data: str, augment: str, cond: str, cond_drop: float, sde: str, space: str, shift: float, coupling: str,
     preset: str, network: str | None, predict: str, weighting: str, t_sampler: str, steps: int | None,
     batch: int | None, accumulate: int | None, keep: int | None, lr: float | None,
-    assignments: tuple[str, ...], resume: str | None, changed_data: bool,
-    shard: str, redivided: bool, edited: bool, sample_every: int | None, dry_run: bool, out: Path | None,
-    session: Session, reading: Reading,
+    precision: str, compile: bool, channels_last: str, assignments: tuple[str, ...], resume: str | None,
+    changed_data: bool, shard: str, redivided: bool, edited: bool, sample_every: int | None, dry_run: bool,
+    out: Path | None, session: Session, reading: Reading,
 ) -> None:  # fmt: skip
     """Train a model by denoising score matching, and print the folder of the run."""
     from dataclasses import replace
@@ -123,12 +129,12 @@ def train(
     if resume is not None:
         free = settings(assignments, ("",))[""] if assignments else {}
         _refuse_new_settings(
-            resume, {"assignments"} if set(free) <= {"accumulate", "keep", "recompute", "workers"} else set()
+            resume, {"assignments"} if set(free) <= {"accumulate", "keep", "recompute", "workers", "compile"} else set()
         )
         out = find_run(resume, edited=edited)
         config = TrainConfig.from_dict(read_config(out))
         config, own = _named_again(config, resume, out)
-        numbers = {"steps": steps, "accumulate": accumulate, "keep": keep}
+        numbers = {"steps": steps, "accumulate": accumulate, "keep": keep, "compile": compile}
         now: dict[str, Any] = {**SETTINGS.read(None, free), **{name: n for name, n in numbers.items() if n}}
         config = replace(config, **now)
     else:
@@ -146,6 +152,7 @@ def train(
             **{
                 "data": data, "coupling": coupling, "shift": shift, "preset": preset, "cond": cond,
                 "cond_drop": cond_drop, "space": space, "augment": augment, "steps": steps or 0, "batch": batch or 0,
+                "precision": precision, "compile": compile, "channels_last": channels_last,
                 "lr": lr or 0.0, "accumulate": accumulate or 1, "keep": keep or 2, "seed": session.seed,
                 "size": reading.size, "fit": reading.fit,
                 "layout": reading.layout, "on_bad": reading.on_bad, "sample_every": sample_every or 0, **typed,
@@ -185,7 +192,7 @@ def train(
         before = _done(out, edited)
     began = time.monotonic()
     run = fit(
-        config, data=dataset, network=own, out=out, resume=resume is not None, device=chosen, dtype=session.precision,
+        config, data=dataset, network=own, out=out, resume=resume is not None, device=chosen, dtype=session.floats,
         quiet=session.quiet, changed_data=changed_data, edited=edited, redivided=redivided,
         shard=shard,
     )  # fmt: skip
@@ -233,7 +240,7 @@ def _refuse_new_settings(run: str, free: set[str]) -> None:
     named = ("sde", "network", "predict", "weighting", "t_sampler", "cond", "space")
     everywhere = ("device", "dtype", "threads", "json", "quiet")
     free = {*free, *named, *everywhere, "data", "changed_data", "edited", "redivided", "shard", "max_time"}
-    allowed = {*free, "accumulate", "keep", "resume", "steps", "dry_run"}
+    allowed = {*free, "accumulate", "keep", "compile", "resume", "steps", "dry_run"}
     for param in click.get_current_context().command.params:
         if param.name not in allowed and _typed(param.name or "") is not None:
             raise UsageError(
@@ -305,9 +312,7 @@ def _dry_run(
     dataset = dataset if resumed is not None else aligned(config, dataset)
     resolved, model, spec = prepared(config, dataset, own, None, resumed)
     done = 0 if resumed is None else _done(resumed, edited)
-    timing = timed(
-        resolved, model, spec, dataset, folder=resumed, done=done, device=session.on, dtype=session.precision
-    )
+    timing = timed(resolved, model, spec, dataset, folder=resumed, done=done, device=session.on, dtype=session.floats)
     size = sum(p.numel() for p in model.parameters())
     told = resolved.told_in_words(dataset.info)
     minutes = {part: round(seconds / 60, 1) for part, seconds in timing.parts.items()}

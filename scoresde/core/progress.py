@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO
 
 from .signals import check
+from .threads import Crowd
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -67,6 +68,7 @@ class Progress:
         self._bar: tqdm[None] | None = None
         self._start = self._printed_at = time.monotonic()
         self._printed_done = -1
+        self._crowd = Crowd()
 
     def __enter__(self) -> Self:
         self._start = self._printed_at = time.monotonic()
@@ -91,6 +93,8 @@ class Progress:
         """Advance the count by ``n`` steps, and show ``fields``, such as ``{"loss": 0.12}``, next to the count."""
         self.done += n
         check()  # all long loops call this method
+        if (crowded := self._crowd.told()) is not None:
+            self.note(crowded)
         if self.quiet:
             return
         if fields is not None:

@@ -20,7 +20,7 @@ from .errors import UsageError
 
 __all__ = [
     "add_scaled", "align", "all_rows", "as_states", "as_tensor", "as_time", "at", "dims", "each", "expand", "flat",
-    "mean_flat", "moved", "rms_flat", "select", "sum_flat", "time_dtype", "to_device",
+    "laid_out", "mean_flat", "moved", "rms_flat", "select", "sum_flat", "time_dtype", "to_device",
 ]  # fmt: skip
 
 
@@ -170,3 +170,11 @@ def rms_flat(x: Tensor) -> Tensor:
     x = flat(x)
     norm: Tensor = torch.linalg.vector_norm(x, dim=1)
     return norm / math.sqrt(x.shape[1])
+
+
+def laid_out(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return a tensor with its elements in memory in the same order as those of ``like``, which has the same shape.
+
+    Fused optimisers pair the elements of a weight, its gradient and its moments by their position in memory.
+    """
+    return tensor if tensor.stride() == like.stride() else torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)

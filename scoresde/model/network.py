@@ -17,6 +17,7 @@ from ..codec import Codec, Composed
 from ..core.condition import SLOTS, Condition
 from ..core.errors import UsageError
 from ..core.shapes import as_tensor, as_time, expand
+from ..nn.execution import Execution
 from ..nn.labelled import check_network
 from ..sde.base import SDE
 from .estimate import Domain, Estimate, Wrapped
@@ -28,7 +29,8 @@ __all__ = ["Given", "ScoreModel"]
 class ScoreModel(nn.Module):
     """A model that consists of a network, an SDE and a parametrisation, called as ``model(x, t) -> Estimate``.
 
-    The model's parameters include the learned parameters of the path (:meth:`scoresde.SDE.parameters`).
+    The model's parameters include the learned parameters of the path (:meth:`scoresde.SDE.parameters`). The attribute
+    ``execution`` states how the network is computed (:class:`scoresde.nn.execution.Execution`).
 
     Args:
         network: The network, called as ``network(x, c, cond)`` with ``x: (B, *event)`` and the noise label ``c: (B,)``.
@@ -94,6 +96,7 @@ class ScoreModel(nn.Module):
             t_min, t_max = float(nodes[0]), float(nodes[-1])
         self.domain = Domain(sde, t_min, t_max, nodes, has_score=not coupled)
         self.schedule = nn.ParameterDict(sde.parameters())
+        self.execution = Execution()
 
     @property
     def learned(self) -> nn.Module:
@@ -147,7 +150,7 @@ class ScoreModel(nn.Module):
     def _asked(self, x: Tensor, c: Tensor, cond: Condition | None, augment: Tensor | None) -> Tensor:
         """Call the network, and check its output."""
         try:
-            raw = self.network(x, c, cond) if augment is None else self.network(x, c, cond, augment)
+            raw = self.execution(self.network, x, c, cond, *(() if augment is None else (augment,)))
         except (TypeError, AttributeError) as error:
             if cond is None or "Condition" not in str(error):
                 raise

@@ -6,11 +6,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy.typing as npt
 import torch
@@ -25,6 +27,7 @@ from ..core.limits import (
 )
 from ..core.registry import closest
 from ..core.shapes import as_tensor
+from ..core.threads import work
 from ..data import DataInfo, Dataset
 from ..data.dataset import ARRAY
 from ..data.given import Sources
@@ -33,6 +36,7 @@ from ..guidance.measured import Rule
 from ..guidance.steered import Potential
 from ..model.estimate import Denoiser, Domain
 from ..model.network import ScoreModel
+from ..nn.execution import LAYOUTS, Execution, lay_out, precision_on
 from ..operators import Masking, Operator
 from ..sde.base import SDE
 from ..sde.reach import Reach
@@ -239,6 +243,41 @@ class Bound:
                 "and pass its path"
             )
         return self.config.load_data(place)
+
+    @property
+    def execution(self) -> Execution:
+        """How the network is computed."""
+        return self.base.execution if isinstance(self.base, ScoreModel) else Execution()
+
+    @cached_property
+    def work(self) -> float:
+        """Multiplications and additions of the network for one row, or infinity for an unknown network."""
+        base = self.base
+        x = torch.zeros(1, *self.info.shape, device=self.device, dtype=self.dtype)
+        try:
+            with torch.no_grad():
+                return work(lambda: base.network(x, x.new_zeros(1), base._known(None, x)))  # type: ignore[attr-defined]
+        except Exception:  # not a network, or one that always needs a condition
+            return math.inf
+
+    def executed(self, precision: str = "auto", compile: bool = False, channels_last: str = "auto") -> Self:
+        """Return the run with its network computed in another way. The weights stay the same.
+
+        Args:
+            precision, compile, channels_last: See :func:`scoresde.load`. With ``auto``, the precision and the layout
+                stay as they are.
+        """
+        if not isinstance(self.base, ScoreModel):
+            raise UsageError("only a run with a network can be computed in another precision or layout")
+        if channels_last not in LAYOUTS:
+            raise UsageError(f"unknown channels_last {channels_last!r}; {closest(channels_last, LAYOUTS)}")
+        now, one = self.base.execution, next(self.base.parameters())
+        asked = now.precision if precision == "auto" else precision_on(one.device, one.dtype, precision)
+        last = now.channels_last if channels_last == "auto" else channels_last == "yes"
+        base = copy.copy(self.base)  # with the same weights
+        base.execution = Execution(asked, compile, last)
+        lay_out(base.network, last)
+        return replace(self, base=base)
 
     def to_model(self, x: Tensor | npt.ArrayLike, u: Tensor | None = None) -> Tensor:
         """Convert data to model units, on the run's device and in its precision.

@@ -33,6 +33,7 @@ from ..data.augment import Augmentation
 from ..data.given import Sources
 from ..data.pictures import mask_from_file
 from ..model.parametrization import Parametrization
+from ..nn.execution import LAYOUTS, PRECISIONS
 from ..nn.labelled import Labelled
 from ..objective.coupling import check_coupling
 from ..objective.times import TimeSampler
@@ -145,6 +146,13 @@ class TrainConfig:
             (:meth:`scoresde.Run.guided`), keep 5 or more.
         workers: Number of threads that read the next batches ahead, for data that stay in their files. It does not
             change any result.
+        precision: How the network is computed: ``float32`` (or rather the precision of the weights), ``bf16``, or
+            ``auto`` (``bf16`` on a GPU that computes with it, and otherwise ``float32``). Weights, paths and losses
+            keep their own precision (:mod:`scoresde.nn.execution`).
+        compile: Whether the network is compiled by ``torch.compile``.
+        channels_last: Whether the channels of a pixel are neighbours in memory: ``no``, ``yes``, or ``auto`` (whatever
+            is faster in a few trial steps at the start). A measured choice differs from run to run, and results depend
+            on it by rounding, so it is stored and kept when the run is resumed.
         typed: Which names come from the user rather than from a file: all (true), none (false), or the listed names.
             This field is not stored.
     """
@@ -198,6 +206,9 @@ class TrainConfig:
     workers: int = 0
     accumulate: int = 1
     recompute: bool = False
+    precision: str = "auto"
+    compile: bool = False
+    channels_last: str = "no"
     typed: Typed = field(default=True, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -227,7 +238,10 @@ class TrainConfig:
         object.__setattr__(self, "augment", str(self.augmentation or "none"))
         self.reading  # noqa: B018  # this rejects invalid values
         self.sources  # noqa: B018  # this rejects invalid values
-        choices_of = {"decay": ("cosine", "none"), "split": ("content", "rows")}
+        choices_of = {
+            "decay": ("cosine", "none"), "split": ("content", "rows"), "precision": PRECISIONS,
+            "channels_last": LAYOUTS,
+        }  # fmt: skip
         for name, valid in choices_of.items():
             if getattr(self, name) not in valid:
                 raise UsageError(f"unknown {name} {getattr(self, name)!r}; {closest(getattr(self, name), valid)}")
@@ -725,8 +739,11 @@ class TrainConfig:
             if name not in known:
                 raise CheckpointError(f"config.json has an unknown field {name!r}; {closest(name, known)}")
         try:
-            # Runs made before the field ``split`` existed were split by rows.
-            return cls(**{"split": "rows"} | {name: _today(value) for name, value in plain.items()}, typed=READ)
+            # Runs made before these fields existed were split by rows, and trained in float32.
+            return cls(
+                **{"split": "rows", "precision": "float32"} | {name: _today(value) for name, value in plain.items()},
+                typed=READ,
+            )
         except UsageError as error:
             raise CheckpointError(f"config.json: {error}") from None
 

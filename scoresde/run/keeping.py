@@ -46,6 +46,8 @@ class Kept(Steerable):
             "label": label, "condition": one, "guidance": self.scale, "path": None if self.path is None else self.path,
             "dtype": str(self.dtype).removeprefix("torch."), "device": self.device.type,
         }  # fmt: skip
+        if isinstance(self.base, ScoreModel) and (told := self.base.execution.told):
+            facts["execution"] = told
         if self.scale != 1.0 and self.against is not None:
             facts["against"] = identity(self._against())
         if tuple(self.interval) != ALL:

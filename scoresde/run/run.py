@@ -94,6 +94,9 @@ def load(
     step: int | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    precision: str = "auto",
+    compile: bool = False,
+    channels_last: str = "auto",
     changed_data: bool = False,
     edited: bool = False,
 ) -> Run:
@@ -111,6 +114,11 @@ def load(
         step: The training step of the checkpoint to load (default: the best checkpoint if training selected it, and
             otherwise the newest).
         device, dtype: Device and precision of the computation.
+        precision: How the network is computed: ``float32`` (or rather the precision of the weights), ``bf16``, or
+            ``auto`` (``float32`` on every device, so that results do not depend on the device).
+        compile: Whether to compile the network by ``torch.compile``.
+        channels_last: Whether the channels of a pixel are neighbours in memory: ``yes``, ``no``, or ``auto`` (as when
+            the run was trained).
         changed_data: See :class:`Run`.
         edited: Whether to accept, with a warning, files of the run that were changed after they were written.
 
@@ -139,9 +147,11 @@ def load(
     model.to(device=device, dtype=dtype)
     model.eval().requires_grad_(False)
     made = _operator(folder, config, info, operator)
-    return Run(
+    loaded = Run(
         model, spec.codec, info, config, spec, int(state["step"]), folder, changed_data=changed_data, operator=made
     )
+    layout = config.channels_last if channels_last == "auto" else channels_last
+    return loaded.executed(precision, compile, layout)
 
 
 def _operator(

@@ -31,7 +31,7 @@ import hashlib
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +58,8 @@ from ..operators import choices
 from ..run.run import Run
 
 __all__ = [
-    "KINDS", "Chosen", "Scored", "check_comparable", "choose", "how_told", "paired", "trained_on", "unfair", "units",
-    "write_scores",
+    "KINDS", "Chosen", "Scored", "check_comparable", "choose", "cost_of_precision", "how_told", "paired", "trained_on",
+    "unfair", "units", "write_scores",
 ]  # fmt: skip
 
 KINDS = ("png", "csv", "npz")
@@ -127,6 +127,15 @@ class Chosen:
                 "the likelihood without conditions"
             )
         return run.given_rows(*self.source, split="all", seed=seed)
+
+    def first(self, count: int) -> Chosen:
+        """Return the first ``count`` samples. Their random numbers are the same as among all samples."""
+        one = slice(count)
+        return replace(
+            self, index=self.index[one], x=self.x[one], label=None if self.label is None else self.label[one],
+            row=None if self.row is None else self.row[one], files=self.files[one],
+            source=None if self.source is None else (self.source[0], self.source[1][one]),
+        )  # fmt: skip
 
     def padded(self, run: Run) -> Run:
         """Bind the masks of these samples to a run whose rows are padded. Any other run is returned unchanged."""
@@ -272,6 +281,32 @@ def _warn_of_trained(run: Run, name: str, x: Tensor) -> None:
             "or on identical samples",
             stacklevel=3,
         )
+
+
+def cost_of_precision(few: Chosen, run: Run, likelihood: Likelihood, **named: Any) -> dict[str, Any]:
+    """Return what a network of low precision changes in the likelihoods of a few samples, and on average.
+
+    The likelihoods are computed twice with the same probes: once as the run computes its network, and once in the
+    precision of its weights.
+
+    Args:
+        few: The samples.
+        run: The run, conditioned on these samples or not.
+        likelihood: The settings.
+        named: Further arguments of :meth:`Chosen.scored`.
+
+    Returns:
+        The precision, the number of samples, the unit, the mean change, its standard error and the largest change.
+    """
+    how = replace(likelihood, redraw=False)
+    low, full = (few.scored(one, how, check=False, **named) for one in (run, run.executed(precision="float32")))
+    cost, off = low.difference(full), (_solved(low) - _solved(full)).abs()
+    off = off[off.isfinite()]
+    return {
+        "precision": run.execution.precision, "n": len(off), "unit": low.scores.unit,
+        "mean": _number(cost.value), "stderr": _number(cost.stderr),
+        "largest": float(off.max()) if len(off) else None,
+    }  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------- several runs

@@ -57,6 +57,8 @@ from ..run.origin import beside, keep_identity
 from ..run.run import Run, warn_of_prior
 from ..run.seen import keep_mask
 from ..run.spec import ModelSpec
+from .executing import executable, lanes_of
+from .lanes import one_thread
 from .pictures import evaluations, few_samples, loss_figure, sample_sheet
 from .prepare import averaged_model, begun, measured, operator_of, parts, prepared
 from .resume import data_for, kept_pairs, restore, writing
@@ -154,14 +156,20 @@ def fit(
             raise UsageError(
                 "pairs and the 'reflow' coupling must be used together; the function reflow draws suitable pairs"
             )
+        train, validating = parts(data, spec, config, operator)
+        config = executable(config, model, train if pairs is None else pairs, device, dtype, world, shard)
         state, objective = begun(config, model, device, dtype, world, shard)
         state.divided = (world.size, config.accumulate)
-        train, validating = parts(data, spec, config, operator)
         every = config.validate_every or older(config.steps)
         validation = None
         if validating is not None and every <= config.steps and world.main:
             validation = Validation(validating, state.draw, objective, config.seed, dtype)
         made = _Made(config, data, model, spec, info, operator, state, validation)
+        lanes = lanes_of(config, model, train if pairs is None else pairs, world)
+        if lanes > 1:
+            held.enter_context(one_thread())
+            if not quiet:
+                print(f"each of {lanes} threads evaluates {config.batch // lanes:,} rows of a batch", file=sys.stderr)
 
         if save:
             spec.to_dict()  # rejects what could not be read back, before a folder is created
@@ -179,7 +187,9 @@ def fit(
             world.led(partial(_written, folder, made, new))
             if start is not None and new:  # the starting weights are stored nowhere else
                 _saved(folder, made, world)
-        return _trained(made, train if pairs is None else pairs, objective, folder, world, interrupts, every, quiet)
+        return _trained(
+            made, train if pairs is None else pairs, objective, folder, world, interrupts, every, quiet, lanes
+        )
 
 
 @dataclass(frozen=True)
@@ -295,7 +305,7 @@ def _saved(folder: Path, made: _Made, world: World) -> None:
 
 def _trained(
     made: _Made, source: Rows | Pairs, objective: Objective, folder: Path | None, world: World,
-    interrupts: Interrupts, every: int, quiet: bool,
+    interrupts: Interrupts, every: int, quiet: bool, lanes: int,
 ) -> Run:  # fmt: skip
     """Take the steps, save and report on the way, and choose the weights."""
     config, data, info, state, validation = made.config, made.data, made.info, made.state, made.validation
@@ -315,7 +325,7 @@ def _trained(
     waiting: Record | None = None
     records = steps(
         state, objective, batches, config.steps, seed=config.seed, rate=partial(_rate, config), clip=config.clip,
-        world=world,
+        world=world, lanes=lanes,
     )  # fmt: skip
 
     with _explained(folder), Progress(config.steps, "train", quiet=quiet, initial=first) as progress:

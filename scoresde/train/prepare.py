@@ -20,6 +20,7 @@ from ..data.rows import part
 from ..metrics.rows import furthest
 from ..model.network import ScoreModel
 from ..nn.checkpointing import as_before, blocks_of, recompute
+from ..nn.execution import Execution, lay_out
 from ..objective.draw import PathDraw
 from ..objective.loss import Denoising
 from ..objective.times import Setting, Times, make_times
@@ -175,6 +176,8 @@ def begun(
     """
     weighting, times = _objective(config, model)
     model.to(device=device, dtype=dtype)
+    model.execution = Execution(config.precision, config.compile, config.channels_last == "yes")
+    lay_out(model.network, model.execution.channels_last)
     world.align(model)
     if config.recompute:
         recompute(model.network)
@@ -211,6 +214,7 @@ def averaged_model(state: TrainState, weights: Mapping[str, Tensor] | None = Non
     averaged = copy.deepcopy(state.undivided or state.model).to(next(state.model.parameters()).device)
     load_weights(averaged.learned, state.average.state_dict() if weights is None else weights, Path("the best weights"))
     as_before(averaged)
+    averaged.execution = replace(averaged.execution, compiled=False)  # a copy that is used only a few times
     return averaged.eval().requires_grad_(False)
 
 

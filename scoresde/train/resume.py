@@ -63,6 +63,9 @@ def _as_begun(config: TrainConfig, stored: TrainConfig, info: DataInfo) -> Train
     # (scoresde.core.registry).
     names = ("batch", "lr", "warmup", "steps", "validate_every")
     kept: dict[str, Any] = {n: getattr(stored, n) for n in names if not getattr(config, n)}
+    for name in ("precision", "channels_last"):
+        if getattr(config, name) == AUTO:
+            kept[name] = getattr(stored, name)
     for part in ("predict", "weighting"):
         spread = getattr(stored, f"{part}_options").get("data_std")
         if isinstance(spread, int | float) and config.name(part) in ("auto", stored.name(part)):
@@ -179,7 +182,7 @@ def restore(
         redivided: Whether to accept other dropout masks, if the batch is divided otherwise than before.
     """
     stored = TrainConfig.from_dict(read_config(folder)).to_dict()
-    free = {"steps", "warmup", "accumulate", "recompute", "workers", "keep"}
+    free = {"steps", "warmup", "accumulate", "recompute", "workers", "keep", "compile"}
     if not {config.data, stored["data"]} & set(NAMES):
         free.add("data")  # such data are identified by their content, not by their name or path
     for name, value in config.to_dict().items():

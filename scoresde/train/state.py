@@ -27,6 +27,7 @@ from ..core.files import read_object, read_tensors
 from ..core.noise import keyed
 from ..core.opened import out_of_memory
 from ..core.parallel import ALONE, World, clip_gradients, divided, divided_like, read_shards, whole
+from ..core.shapes import laid_out
 from ..data.batch import Batch, Batches
 from ..model.network import ScoreModel
 from ..nn.dropout import drawing_from, draws_by_dropout
@@ -34,6 +35,7 @@ from ..objective.draw import Draw, Draws
 from ..objective.loss import Objective
 from ..run.files import bare_names, load_weights, matching, save_checkpoint
 from .averages import EMA
+from .lanes import Lanes
 
 __all__ = ["Record", "TrainState", "keyed_rng", "steps"]
 
@@ -125,7 +127,7 @@ class TrainState:
         weights, stored = self._stored(checkpoint, state)
         present = self.learned.state_dict()
         now = matching(present, weights)
-        weights = {n: divided_like(v, present[now[n]]) if now[n] in present else v for n, v in weights.items()}
+        weights = {n: _placed(v, present[now[n]]) if now[n] in present else v for n, v in weights.items()}
         load_weights(self.learned, weights, checkpoint)
         if self.average is not None:
             kept = self.average.state
@@ -136,7 +138,7 @@ class TrainState:
                 raise CheckpointError(
                     f"the averaged weights in {checkpoint} belong to a different network; use the network of the run"
                 )
-            self.average.state = {name: divided_like(value, kept[name]) for name, value in found.items()}
+            self.average.state = {name: _placed(value, kept[name]) for name, value in found.items()}
             updates = state.get("ema_updates")
             if type(updates) is not int or updates < 0:
                 raise CheckpointError(
@@ -195,8 +197,14 @@ class TrainState:
                 )
             index = number[parameter] if parameter in number else int(parameter)
             divides = value.ndim and not hasattr(value, "placements") and index < len(parameters)
-            found.setdefault(index, {})[key] = divided_like(value, parameters[index]) if divides else value
+            found.setdefault(index, {})[key] = _placed(value, parameters[index]) if divides else value
         return found
+
+
+def _placed(value: Tensor, like: Tensor) -> Tensor:
+    """Return a tensor on the device of ``like``, divided and laid out like it."""
+    value = divided_like(value, like)
+    return value if hasattr(like, "placements") or value.shape != like.shape else laid_out(value, like)
 
 
 class Record:
@@ -278,6 +286,7 @@ def steps(
     rate: Callable[[int], float],
     clip: float = math.inf,
     world: World = ALONE,
+    lanes: int = 1,
 ) -> Iterator[Record]:
     """Run training steps. Each step changes ``state`` and yields a record. The state may be saved between steps.
 
@@ -299,6 +308,8 @@ def steps(
         rate: A function that returns the learning rate of step n, counted from 0.
         clip: Maximum norm of the gradient. A larger gradient is scaled down to this norm.
         world: The processes that train together.
+        lanes: Number of threads that each evaluate a part of the rows (:mod:`scoresde.train.lanes`), in a single
+            process.
 
     Raises:
         NumericalError: If the loss or its gradient is not finite. The weights, the average and the step number then
@@ -311,6 +322,7 @@ def steps(
     built_in = type(state.network).__module__.startswith(f"{__name__.partition('.')[0]}.")
     module = world.shared(_Losses(state, objective), unused=not built_in)
     fused = all(group.get("fused") for group in state.optimiser.param_groups)
+    threads = Lanes(1 if world.several else lanes, parameters)
     failed = torch.zeros((), dtype=torch.float32, device=device)  # becomes 1 at the first failure, and stays 1
     last: Record | None = None
     while state.step < until:
@@ -322,7 +334,7 @@ def steps(
             group["lr"] = lr
         while True:
             try:
-                loss, losses = _backward(module, batch, draws, state, seed, device, world)
+                loss, losses = _backward(module, batch, draws, state, seed, device, world, threads)
                 break
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
@@ -338,6 +350,9 @@ def steps(
                 if state.divided[1] == len(batch):
                     raise
             _halve(state, len(batch))  # after the block, because the error keeps the activations alive
+        for parameter in parameters:
+            if parameter.grad is not None and not hasattr(parameter, "placements"):
+                parameter.grad = laid_out(parameter.grad, parameter)
         norm = clip_gradients(parameters, clip, world)
         loss = world.mean(loss)
         failed = torch.maximum(failed, (~(loss.isfinite() & norm.isfinite())).to(failed))
@@ -365,8 +380,9 @@ def steps(
 
 
 def _backward(
-    module: nn.Module, batch: Batch, draws: Draws, state: TrainState, seed: int, device: torch.device, world: World
-) -> tuple[Tensor, Tensor]:
+    module: nn.Module, batch: Batch, draws: Draws, state: TrainState, seed: int, device: torch.device, world: World,
+    lanes: Lanes,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Compute the gradient of the loss, and return the loss ``()`` and the losses of this process's rows ``(B/W,)``."""
     parts = state.divided[1]
     state.optimiser.zero_grad()
@@ -375,8 +391,14 @@ def _backward(
         own, drawn = (batch, draws) if rows is None else (batch.rows(rows), draws.rows(rows))
         apart = world.locally(module) if number < parts - 1 else nullcontext()
         with apart, keyed_rng(seed, state.step, device, state.network, world.rank, number):
-            loss, losses = module(own.to(device), drawn.to(device))
-            torch.autograd.backward(loss / parts if parts > 1 else loss)
+            own, drawn = own.to(device), drawn.to(device)
+            if lanes.count > 1 and len(own) % lanes.count == 0:
+                pieces = torch.arange(len(own)).chunk(lanes.count)
+                calls = [partial(module, own.rows(piece), drawn.rows(piece)) for piece in pieces]
+                loss, losses = lanes.backward(calls, parts)
+            else:
+                loss, losses = module(own, drawn)
+                torch.autograd.backward(loss / parts if parts > 1 else loss)
         values.append(loss.detach())
         found.append(losses.detach())
     return torch.stack(values).mean(), torch.cat(found)

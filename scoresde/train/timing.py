@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from ..run.config import TrainConfig
 from ..run.run import Run, warn_of_prior
 from ..run.spec import ModelSpec
 from . import pictures
+from .executing import executable
 from .prepare import averaged_model, begun, measured, operator_of, parts
 from .schedule import affordable, looks, older, previews
 from .state import steps
@@ -81,19 +83,23 @@ def timed(
     operator = operator_of(config, data.info, None, folder)
     info = measured(config, data, spec.codec, model, operator)
     warn_of_prior(model.domain, info)
-    state, objective = begun(config, model, device, dtype)
     train, validating = parts(data, spec, config, operator)
+    config = executable(config, model, train, device, dtype)
+    state, objective = begun(config, model, device, dtype)
+    lanes = lanes_of(config, model, train)
 
     batches = Batches(train, config.batch, config.seed, config.augmentation)
     model.train()
     running = steps(
-        state, objective, batches, TIMED + 1, seed=config.seed, rate=lambda step: config.lr, clip=config.clip
-    )
-    next(running)
-    began = time.monotonic()
-    for _ in running:
-        pass
-    step = (time.monotonic() - began) / TIMED
+        state, objective, batches, TIMED + 1, seed=config.seed, rate=lambda step: config.lr, clip=config.clip,
+        lanes=lanes,
+    )  # fmt: skip
+    with one_thread() if lanes > 1 else nullcontext():
+        next(running)
+        began = time.monotonic()
+        for _ in running:
+            pass
+        step = (time.monotonic() - began) / TIMED
 
     averaged, validations, validation = averaged_model(state), 0, 0.0
     if validating is not None:

@@ -1,0 +1,82 @@
+"""How many threads compute a network, and a sign that they are in each other's way.
+
+The threads that share a call of a network meet after each of its operations. If other processes use the cores as well,
+each meeting waits for a thread that has lost its core, and the waiting threads use up CPU time: on two cores beside one
+busy process, the network of the digits takes three to four times as long with two threads as with one. Alone, it gains
+a tenth. Calls with little work should therefore have one thread, and the rule is
+
+    threads = min(cores, max(1, floor(work / UNIT))),                                                         (1)
+
+where the work of a call is its number of multiplications and additions. In training, each thread instead evaluates its
+own part of the batch, and all meet only once a step (:mod:`scoresde.train.lanes`).
+
+The rule contains no clock, because results depend on the number of threads by rounding.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+
+__all__ = ["UNIT", "Crowd", "chosen_by_user", "default_threads", "work"]
+
+UNIT = 5e9  # work of a call for each thread
+NAMES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+PATIENCE = 10.0  # seconds until interruptions are counted
+OFTEN = 40.0  # interruptions per second
+
+
+def work(call: Callable[[], object]) -> float:
+    """Return the number of multiplications and additions in the matrix products and convolutions of a call."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return float(counter.get_total_flops())
+
+
+def default_threads(amount: float, cores: int) -> int:
+    """Return the number of threads for calls with a certain amount of work (equation 1)."""
+    return int(min(cores, max(1, amount / UNIT)))
+
+
+def chosen_by_user() -> bool:
+    """Return whether the environment states a number of threads."""
+    return any(os.environ.get(name) for name in NAMES)
+
+
+class Crowd:
+    """Watches whether other processes take the cores from several threads of a call."""
+
+    def __init__(self) -> None:
+        self._began, self._before, self._told = time.monotonic(), _interruptions(), False
+
+    def told(self) -> str | None:
+        """Return a sentence that says so and what to do, once, if the threads have often been interrupted."""
+        seconds = time.monotonic() - self._began
+        if self._told or seconds < PATIENCE or "torch" not in sys.modules:
+            return None
+        import torch
+
+        now, threads = _interruptions(), torch.get_num_threads()
+        often = (now - self._before) / seconds
+        self._began, self._before = time.monotonic(), now
+        if threads == 1 or often < OFTEN:
+            return None
+        self._told = True
+        return (
+            f"the cores are shared with other processes: the {threads} threads were interrupted {often:.0f} times a "
+            "second, and they wait for each other; stop, and repeat this with one thread (OMP_NUM_THREADS=1), or "
+            "wait until the cores are free"
+        )
+
+
+def _interruptions() -> int:
+    """Return how often this process has lost a core to another one."""
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw

@@ -1,0 +1,223 @@
+"""Threads that each compute a part of the gradient, and the default numbers of threads."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from scoresde import TrainConfig, fit
+from scoresde.cli.common import Session
+from scoresde.core import threads
+from scoresde.core.progress import Progress
+from scoresde.core.threads import UNIT, Crowd, default_threads, work
+from scoresde.nn import MLP, UNet
+from scoresde.nn.checkpointing import recompute
+from scoresde.train.lanes import WORK, Lanes, lanes_for, one_thread
+
+CONFIG = TrainConfig(data="moons", steps=4, batch=512, sample_every=10**4, decay="none")
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def weights(config: TrainConfig, **named: object) -> list[Tensor]:
+    return list(fit(config, quiet=True, **{"save": False, **named}).base.state_dict().values())  # type: ignore[arg-type]
+
+
+def same(one: list[Tensor], other: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_two_lanes_are_two_parts_bit_for_bit(two_threads: None) -> None:
+    lanes = weights(CONFIG)
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
+    assert same(lanes, weights(replace(CONFIG, accumulate=2)))
+    assert not same(lanes, weights(CONFIG))
+
+
+def test_lanes_take_the_parts_of_a_divided_batch(two_threads: None) -> None:
+    lanes = weights(replace(CONFIG, accumulate=2, batch=1024))
+    torch.set_num_threads(1)
+    assert same(lanes, weights(replace(CONFIG, accumulate=4, batch=1024)))
+
+
+def test_a_run_in_lanes_resumes_bit_for_bit(two_threads: None, tmp_path: Path) -> None:
+    whole = weights(CONFIG, save=True, out=tmp_path / "whole")
+    weights(replace(CONFIG, steps=2), save=True, out=tmp_path / "half")
+    assert same(whole, weights(CONFIG, save=True, out=tmp_path / "half", resume=True))
+
+
+def test_lanes_are_said(two_threads: None, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(replace(CONFIG, steps=1), save=False)
+    assert "each of 2 threads evaluates 256 rows of a batch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("rows", "amount", "cores", "lanes"),
+    [(64, 1e12, 2, 2), (63, 1e12, 2, 1), (63, 1e12, 3, 3), (64, 1e12, 24, 16), (4, 1e12, 16, 4), (64, 1e12, 1, 1),
+     (64, 2 * WORK, 8, 2), (64, 2 * WORK - 1, 8, 1), (1, 1e12, 8, 1)],
+)  # fmt: skip
+def test_the_number_of_lanes(rows: int, amount: float, cores: int, lanes: int) -> None:
+    assert lanes_for(MLP(dims=2), rows, amount, cores) == lanes
+
+
+class Own(MLP):
+    """A network that may do anything when it is called."""
+
+
+def test_networks_whose_calls_may_change_something_have_one_lane() -> None:
+    again = UNet(channels_in=1, channels=8, multipliers=(1, 2), blocks=1)
+    recompute(again)
+    for network in (Own(dims=2), MLP(dims=2, dropout=0.1), again):
+        assert lanes_for(network, 64, 1e12, 2) == 1
+    assert lanes_for(UNet(channels_in=1, channels=8, multipliers=(1, 2), blocks=1), 64, 1e12, 2) == 2
+
+
+def _part(value: float, wait: Callable[[], object] = lambda: None) -> Callable[[], tuple[Tensor, Tensor]]:
+    def part() -> tuple[Tensor, Tensor]:
+        wait()
+        losses = PARAMETER * torch.tensor([value, value])
+        return losses.mean(), losses
+
+    return part
+
+
+PARAMETER, UNUSED = nn.Parameter(torch.tensor(2.0, dtype=torch.float64)), nn.Parameter(torch.zeros(1))
+
+
+def test_the_order_of_the_lanes_is_that_of_the_rows() -> None:
+    PARAMETER.grad = UNUSED.grad = None
+    done = threading.Event()
+    first = _part(1.0, lambda: done.wait(60))
+
+    def second() -> tuple[Tensor, Tensor]:
+        found = _part(3.0)()
+        done.set()  # the first lane ends last
+        return found
+
+    with Lanes(2, [PARAMETER, UNUSED]) as lanes:
+        loss, losses = lanes.backward([first, second], 1)
+        assert float(loss) == 4 and losses.tolist() == [2, 2, 6, 6] and not losses.requires_grad
+        assert PARAMETER.grad is not None and float(PARAMETER.grad) == 2 and UNUSED.grad is None
+        lanes.backward([_part(1.0), _part(3.0)], 4)
+        assert float(PARAMETER.grad) == 2.5
+
+
+def test_an_error_in_a_lane_waits_for_the_others() -> None:
+    other, ended = threading.Event(), []
+
+    def fails() -> tuple[Tensor, Tensor]:
+        other.set()
+        raise RuntimeError("out of memory")
+
+    def slow() -> tuple[Tensor, Tensor]:
+        other.wait(60)
+        ended.append(True)
+        return _part(1.0)()
+
+    with Lanes(2, [PARAMETER]) as lanes, pytest.raises(RuntimeError, match="out of memory"):
+        lanes.backward([fails, slow], 1)
+    assert ended == [True]
+
+
+def test_the_number_of_threads_is_restored(two_threads: None) -> None:
+    with pytest.raises(ValueError), one_thread():
+        assert torch.get_num_threads() == 1
+        raise ValueError
+    assert torch.get_num_threads() == 2
+
+
+def test_the_default_number_of_threads_at_its_edges() -> None:
+    for amount, cores, expected in (
+        (0.0, 8, 1), (UNIT, 8, 1), (2 * UNIT - 1, 8, 1), (2 * UNIT, 8, 2), (7.5 * UNIT, 8, 7), (1e15, 8, 8),
+        (math.inf, 4, 4), (1e15, 1, 1),
+    ):  # fmt: skip
+        assert default_threads(amount, cores) == expected
+
+
+def test_work_counts_multiplications_and_additions() -> None:
+    a, b = torch.zeros(3, 5), torch.zeros(5, 7)
+    assert work(lambda: a @ b) == 2 * 3 * 5 * 7
+
+
+def _session(**given: object) -> Session:
+    plain: dict[str, object] = {"device": "cpu", "dtype": "float32", "threads": None, "json": False, "quiet": False}
+    return Session(seed=0, **(plain | given))  # type: ignore[arg-type]
+
+
+def test_commands_use_threads_by_the_work_of_a_call(
+    two_threads: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in threads.NAMES:
+        monkeypatch.delenv(name, raising=False)
+    run = fit(replace(CONFIG, steps=1), save=False, quiet=True)
+    assert 1e5 < run.work < 1e7
+    enough = math.ceil(2 * UNIT / run.work)
+    _session().share_threads([run], enough)
+    assert torch.get_num_threads() == 2 and not capsys.readouterr().err
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    _session().share_threads([run], 1)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    _session(threads=2).share_threads([run], 1)
+    assert torch.get_num_threads() == 2 and not capsys.readouterr().err  # the user has chosen
+    _session().share_threads([run], enough - 1)
+    assert torch.get_num_threads() == 1 and "using 1 thread of 2" in capsys.readouterr().err
+
+
+def test_the_work_of_an_unknown_network_is_large() -> None:
+    class Asks(nn.Module):
+        def forward(self, x: Tensor, c: Tensor, cond: None = None) -> Tensor:
+            raise KeyError("label")
+
+    run = fit(replace(CONFIG, steps=1), save=False, quiet=True)
+    network = run.base.network  # type: ignore[attr-defined]
+    run.base.network = Asks()  # type: ignore[attr-defined]
+    assert run.work == math.inf and default_threads(run.work, 3) == 3
+    run.base.network = network  # type: ignore[attr-defined]
+
+
+def _crowd(monkeypatch: pytest.MonkeyPatch, interruptions: float, cores: int) -> list[str | None]:
+    """What is told at 5, 15, 25 and 35 seconds, with so many interruptions a second."""
+    now = [0.0]
+    monkeypatch.setattr(threads.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(threads, "_interruptions", lambda: int(interruptions * now[0]))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
+    crowd, told = Crowd(), []
+    for second in (5, 15, 25, 35):
+        now[0] = second
+        told.append(crowd.told())
+    return told
+
+
+def test_shared_cores_are_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, *rest = _crowd(monkeypatch, 200, 2)
+    assert first is None and rest == [None, None] and second is not None
+    assert "the 2 threads were interrupted 200 times a second" in second and "OMP_NUM_THREADS=1" in second
+
+
+def test_free_cores_and_single_threads_are_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not any(_crowd(monkeypatch, 20, 2)) and not any(_crowd(monkeypatch, 500, 1))
+
+
+def test_a_progress_line_tells_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = itertools.chain(["the cores are shared"], itertools.repeat(None))
+    monkeypatch.setattr(Crowd, "told", lambda self: next(lines))
+    for quiet, expected in ((False, 1), (True, 0)):
+        with Progress(2, "count", quiet=quiet) as progress:
+            progress.update()
+            progress.update()
+        assert capsys.readouterr().err.count("the cores are shared") == expected

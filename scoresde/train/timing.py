@@ -16,7 +16,8 @@ from ..run.config import TrainConfig
 from ..run.run import Run, warn_of_prior
 from ..run.spec import ModelSpec
 from . import pictures
-from .executing import executable
+from .executing import executable, lanes_of
+from .lanes import one_thread
 from .prepare import averaged_model, begun, measured, operator_of, parts
 from .schedule import affordable, looks, older, previews
 from .state import steps

@@ -65,6 +65,12 @@ def scoresde(line: str, cwd: Path, size: int = 2) -> Processes:
     return start(["-m", "scoresde", *line.split()], size, cwd)
 
 
+def scoresde_in_place(line: str, cwd: Path, size: int = 2) -> Processes:
+    """Start a command line in each process, for which all data are too large for the memory."""
+    code = "import scoresde.data.inplace as d; d.LARGE = 1; from scoresde.cli import main; main()"
+    return start(["-c", code, *line.split()], size, cwd)
+
+
 def when(there: Callable[[], bool], processes: Processes) -> None:
     """Wait until something is the case while the processes run."""
     deadline = time.monotonic() + PATIENCE

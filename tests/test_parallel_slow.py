@@ -12,12 +12,14 @@ import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from processes import SIGKILL, SIGTERM, Processes, scoresde, when
+from processes import SIGKILL, SIGTERM, Processes, scoresde, scoresde_in_place, start, when
 from safetensors.torch import load_file
 from torch import Tensor
 
+from scoresde import load_data
 from scoresde.run.files import newest_checkpoint
 
 SEED = os.environ.get("FUZZ_SEED", "0")
@@ -25,22 +27,23 @@ KILLS = int(os.environ.get("FUZZ_PAIR_KILLS", "10"))
 
 pytestmark = pytest.mark.slow
 
-LINE = "train --data digits --preset tiny --set network.channels=4 --batch 16 --steps 40 --set save_minutes=0 --quiet"
+LINE = "train --preset tiny --set network.channels=4 --batch 16 --steps 40 --set save_minutes=0 --quiet"
 HERE = "--threads 1 --device cpu"
-# Each pair of settings occurs in one of these rows.
+# Each pair of settings occurs in one of these rows, except that only several processes can divide the weights.
 ROWS = [
-    (1, "0", "low-discrepancy", "independent", 1, "ddp"),
-    (1, "0.1", "loss-second-moment", "ot", 1, "ddp"),
-    (1, "0.1", "low-discrepancy", "ot", 2, "ddp"),
-    (1, "0", "importance", "independent", 2, "ddp"),
-    (2, "0", "low-discrepancy", "ot", 1, "ddp"),
-    (2, "0.1", "loss-second-moment", "independent", 2, "ddp"),
-    (2, "0.1", "importance", "independent", 1, "ddp"),
-    (2, "0", "loss-second-moment", "ot", 2, "ddp"),
-    (2, "0.1", "low-discrepancy", "independent", 1, "ddp"),
-    (2, "0.1", "low-discrepancy", "ot", 1, "fsdp"),
-    (2, "0", "importance", "independent", 2, "fsdp"),
-    (2, "0", "loss-second-moment", "independent", 1, "fsdp"),
+    (1, "0", "low-discrepancy", "independent", 1, "ddp", 0),
+    (1, "0.1", "loss-second-moment", "ot", 1, "ddp", 0),
+    (1, "0.1", "low-discrepancy", "ot", 2, "ddp", 0),
+    (1, "0", "importance", "independent", 2, "ddp", 2),
+    (2, "0", "low-discrepancy", "ot", 1, "ddp", 0),
+    (2, "0.1", "loss-second-moment", "independent", 2, "ddp", 0),
+    (2, "0.1", "importance", "independent", 1, "ddp", 0),
+    (2, "0", "loss-second-moment", "ot", 2, "ddp", 0),
+    (2, "0.1", "low-discrepancy", "independent", 1, "ddp", 0),
+    (2, "0.1", "low-discrepancy", "ot", 1, "fsdp", 2),
+    (2, "0", "importance", "independent", 2, "fsdp", 0),
+    (2, "0", "loss-second-moment", "independent", 1, "fsdp", 2),
+    (2, "0", "importance", "ot", 1, "ddp", 0),
 ]
 
 
@@ -70,26 +73,62 @@ def settings(dropout: str, sampler: str, coupling: str, accumulate: int) -> str:
     return f"{more} --weighting likelihood" if sampler == "importance" else more
 
 
-@pytest.mark.parametrize(("size", "dropout", "sampler", "coupling", "accumulate", "shard"), ROWS)
+@pytest.mark.parametrize(("size", "dropout", "sampler", "coupling", "accumulate", "shard", "workers"), ROWS)
 def test_half_a_kill_and_the_other_half(
-    tmp_path: Path, size: int, dropout: str, sampler: str, coupling: str, accumulate: int, shard: str
+    tmp_path: Path, size: int, dropout: str, sampler: str, coupling: str, accumulate: int, shard: str, workers: int
 ) -> None:
-    line = f"{LINE} {settings(dropout, sampler, coupling, accumulate)} {HERE}"
-    finished(scoresde(f"{line} --shard {shard} --out whole", tmp_path, size))
-    halves = scoresde(f"{line} --shard {shard} --out halves", tmp_path, size)
+    x = load_data("digits").train
+    np.save(tmp_path / "digits.npy", (x * 15).to(torch.uint8).numpy())  # files have 256 levels
+    more = f"--data digits.npy --shard {shard} --set workers={workers}"
+    line = f"{LINE} {settings(dropout, sampler, coupling, accumulate)} {more} {HERE}"
+    started = scoresde_in_place if workers else scoresde
+    finished(started(f"{line} --out whole", tmp_path, size))
+    halves = started(f"{line} --out halves", tmp_path, size)
     when(lambda: done_steps(tmp_path / "halves") >= 18, halves)
     halves.kill()
     halves.wait()
     assert 18 <= done_steps(tmp_path / "halves") < 40
-    finished(scoresde(f"train --resume halves --shard {shard} --quiet {HERE}", tmp_path, size))
+    finished(started(f"train --resume halves --shard {shard} --quiet {HERE}", tmp_path, size))
     one, two = state(tmp_path / "whole"), state(tmp_path / "halves")
     assert one.keys() == two.keys() and len(one) > 100
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=0, atol=0, equal_nan=True, msg=name)
 
 
+# From the second checkpoint on, the first process (or each) can write only small files, as if the disk were full.
+FULL = """
+import resource, sys
+from scoresde.core.parallel import rank
+from scoresde.train import loop
+saved, calls = loop._saved, []
+def full(*args):
+    calls.append(1)
+    if len(calls) == 2 and rank() in {ranks}:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+    saved(*args)
+loop._saved = full
+from scoresde.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("shard", "ranks"), [("ddp", (0,)), ("fsdp", (0,)), ("fsdp", (1,)), ("fsdp", (0, 1))])
+def test_a_full_disk_loses_nothing(tmp_path: Path, shard: str, ranks: tuple[int, ...]) -> None:
+    line = f"{LINE.replace('save_minutes=0', 'save_minutes=60')} --data digits --shard {shard} {HERE}"
+    finished(scoresde(f"{line} --out whole", tmp_path, 2))
+    ended = start(["-c", FULL.replace("{ranks}", repr(ranks)), *line.split(), "--out", "run"], 2, tmp_path).wait()
+    assert all(code in (1, 3) for code, _, _ in ended) and 3 in {code for code, _, _ in ended}, ended
+    told = "".join(err for _, _, err in ended)
+    assert "File too large" in told and "Traceback" not in told
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")] == ["step-000000008"]
+    finished(scoresde(f"train --resume run --shard {shard} --quiet {HERE}", tmp_path, 2))
+    one, two = state(tmp_path / "whole"), state(tmp_path / "run")
+    assert one.keys() == two.keys() and all(torch.equal(two[name], value) for name, value in one.items())
+    assert not list((tmp_path / "run").rglob("*.tmp*"))
+
+
 def test_two_then_one_then_two(tmp_path: Path) -> None:
-    line = f"{LINE} --dtype float64 {HERE}"
+    line = f"{LINE} --data digits --dtype float64 {HERE}"
     finished(scoresde(f"{line} --out whole", tmp_path, 1))
     for number, size in enumerate((2, 1, 2)):
         on = "train --resume parts --quiet --dtype float64" if number else f"{line.replace(HERE, '')} --out parts"
@@ -108,7 +147,7 @@ def test_two_then_one_then_two(tmp_path: Path) -> None:
 def test_kills_of_one_or_both_of_two(tmp_path: Path) -> None:
     """Random kills, a tenth of them in a save: nothing is lost, and the end is that of an uninterrupted run."""
     rng = random.Random(f"{SEED} pairs")
-    finished(scoresde(f"{LINE} {HERE} --out whole", tmp_path, 2))
+    finished(scoresde(f"{LINE} --data digits {HERE} --out whole", tmp_path, 2))
     expected = state(tmp_path / "whole")
     began, kills, runs, seconds = time.monotonic(), 0, 0, 12.0
     while kills < KILLS:
@@ -116,7 +155,7 @@ def test_kills_of_one_or_both_of_two(tmp_path: Path) -> None:
         runs += 1
         while True:
             there = (run / "config.json").exists() and done_steps(run) > 0
-            line = f"train --resume {run} --quiet {HERE}" if there else f"{LINE} {HERE} --out {run}"
+            line = f"train --resume {run} --quiet {HERE}" if there else f"{LINE} --data digits {HERE} --out {run}"
             start = time.monotonic()
             processes = scoresde(line, tmp_path, 2)
             if kills >= KILLS:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from shell import Shell
 from torch import Tensor, nn
 
 from scoresde import VPSDE, Likelihood, ScoreModel, TrainConfig, fit, load
@@ -269,3 +275,39 @@ def test_fsdp_has_no_channels_last() -> None:
     assert executable(replace(SMALL, channels_last="auto"), *made).channels_last == "no"
     with pytest.raises(UsageError, match="channels last"):
         executable(replace(SMALL, channels_last="yes"), *made)
+
+
+def test_likelihood_says_what_bf16_costs(shell: Shell, digits: str) -> None:
+    line = f"likelihood {digits} --limit 3 --rtol 0.1 --no-check --threads 1 --save csv"
+    shell(f"{line} --precision bf16 --json")
+    found = json.loads(shell.out)["sets"][0]
+    cost = found["precision"]
+    assert cost["precision"] == "bf16" and cost["n"] == 3 and cost["unit"] == "bits/dim"
+    run, part = load(digits), load(digits).data().test
+    order = torch.randperm(len(part), generator=torch.Generator().manual_seed(0))[:3]
+    how = Likelihood(rtol=0.1, redraw=False)
+    low, full = (one.log_likelihood(part[order], how).values for one in (run.executed("bf16"), run))
+    assert cost["mean"] == pytest.approx(float((low - full).mean()), abs=1e-6) and cost["mean"] != 0
+    assert cost["largest"] == pytest.approx(float((low - full).abs().max()), abs=1e-6)
+    text = shell(f"{line} --precision bf16")  # finished before
+    assert re.search(r"[+-]\d\.\d{4} ± \d\.\d{4} bits/dim is the change by the bf16 network", text)
+    assert "bf16" not in shell(f"{line} --out plain")
+
+
+def test_samples_in_bf16_are_kept_apart(shell: Shell, digits: str) -> None:
+    line = f"sample {digits} --n 2 --solver heun --steps 2 --threads 1 --save npz --out here"
+    shell(line)
+    shell(f"{line} --precision bf16 --resume", code=2)
+    assert "execution" in shell.err
+    shell(f"{line} --resume")
+
+
+def test_the_benchmark_for_a_gpu_runs_whole_on_a_cpu() -> None:
+    script = Path(__file__).parents[1] / "experiments" / "bench_training.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--gpu", "--toy", "--rounds", "1", "--peak-flops", "1e12"],
+        capture_output=True, text=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert '| fit {"precision": "bf16", "channels_last": "yes"} |' in done.stdout
+    assert re.search(r"fastest: fit .*TFLOP/s, \d+\.\d% of 1 TFLOP/s", done.stdout)

@@ -311,3 +311,20 @@ def test_the_benchmark_for_a_gpu_runs_whole_on_a_cpu() -> None:
     assert done.returncode == 0, done.stderr
     assert '| fit {"precision": "bf16", "channels_last": "yes"} |' in done.stdout
     assert re.search(r"fastest: fit .*TFLOP/s, \d+\.\d% of 1 TFLOP/s", done.stdout)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_samples_and_has_a_likelihood(tmp_path: Path) -> None:
+    """With the real compiler, which takes about a minute on a CPU."""
+    config = TrainConfig(data="moons", steps=5, batch=32, sample_every=10**4)
+    plain, other = (fit(replace(config, compile=on), save=False, quiet=True) for on in (False, True))
+    for a, b in zip(plain.base.parameters(), other.base.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+    compiled, x = plain.executed(compile=True), plain.data().test[:20]
+    for probes in (1, 3):
+        how = Likelihood(probes=probes, redraw=False)
+        one, two = (run.log_likelihood(x, how).log_prob for run in (plain, compiled))
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        plain.sample(20, "ode", seed=1).x, compiled.sample(20, "ode", seed=1).x, rtol=1e-3, atol=1e-3
+    )

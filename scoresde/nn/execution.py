@@ -74,6 +74,7 @@ _PLAIN = Execution()
 
 def _compiled(network: nn.Module, *args: Any) -> Any:
     if getattr(network, "_compiled_call_impl", None) is None:  # a copy of a network is not compiled
+        _keep_buffers()
         network.compile()
     try:
         return network(*args)
@@ -86,6 +87,18 @@ def _compiled(network: nn.Module, *args: Any) -> Any:
             parameter="compile",
             value=False,
         ) from error
+
+
+def _keep_buffers() -> None:
+    """Compile for several backward passes through one forward pass, as in a likelihood.
+
+    By default, a compiled backward pass overwrites what it has read. The caches on the disk are left out because
+    PyTorch 2.13 takes code from them that overwrites even if this is off, so that the second pass is silently wrong.
+    """
+    import torch._functorch.config as traced
+    import torch._inductor.config as generated
+
+    traced.donated_buffer = traced.enable_autograd_cache = generated.fx_graph_cache = False
 
 
 def precision_on(device: torch.device, dtype: torch.dtype, asked: str) -> str:

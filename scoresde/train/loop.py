@@ -45,6 +45,7 @@ from ..objective.coupling import Pairs
 from ..objective.loss import Objective
 from ..operators import Operator
 from ..run.config import TrainConfig
+from ..run.environment import ENVIRONMENT, keep_session, session_of
 from ..run.files import (
     accept_changes,
     checkpoints,
@@ -67,7 +68,7 @@ from .state import Record, TrainState, steps
 from .stated import aligned
 from .validation import Validation, sentence
 
-__all__ = ["fit", "prepared", "previews"]
+__all__ = ["fit", "prepared", "previews", "run_name"]
 
 
 def fit(
@@ -262,10 +263,15 @@ def _resumed(folder: Path, made: _Made, world: World, edited: bool, redivided: b
     world.wait()
 
 
+def run_name(info: DataInfo, config: TrainConfig) -> str:
+    """Return the default name of a run folder."""
+    return f"{info.name}-{config.name('sde').rpartition(':')[2].lower()}"
+
+
 def _new_folder(out: str | Path | None, made: _Made, quiet: bool, held: ExitStack) -> Path:
     """Create the folder of a new run, and lock it until ``held`` closes."""
     there, above = out is not None and Path(out).exists(), [] if out is None else missing_above(Path(out))
-    name = f"{made.info.name}-{made.config.name('sde').rpartition(':')[2].lower()}"
+    name = run_name(made.info, made.config)
     folder = make_run_folder(out, name)
     if out is None and folder.name != name and not quiet:
         print(printable(taken(folder.with_name(name), folder)), file=sys.stderr)
@@ -289,6 +295,10 @@ def _written(folder: Path, made: _Made, new: bool) -> None:
     facts["data_beside"] = beside(folder, config)  # the data may have moved
     if new and made.operator is not None:
         keep_mask(folder, made.operator)
+    with optional(str(folder / ENVIRONMENT)):
+        device, processes = next(made.model.parameters()).device, made.state.divided[0]
+        now = session_of(device, dtype, seed=config.seed, processes=processes, step=made.state.step)
+        keep_session(folder, now, new=new)
     metrics = folder / "metrics.jsonl"  # drop the lines of steps that will be repeated
     write_lines(metrics, (line for line in read_lines(metrics) if line["step"] <= made.state.step))
     write_json(folder / "config.json", facts, signed=True)  # last, because it makes the folder a run

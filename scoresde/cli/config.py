@@ -60,7 +60,7 @@ def diff(first: str, second: str, everything: bool, edited: bool, session: Sessi
 
     The data, the model, the settings, the training and the environment are compared, in this order.
     """
-    from ..run.comparison import compare
+    from ..run.differences import compare
 
     found = compare(first, second, edited=edited)
     session.print(found.facts(), found.text(everything=everything))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -20,7 +20,6 @@ from ..codec import Space, space_text, to_dict
 from ..core.errors import ScoresdeError
 from ..core.files import read_object
 from ..core.registry import fields_of, resolve
-from ..core.tables import TIME_SAMPLERS, WEIGHTINGS
 from ..core.text import one_line
 from ..data import NAMES, DataInfo
 from ..data.content import Identity
@@ -30,6 +29,7 @@ from .files import checkpoints, find_run, newest_checkpoint, read_config
 from .origin import kept_identity
 from .outcome import Outcome, outcome
 from .run import described
+from .settings import PARTS
 from .spec import ModelSpec, Part
 
 __all__ = ["Comparison", "Difference", "Group", "compare"]
@@ -39,7 +39,7 @@ HARMLESS = ("keep", "save_minutes", "sample_every", "workers")
 # Settings that are compared with the data or, with all their defaults, with the model.
 OF_DATA = ("size", "fit", "layout", "on_bad", "split", "test_fraction")
 OF_MODEL = ("sde", "sde_options", "shift", "predict", "predict_options", "network_options", "learn_variance")
-TABLES = {"weighting": WEIGHTINGS, "t_sampler": TIME_SAMPLERS}
+LOSSES = ("weighting", "t_sampler")
 
 # What is compared of a session, and what it is called. The rest of a session is ignored.
 PLACES = {
@@ -48,15 +48,16 @@ PLACES = {
     "matmul": "matmul precision", "platform": "platform",
 }  # fmt: skip
 
+LONGEST = 44  # characters of a value in a table, unless it looks like another one
 UNIMPORTANT = {"started": "date", "command": "command", "cpus": "number of CPUs"}
 
 ROUNDING = "sums are rounded in another way, and the difference grows from step to step"
 # What a difference leads to, where a reader may not know.
 EFFECTS = {
-    "seed": "other initial weights, batches and noise, and other held-out rows unless the data have a test part",
+    "seed": "other initial weights, batches, noise and held-out rows (unless the data have a test part)",
     "steps": "also another learning rate at each step, because its decay ends with the last step",
     "batch": "also another number of samples in all",
-    "validate_every": "other steps at which the best weights can be chosen",
+    "validate_every": "follows from the number of validation rows unless it was set",
     "accumulate": ROUNDING, "recompute": "the same up to the draws of dropout", "threads": ROUNDING, "CPU": ROUNDING,
     "torch": ROUNDING, "numpy": ROUNDING, "device": ROUNDING, "GPU": ROUNDING, "CUDA": ROUNDING, "dtype": ROUNDING,
     "matmul precision": ROUNDING, "division of a batch": f"{ROUNDING}; dropout draws other masks",
@@ -65,8 +66,10 @@ EFFECTS = {
 # Differences that follow from other training rows, and therefore from another seed.
 DERIVED = (
     "training rows", "of these for validation", "test rows", "lowest value", "highest value", "units",
-    "predict data_std", "weighting data_std", "sde sigma_max",
+    "predict data_std", "weighting data_std", "sde sigma_max", "validate_every",
 )  # fmt: skip
+# What the loss depends on besides the weights: losses of runs that differ in it cannot be compared.
+LOSS = ("sde", "shift", "predict", "weighting", "t_sampler", "learn_variance", "space", "coupling", "cond")
 CAUSES = ("seed", "data", "path", "content", "rows that the other run lacks", *OF_DATA)
 
 
@@ -128,6 +131,8 @@ class Comparison:
         found = {group.name: [d.what for d in group.differences] for group in self.groups}
         if any(what in CAUSES for what in chain(*found.values())):
             found = {name: [what for what in whats if what not in DERIVED] for name, whats in found.items()}
+        if found["data"] != ["path"]:  # the content is what matters
+            found["data"] = [what for what in found["data"] if what != "path"]
         return {name: whats for name, whats in found.items() if whats}
 
     @property
@@ -143,7 +148,7 @@ class Comparison:
         if differing == {"settings": ["seed"]}:
             return "the runs differ only in their seeds, so their figures differ by chance"
         where = [f"{name} ({', '.join(whats[:4])}{', ...' * (len(whats) > 4)})" for name, whats in differing.items()]
-        if list(differing) == ["environment"]:
+        if list(differing) == ["environment"] and not set(differing["environment"]) & {"scoresde", PLACES["code"]}:
             return f"the runs differ only in the {where[0]}, so their figures differ by rounding, as far as is recorded"
         return f"the figures may differ because of the {_listed(where)}"
 
@@ -164,24 +169,19 @@ class Comparison:
         """
         differing = [group for group in self.groups if group.differences]
         differing.sort(key=lambda group: group.name not in self.causes)  # what only follows from the others comes last
-        same = [group for group in self.groups if not group.differences]
-        tables = [(group.name, group.differences) for group in differing] + [("results", self.results)]
-        tables += [("ignored", self.ignored)] if everything and self.ignored else []
-        rows = {name: [(d.what, _shown(d.first), _shown(d.second), d.note) for d in found] for name, found in tables}
+        tables = [(f"{g.name}{f' ({g.unknown})' if g.unknown else ''}", g.differences) for g in differing]
+        tables += [("results", self.results), *([("ignored", self.ignored)] if everything and self.ignored else [])]
+        rows = {title: [(d.what, *_both(d.first, d.second), d.note) for d in found] for title, found in tables}
         heading = ("", "A", "B", "")
-        cells = list(chain([heading], *rows.values()))
-        widths = [max(len(row[i]) for row in cells) for i in range(3)]
+        widths = [max(len(row[i]) for row in (heading, *chain(*rows.values()))) for i in range(3)]
 
         def line(row: Sequence[str]) -> str:
             return "  ".join(["", *(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]).rstrip()
 
         lines = [f"A: {self.first}", f"B: {self.second}", self.verdict, "", line(heading)]
-        for name, found in rows.items():
-            group = next((group for group in differing if group.name == name), None)
-            lines += [
-                f"{name}{f' ({group.unknown})' if group is not None and group.unknown else ''}",
-                *map(line, found),
-            ]
+        for title, found in rows.items():
+            lines += [title, *map(line, found)]
+        same = [group for group in self.groups if not group.differences]
         lines += [""] * bool(same)
         lines += [f"{group.name}: {group.unknown or f'the same ({group.told})'}" for group in same]
         if self.ignored and not everything:
@@ -203,7 +203,7 @@ def compare(first: str | Path, second: str | Path, *, edited: bool = False) -> C
     groups = (_data(a, b), _model(a, b), _settings(a, b), _training(a, b), _environment(a, b))
     weights = [side.outcome.weights for side in (a, b)]
     same = weights[0] == weights[1] if all(weights) else None
-    return Comparison(a.folder, b.folder, groups, _results(a, b), _ignored(a, b), same)
+    return Comparison(a.folder, b.folder, groups, _results(a, b, groups), _ignored(a, b), same)
 
 
 @dataclass
@@ -252,14 +252,15 @@ def _pairs(named: Iterable[tuple[str, Callable[[_Side], Any]]], a: _Side, b: _Si
 
 
 def _difference(what: str, first: Any, second: Any) -> Difference:
-    return Difference(what, first, second, "follows from the rows" if what in DERIVED else EFFECTS.get(what, ""))
+    return Difference(what, first, second, EFFECTS.get(what, "follows from the rows" if what in DERIVED else ""))
 
 
 def _options(first: Part | None, second: Part | None, what: str) -> list[Difference]:
-    """Compare the name and the options of a part of the model."""
+    """Compare the name and the options of a part, with the defaults of options that are not stated."""
     if first is None or second is None:
         one, other = ("an object" if part is None else part.name for part in (first, second))
         return [Difference(what, one, other)] if first is not second else []
+    first, second = (_with_defaults(part, PARTS[what]) for part in (first, second))
     if first.name != second.name:
         one, other = (f"{part.name}{_in_brackets(part.options)}" for part in (first, second))
         return [Difference(what, one, other)]
@@ -269,6 +270,12 @@ def _options(first: Part | None, second: Part | None, what: str) -> list[Differe
         for name in {**ours, **theirs}
         if ours.get(name) != theirs.get(name)
     ]
+
+
+def _with_defaults(part: Part, table: Mapping[str, str]) -> Part:
+    """Return a part with the defaults of its options, which are unknown for a class of the user."""
+    known = fields_of(resolve(part.name, table)) if part.name in table else {}
+    return Part(part.name, {k: p.default for k, p in known.items() if p.default is not p.empty} | dict(part.options))
 
 
 def _in_brackets(options: Mapping[str, Any]) -> str:
@@ -352,22 +359,16 @@ def _numbers(codec: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _settings(a: _Side, b: _Side) -> Group:
-    taken = {"data", *OF_DATA, *OF_MODEL, *HARMLESS, *(f"{name}_options" for name in TABLES), *TABLES}
+    taken = {"data", *OF_DATA, *OF_MODEL, *HARMLESS, *(f"{name}_options" for name in LOSSES), *LOSSES}
     # The SDE, the network and what else the model needs are compared by the model.
     names = [name for name in a.config.to_dict() if name not in taken]
     found = list(_pairs([(name, _getter("config", name)) for name in names], a, b))
-    for name, table in TABLES.items():
-        found += _options(_with_defaults(a.config, name, table), _with_defaults(b.config, name, table), name)
+    for name in LOSSES:
+        parts = [Part(side.config.name(name), getattr(side.config, f"{name}_options")) for side in (a, b)]
+        found += _options(parts[0], parts[1], name)
     config = a.config
     told = f"{config.steps:,} steps of {config.batch} samples, learning rate {config.lr:g}, seed {config.seed}"
     return Group("settings", told, tuple(found))
-
-
-def _with_defaults(config: TrainConfig, name: str, table: Mapping[str, str]) -> Part:
-    """Return a part of the settings with the defaults of its options, which are unknown for a class of the user."""
-    chosen, given = config.name(name), getattr(config, f"{name}_options")
-    known = fields_of(resolve(chosen, table)) if chosen in table else {}
-    return Part(chosen, {k: p.default for k, p in known.items() if p.default is not p.empty} | dict(given))
 
 
 def _training(a: _Side, b: _Side) -> Group:
@@ -379,14 +380,10 @@ def _training(a: _Side, b: _Side) -> Group:
 
     named: list[tuple[str, Callable[[_Side], Any]]] = [
         ("steps done", lambda side: side.outcome.step),
-        ("weights in use", lambda side: f"{side.outcome.used} (step {side.outcome.used_step:,})"),
         ("division of a batch", division),
         ("parts halved for memory", lambda side: bool(side.state.get("short"))),
     ]
-    if a.outcome.step != b.outcome.step:  # then the weights differ in any case
-        named = [(what, get) for what, get in named if what != "weights in use" or a.outcome.used != b.outcome.used]
-    done = a.outcome
-    return Group("training", f"{done.step:,} steps done, the {done.used} weights are used", _pairs(named, a, b))
+    return Group("training", f"{a.outcome.step:,} steps done, {division(a)} for a batch", _pairs(named, a, b))
 
 
 def _environment(a: _Side, b: _Side) -> Group:
@@ -397,15 +394,10 @@ def _environment(a: _Side, b: _Side) -> Group:
         has = f"; {known.folder} was trained with {in_words(known.sessions)}" if known is not None else ""
         return Group("environment", "", dtypes, f"it was not recorded for {_listed(lacking)}{has}")
     names = [(what, _over_sessions(name)) for name, what in PLACES.items()]
-    found = list(_pairs(names, a, b))
-    code = next((i for i, d in enumerate(found) if d.what == PLACES["code"]), None)
-    if code is not None:
-        told = [_over_sessions("commit")(side) for side in (a, b)]
-        commits = [
-            f"{_over_sessions('code')(side)} (commit {str(t)[:9]})" for side, t in zip((a, b), told, strict=True)
-        ]
-        found[code] = Difference(PLACES["code"], commits[0], commits[1], EFFECTS[PLACES["code"]] if any(told) else "")
-    return Group("environment", in_words(a.sessions), tuple(found))
+    found = _pairs(names, a, b)
+    # The commits are shown with the code, because they alone make no difference.
+    told = [replace(d, first=_source(a), second=_source(b)) if d.what == PLACES["code"] else d for d in found]
+    return Group("environment", in_words(a.sessions), tuple(told))
 
 
 def _over_sessions(name: str) -> Callable[[_Side], Any]:
@@ -418,20 +410,29 @@ def _over_sessions(name: str) -> Callable[[_Side], Any]:
     return get
 
 
-def _commit(side: _Side) -> str:
+def _source(side: _Side) -> str:
+    """Return the digest of the source code and, for a checkout, its commit."""
     commit = _over_sessions("commit")(side)
-    return f"commit {str(commit)[:9]}" if commit else "no commit known"
+    return f"{_over_sessions('code')(side)} (commit {str(commit)[:9]})" if commit else str(_over_sessions("code")(side))
 
 
-def _results(a: _Side, b: _Side) -> tuple[Difference, ...]:
+def _results(a: _Side, b: _Side, groups: Iterable[Group]) -> tuple[Difference, ...]:
     """Return the figures of both runs that at least one of them has."""
     figures: list[tuple[str, Callable[[_Side], Any]]] = [
         ("training loss, last tenth", lambda side: side.outcome.loss),
         ("validation loss", lambda side: side.outcome.validation),
         ("likelihood", _likelihood),
+        ("weights in use", lambda side: f"{side.outcome.used} (step {side.outcome.used_step:,})"),
+        ("digest of the weights", lambda side: side.outcome.weights[:12] or None),
     ]
-    figures.append(("digest of the weights", lambda side: side.outcome.weights[:12] or None))
-    found = [Difference(what, _known(get(a)), _known(get(b))) for what, get in figures]
+    differing = {d.what for group in groups for d in group.differences}
+    rows = bool(differing & {*CAUSES, *DERIVED})
+    other = any(what.partition(" ")[0] in LOSS for what in differing - {*DERIVED})
+    notes = {
+        "training loss, last tenth": "not comparable: the losses are defined differently" if other else "",
+        "validation loss": "not comparable: the losses are defined differently" if other else "on other rows" * rows,
+    }
+    found = [Difference(what, _known(get(a)), _known(get(b)), notes.get(what, "")) for what, get in figures]
     return tuple(d for d in found if d.first is not None or d.second is not None)
 
 
@@ -464,8 +465,22 @@ def _listed(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
+def _both(first: Any, second: Any) -> tuple[str, str]:
+    """Format two values, in full only if they look the same otherwise."""
+    full = _shown(first), _shown(second)
+    short = _shortened(full[0]), _shortened(full[1])
+    return short if short[0] != short[1] or full[0] == full[1] else full
+
+
+def _shortened(text: str) -> str:
+    """Shorten a text to its beginning, or a path to its end."""
+    if len(text) <= LONGEST:
+        return text
+    return f"...{text[3 - LONGEST :]}" if text.startswith(("/", "~")) else f"{text[: LONGEST - 3]}..."
+
+
 def _shown(value: Any) -> str:
-    """Format a value in at most 60 characters on one line."""
+    """Format a value on one line."""
     if value is None:
         text = "none"
     elif isinstance(value, bool):
@@ -480,4 +495,4 @@ def _shown(value: Any) -> str:
         text = ", ".join(f"{k} {_shown(v)}" for k, v in value.items())
     else:
         text = one_line(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return text

@@ -29,7 +29,7 @@ from .lanes import one_thread
 from .prepare import averaged_model, begun, measured, operator_of, parts
 from .schedule import affordable, looks, older, previews
 from .state import TrainState, steps
-from .validation import Validation
+from .validation import CHUNK, Validation
 
 __all__ = ["Timing", "timed"]
 
@@ -127,7 +127,7 @@ def timed(
         validations = looks(config.steps, config.validate_every or older(config.steps), done)
     if validations and validating is not None:
         source = Validation(validating, state.draw, objective, config.seed, dtype)
-        validation = source.seconds(averaged, most=4 * config.batch)
+        validation = source.seconds(averaged, most=CHUNK)  # a whole part, as in training, because of the memory
     most = affordable(pictures.evaluations(info, model.domain.nodes), config.steps, config.batch)
     drawn = [n for n in previews(config.steps, config.sample_every, most) if n > done]
     run = Run(averaged, spec.codec, info, config, spec, operator=operator)

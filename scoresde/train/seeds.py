@@ -221,7 +221,7 @@ def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:
 
 
 def _shown(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else "" if math.isnan(value) else f"{value:.5g}"
+    return f"{value:,}" if isinstance(value, int) else "" if math.isnan(value) else f"{value:,.5g}"
 
 
 def _without_nan(value: Any) -> Any:

@@ -311,7 +311,7 @@ def _train_seeds(config: TrainConfig, seeds: list[int], session: Session, out: P
     from ..train.seeds import fit_seeds
 
     table = fit_seeds(
-        config, seeds, out=out, device=session.on, dtype=session.precision, quiet=session.quiet, say=session.say
+        config, seeds, out=out, device=session.on, dtype=session.floats, quiet=session.quiet, say=session.say
     )
     session.print(table.facts(), table.text(), str(table.file))
 

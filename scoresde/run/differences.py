@@ -44,7 +44,8 @@ LOSSES = ("weighting", "t_sampler")
 # What is compared of a session, and what it is called. The rest of a session is ignored.
 PLACES = {
     "scoresde": "scoresde", "code": "source code of scoresde", "torch": "torch", "numpy": "numpy", "python": "python",
-    "device": "device", "device_name": "GPU", "cuda": "CUDA", "cpu": "CPU", "threads": "threads", "dtype": "dtype",
+    "device": "device", "device_name": "GPU", "cuda": "CUDA", "cpu": "CPU", "threads": "threads",
+    "lanes": "lanes", "dtype": "dtype",
     "matmul": "matmul precision", "platform": "platform",
 }  # fmt: skip
 
@@ -58,6 +59,7 @@ EFFECTS = {
     "steps": "also another learning rate at each step, because its decay ends with the last step",
     "batch": "also another number of samples in all",
     "validate_every": "follows from the number of validation rows unless it was set",
+    "precision": ROUNDING, "compile": ROUNDING, "channels_last": ROUNDING, "lanes": ROUNDING,
     "accumulate": ROUNDING, "recompute": "the same up to the draws of dropout", "threads": ROUNDING, "CPU": ROUNDING,
     "torch": ROUNDING, "numpy": ROUNDING, "device": ROUNDING, "GPU": ROUNDING, "CUDA": ROUNDING, "dtype": ROUNDING,
     "matmul precision": ROUNDING, "division of a batch": f"{ROUNDING}; dropout draws other masks",

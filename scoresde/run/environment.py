@@ -38,8 +38,9 @@ SECRET = re.compile(r"(token|secret|passw|credential|api.?key)", re.IGNORECASE)
 
 
 def session_of(
-    device: torch.device, dtype: torch.dtype, *, seed: int = 0, processes: int = 1, step: int = 0
-) -> dict[str, Any]:
+    device: torch.device, dtype: torch.dtype, *, seed: int = 0, processes: int = 1, step: int = 0,
+    threads: int | None = None, lanes: int = 1,
+) -> dict[str, Any]:  # fmt: skip
     """Describe the current session as plain JSON values.
 
     Args:
@@ -47,13 +48,16 @@ def session_of(
         seed: Seed of the run.
         processes: Number of processes that train together.
         step: Number of training steps that were done before the session.
+        threads: Number of threads (default: that of PyTorch's operations).
+        lanes: Number of threads that each evaluate a part of a batch.
     """
     gpu = device.type == "cuda"
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"), "step": step, "seed": seed,
         "scoresde": __version__, "commit": _commit(PACKAGE.parent), "code": _code(), "torch": torch.__version__,
         "numpy": np.__version__, "python": platform.python_version(), "platform": platform.platform(),
-        "cpu": _cpu(), "cpus": _cpus(), "threads": torch.get_num_threads(), "processes": processes,
+        "cpu": _cpu(), "cpus": _cpus(), "threads": threads or torch.get_num_threads(), "lanes": lanes,
+        "processes": processes,
         "device": device.type, "device_name": torch.cuda.get_device_name(device) if gpu else None,
         "cuda": torch.version.cuda if gpu else None, "dtype": str(dtype).removeprefix("torch."),
         "matmul": torch.get_float32_matmul_precision(), "command": _command(sys.argv),

@@ -59,7 +59,7 @@ from ..run.run import Run, warn_of_prior
 from ..run.seen import keep_mask
 from ..run.spec import ModelSpec
 from .executing import executable, lanes_of
-from .lanes import one_thread
+from .lanes import available, one_thread
 from .pictures import evaluations, few_samples, loss_figure, sample_sheet
 from .prepare import averaged_model, begun, measured, operator_of, parts, prepared
 from .resume import data_for, kept_pairs, restore, writing
@@ -185,7 +185,7 @@ def fit(
                 given = pairs
                 world.led(lambda: bool(kept_pairs(path, given, spec.classes)))
                 pairs = kept_pairs(path, None, spec.classes)
-            world.led(partial(_written, folder, made, new))
+            world.led(partial(_written, folder, made, new, lanes))
             if start is not None and new:  # the starting weights are stored nowhere else
                 _saved(folder, made, world)
         return _trained(
@@ -283,7 +283,7 @@ def _new_folder(out: str | Path | None, made: _Made, quiet: bool, held: ExitStac
     return folder
 
 
-def _written(folder: Path, made: _Made, new: bool) -> None:
+def _written(folder: Path, made: _Made, new: bool, lanes: int) -> None:
     """Write the files that describe a run."""
     config, dtype = made.config, next(made.model.parameters()).dtype
     facts = {"format": FORMAT, "config": config.to_dict(), "dtype": str(dtype).removeprefix("torch.")}
@@ -297,7 +297,9 @@ def _written(folder: Path, made: _Made, new: bool) -> None:
         keep_mask(folder, made.operator)
     with optional(str(folder / ENVIRONMENT)):
         device, processes = next(made.model.parameters()).device, made.state.divided[0]
-        now = session_of(device, dtype, seed=config.seed, processes=processes, step=made.state.step)
+        now = session_of(
+            device, dtype, seed=config.seed, processes=processes, step=made.state.step, threads=available(), lanes=lanes
+        )
         keep_session(folder, now, new=new)
     metrics = folder / "metrics.jsonl"  # drop the lines of steps that will be repeated
     write_lines(metrics, (line for line in read_lines(metrics) if line["step"] <= made.state.step))

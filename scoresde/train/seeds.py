@@ -40,7 +40,8 @@ from .resume import finished
 __all__ = ["SeedTable", "Spread", "fit_seeds", "spread"]
 
 FIGURES = {"loss": "loss", "validation": "validation", "used_step": "step used"}  # and the headings of their columns
-FREE = ("seed", "steps", "warmup", "accumulate", "recompute", "workers", "keep")  # may differ when a call is repeated
+# These settings may differ when a call is repeated.
+FREE = ("seed", "steps", "warmup", "accumulate", "recompute", "workers", "keep", "compile")
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,8 @@ NEEDED: dict[str, tuple[tuple[str, ...], ...]] = {
     "reflow": (("runs/points", "runs/table"), ("--pairs 4",), ("--steps 1",), ("--rtol 0.1", SOLVER)),
     "list": (("", *KINDS, "data"),),
     "info": (("", *RUNS),),
+    "config show": (("", *RUNS, "runs/photos/config.json"),),
+    "config diff": (RUNS, RUNS),
     "interpolate": (("runs/photos photos/cat/0.png photos/cat/1.png", "photos/cat/0.png photos/cat/0.png"), ("--n 2",),
                     ("--rtol 0.1",)),
     "data inspect": (DATA,),
@@ -77,7 +79,8 @@ PLAUSIBLE: dict[str, tuple[str, ...]] = {
     "threads": ("1",), "file": ("photos/cat/0.png",), "rtol": ("0.1", "0.01"), "guidance": ("0", "1.5", "3"),
     "given": ("test", "train"), "operator": ("half", "pool:2"),
     "dtype": ("float32", "float64"), "lr": ("0.001", "1"), "size": ("8", "12"), "seed": ("0", "7"),
-    "max_time": ("1h", "45m"), "accumulate": ("1", "2"), "keep": ("1", "3"), "shard": ("ddp", "fsdp"),
+    "config_file": (*RUNS, "runs/points/config.json"), "seeds": ("0", "0,1", "3,0"), "source": RUNS, "first": RUNS,
+    "second": RUNS, "max_time": ("1h", "45m"), "accumulate": ("1", "2"), "keep": ("1", "3"), "shard": ("ddp", "fsdp"),
 }  # fmt: skip
 
 ODD = (
@@ -97,6 +100,8 @@ LONG = {("train", "steps"), ("reflow", "steps"), ("classifier", "steps"), ("demo
 WEIGHTS = {
     "list": 0.3,
     "info": 0.5,
+    "config show": 0.5,
+    "config diff": 0.5,
     "data inspect": 0.5,
     "data pack": 0.5,
     "demo single-image": 0.3,

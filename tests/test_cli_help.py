@@ -33,7 +33,7 @@ def commands(group: click.Group = cli, *names: str) -> Iterator[tuple[str, click
 
 
 COMMANDS = dict(commands())
-GROUPS = ["", "data", "plot", "demo"]
+GROUPS = ["", "data", "plot", "demo", "config"]
 
 
 def listed(text: str) -> list[str]:

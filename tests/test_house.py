@@ -242,7 +242,7 @@ def test_import_loads_nothing() -> None:
 
 VERBS = [
     "data", "train", "sample", "interpolate", "bench", "likelihood", "evaluate", "classifier", "plot", "reflow", "info",
-    "list", "demo",
+    "config", "list", "demo",
 ]  # fmt: skip
 
 
@@ -257,7 +257,7 @@ def test_help_loads_no_torch() -> None:
         "    except SystemExit as stop:\n"
         "        print('ENDED', line, stop.code, [m for m in heavy if m in sys.modules])"
     )
-    commands = ["", *VERBS, "data inspect", "plot schedule", "demo single-image"]
+    commands = ["", *VERBS, "data inspect", "plot schedule", "demo single-image", "config diff"]
     rest = python(code, *commands)
     for command in commands:
         out, ended, rest = rest.partition(f"ENDED {command} 0 []\n")

@@ -140,10 +140,14 @@ def test_the_dry_run_prints_the_parts_and_their_sum(shell: Shell) -> None:
     found = shell.json(line)
     assert found["validations"] > 0 and found["pictures"] == 1 and found["seconds_per_validation"] > 0
     assert sum(found["minutes"].values()) == pytest.approx(found["estimated_minutes"], abs=0.2)
-    rows = shell(line).splitlines()[-4:]
-    assert [row.split()[0] for row in rows] == ["time", "steps", "validation", "pictures"]
+    rows = shell(line).splitlines()[-6:]
+    assert [row.split()[0] for row in rows] == ["memory", "disk", "time", "steps", "validation", "pictures"]
+    assert 2**26 < found["peak_memory"] < 2**36 and "the peak of the whole process" in rows[0]
     assert sorted(p.name for p in Path().iterdir()) == ["x.npy"]
     shell(line.replace(" --dry-run", " --out runs/x"))
+    kept = sum(path.stat().st_size for path in Path("runs/x/checkpoints/step-000000300").iterdir())
+    assert 0 < found["checkpoint_bytes"] <= kept <= found["checkpoint_bytes"] + 2**16, "apart from headers"
+    assert found["disk_bytes"] > 3 * found["checkpoint_bytes"]
     resumed = shell.json("train --resume runs/x --steps 400 --dry-run --quiet")
     assert resumed["config"]["validate_every"] == found["config"]["validate_every"]
     assert shell("train --resume runs/x --dry-run") and "nothing left to do" in shell.err

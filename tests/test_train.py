@@ -397,7 +397,7 @@ def test_what_a_run_folder_holds(trained: Path) -> None:
     for name in ("digits", "classes", "moons"):
         folder = trained / name
         assert {p.name for p in folder.iterdir()} == {
-            "config.json", "data.json", "model.json", "metrics.jsonl", "samples", "plots", "checkpoints",
+            "config.json", "data.json", "model.json", "env.json", "metrics.jsonl", "samples", "plots", "checkpoints",
         }  # fmt: skip
         assert [p.name for p in (folder / "samples").iterdir()] == ["step-000003.png"]  # too short for more
         assert [p.name for p in (folder / "plots").iterdir()] == ["loss.png"]

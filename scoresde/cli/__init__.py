@@ -22,6 +22,7 @@ from ..core.version import __version__
 from .bench import bench
 from .classifier import classifier
 from .command import Group, echo, warned
+from .config import config
 from .data import data
 from .demo import demo
 from .evaluate import evaluate
@@ -77,6 +78,7 @@ for _verb in (
     plot,
     reflow,
     info,
+    config,
     list_names,
     demo,
 ):

@@ -29,6 +29,7 @@ def info(run: str | None, edited: bool, session: Session) -> None:
     """
     from ..core.files import read_lines, read_object, read_tensors
     from ..core.lock import held_by
+    from ..run.environment import in_words, sessions_of
     from ..run.files import checkpoints, chosen_checkpoint, find_run, newest_checkpoint, read_config
 
     folder = find_run(run, edited=edited)
@@ -57,6 +58,7 @@ def info(run: str | None, edited: bool, session: Session) -> None:
         "end": None if end is None else {"alpha": end.alpha, "sigma": end.sigma},
         "last_loss": losses[-1] if losses else None,
         "training": holder,
+        "environment": (sessions := sessions_of(folder)),
         "config": config,
         "data": data,
     }
@@ -86,6 +88,7 @@ def info(run: str | None, edited: bool, session: Session) -> None:
     usual = {"size": 0, "fit": "", "layout": "auto", "on_bad": "stop"}
     reading = [f"{key} {config[key]}" for key, value in usual.items() if config[key] != value]
     told += [f"{'read with':12} {', '.join(reading)}"] if reading else []
+    told += [f"{'trained with':12} {in_words(sessions)}"] if sessions else []
     session.print(facts, *told, described)
 
 

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..core.errors import UsageError
-from ..core.limits import COUNT, FRACTION, LR, TRAINED, Range
+from ..core.limits import COUNT, FRACTION, LR, SEED, TRAINED, Range, check_number
+from ..core.parallel import ranks
 from ..core.registry import build, closest, resolve
 from ..core.tables import NETWORKS, PARAMETRIZATIONS, PRESETS, SDES, SPACES, TIME_SAMPLERS, WEIGHTINGS
 from .command import Fields, Real, Whole, option, settings, verb
-from .common import Session, builds, edited_option, out_option, reading_options, sde_option, session, set_option
+from .common import (
+    Session,
+    builds,
+    edited_option,
+    in_list,
+    out_option,
+    reading_options,
+    sde_option,
+    session,
+    set_option,
+)
 
 if TYPE_CHECKING:
     from ..data import Dataset, Reading
@@ -42,6 +54,8 @@ PARTS = (
     epilog="Examples:\n  scoresde train --data photos/ --out runs/photos\n"
     "  scoresde train --data photos/ --cond hole/pool:4\n  scoresde train --sde mymodule:MySDE",
 )
+@option("--config", "config_file", under="Files", first=True, metavar="FILE",
+        help="Settings from a TOML or JSON file, or those of a run. Other options take precedence.")  # fmt: skip
 @option("--data", under="Data", first=True, default="digits",
         help="Training data: digits, tinted, captions, a 2-D toy set, or the path to an image folder or to a csv, npy, "
              "npz or IDX file.")  # fmt: skip
@@ -90,6 +104,9 @@ PARTS = (
 @option("--channels-last", under="Training", type=click.Choice(["auto", "yes", "no"]), default="no",
         help="Memory layout of the network; auto measures which is faster in a few steps, and keeps it.")  # fmt: skip
 @set_option("NAME=VALUE", "Any other setting, such as clip=2, sde.beta_max=18 or network.channels=64.", "Training")
+@option("--seeds", under="Training", first=True, metavar="LIST",
+        help="Train one run for each seed, such as 0,1,2, and print a table of their figures with the spread. After an "
+             "interruption, repeat the command to continue.")  # fmt: skip
 @option("--resume", under="Training", first=True, metavar="RUN",
         help="Continue a run from its newest checkpoint, with the settings of the run.")  # fmt: skip
 @option("--changed-data", under="Training", is_flag=True, help="Resume even if the run's data have changed.")
@@ -101,31 +118,28 @@ PARTS = (
 @option("--sample-every", under="Training", type=Whole(COUNT),
         help="Number of steps between pictures of samples.  [default: pictures after 1, 2, 5, 10, 20, 50 and 100 % of "
              "the steps; in a short run, only the last of these]")  # fmt: skip
-@option("--dry-run", under="Training", is_flag=True,
-        help="Print the resolved settings, the model size and a time estimate, without creating a run.")  # fmt: skip
+@option("--dry-run", under="Training", first=True, is_flag=True,
+        help="Print the resolved settings, the model size, and the time and memory that training takes, without "
+             "creating a run.")  # fmt: skip
 @out_option("runs/DATA-SDE", "Folder of the new run.")
 @session(first=("device",), processes=True)
 @builds(SETTINGS, *PARTS)
 def train(
-    data: str, augment: str, cond: str, cond_drop: float, sde: str, space: str, shift: float, coupling: str,
-    preset: str, network: str | None, predict: str, weighting: str, t_sampler: str, steps: int | None,
+    config_file: str | None, data: str, augment: str, cond: str, cond_drop: float, sde: str, space: str, shift: float,
+    coupling: str, preset: str, network: str | None, predict: str, weighting: str, t_sampler: str, steps: int | None,
     batch: int | None, accumulate: int | None, keep: int | None, lr: float | None,
-    precision: str, compile: bool, channels_last: str, assignments: tuple[str, ...], resume: str | None,
-    changed_data: bool, shard: str, redivided: bool, edited: bool, sample_every: int | None, dry_run: bool,
-    out: Path | None, session: Session, reading: Reading,
+    precision: str, compile: bool, channels_last: str, assignments: tuple[str, ...], seeds: str | None,
+    resume: str | None, changed_data: bool, shard: str, redivided: bool, edited: bool, sample_every: int | None,
+    dry_run: bool, out: Path | None, session: Session, reading: Reading,
 ) -> None:  # fmt: skip
     """Train a model by denoising score matching, and print the folder of the run."""
-    from dataclasses import replace
-
-    chosen = session.on
-    from ..model.parametrization import Parametrization
-    from ..objective.weighting import make_weighting
-    from ..run.config import TrainConfig, build_sde
+    from ..run.config import TrainConfig
     from ..run.files import find_run, read_config, refuse_taken
     from ..run.origin import read_again
     from ..train import finished, fit
     from ..train.resume import writing
 
+    numbers = _seeds(seeds)
     if resume is not None:
         free = settings(assignments, ("",))[""] if assignments else {}
         _refuse_new_settings(
@@ -134,46 +148,26 @@ def train(
         out = find_run(resume, edited=edited)
         config = TrainConfig.from_dict(read_config(out))
         config, own = _named_again(config, resume, out)
-        numbers = {"steps": steps, "accumulate": accumulate, "keep": keep, "compile": compile}
-        now: dict[str, Any] = {**SETTINGS.read(None, free), **{name: n for name, n in numbers.items() if n}}
+        whole = {"steps": steps, "accumulate": accumulate, "keep": keep, "compile": compile}
+        now: dict[str, Any] = {**SETTINGS.read(None, free), **{name: n for name, n in whole.items() if n}}
         config = replace(config, **now)
     else:
         own = None
-        texts = settings(assignments, ("", *(part.group for part in PARTS)))
-        _refuse_unknown(texts[""], sde)
-        resolve(sde, SDES, "SDE", typed=True)
-        typed = {"sde": sde, "predict": predict, "weighting": weighting, "t_sampler": t_sampler}
-        network = texts["network"].pop("network", network)
-        names = {**typed, "network": network}
-        options = {f"{p.group}_options": p.read(names[p.group], texts[p.group]) for p in PARTS}
-        if network is not None:
-            options["network_options"]["network"] = network
-        config = TrainConfig(
-            **{
-                "data": data, "coupling": coupling, "shift": shift, "preset": preset, "cond": cond,
-                "cond_drop": cond_drop, "space": space, "augment": augment, "steps": steps or 0, "batch": batch or 0,
-                "precision": precision, "compile": compile, "channels_last": channels_last,
-                "lr": lr or 0.0, "accumulate": accumulate or 1, "keep": keep or 2, "seed": session.seed,
-                "size": reading.size, "fit": reading.fit,
-                "layout": reading.layout, "on_bad": reading.on_bad, "sample_every": sample_every or 0, **typed,
-                **options, **SETTINGS.read(None, texts[""]),
-            }
-        )  # fmt: skip
-        # Report misspelt names before reading the data.
-        config.operator()
-        config.spaces  # noqa: B018
-        build_sde(config)
-        if config.predict != "auto":
-            build(
-                config.predict,
-                PARAMETRIZATIONS,
-                "prediction",
-                config.predict_options,
-                typed=True,
-                kind=Parametrization,
-            )
-        if config.weighting != "auto":
-            make_weighting(config.weighting, config.weighting_options, True)
+        given = {
+            "data": data, "coupling": coupling, "shift": shift, "preset": preset, "cond": cond, "cond_drop": cond_drop,
+            "space": space, "augment": augment, "steps": steps or 0, "batch": batch or 0, "lr": lr or 0.0,
+            "accumulate": accumulate or 1, "keep": keep or 2, "seed": session.seed, "size": reading.size,
+            "fit": reading.fit, "layout": reading.layout, "on_bad": reading.on_bad, "sample_every": sample_every or 0,
+            "precision": precision, "compile": compile, "channels_last": channels_last,
+            "sde": sde, "predict": predict, "weighting": weighting, "t_sampler": t_sampler, "network": network,
+        }  # fmt: skip
+        config, session = _configured(given, assignments, config_file, session, edited)
+        _check_names(config)
+    chosen = session.on
+    if numbers and not dry_run:
+        _train_seeds(config, numbers, session, out)
+        return
+    config = replace(config, seed=numbers[0]) if numbers else config
     if resume is None and out is not None and not dry_run:
         refuse_taken(out)  # before reading the data
     if resume is not None and out is not None and finished(out, config, edited=edited):
@@ -185,7 +179,7 @@ def train(
     dataset = config.load_data() if resume is None or out is None else read_again(out, config, place)
     session.say(dataset.describe())
     if dry_run:
-        _dry_run(config, dataset, session, own, out if resume is not None else None, edited)
+        _dry_run(config, dataset, session, own, out if resume is not None else None, edited, max(1, len(numbers)))
         return
     before = 0
     if resume is not None and out is not None:
@@ -203,6 +197,123 @@ def train(
     session.say(f"trained {done - before:,} step{'s' * (done - before != 1)} in {seconds:.0f} s{more}")
     session.say(f"samples during training: {run.folder}/samples/")
     session.print({"run": str(run.folder), "step": run.step, "seconds": round(seconds, 1)}, str(run.folder))
+
+
+def _seeds(text: str | None) -> list[int]:
+    """Return the seeds in ``--seeds``, after checking that no other option contradicts them."""
+    if text is None:
+        return []
+    for other in ("seed", "resume"):
+        if _typed(other) is not None:
+            hint = "repeat the command without --resume to continue" if other == "resume" else "omit --seed"
+            raise UsageError(f"--seeds {text} cannot be combined with --{other}; {hint}")
+    if ranks() > 1:
+        raise UsageError("--seeds trains in one process; to use several, train each seed by itself with --seed")
+    parts = in_list(text)
+    if not parts or not all(part.isascii() and part.isdecimal() and len(part) < 20 for part in parts):
+        raise UsageError(f"--seeds must be integers >= 0 separated by commas, such as 0,1,2, got {text!r}")
+    found = [check_number("--seeds", int(part), SEED, "int") for part in parts]
+    if len(set(found)) < len(found):
+        raise UsageError(f"--seeds {text} names a seed twice; each seed is one run")
+    return found
+
+
+def _configured(
+    given: Mapping[str, Any], assignments: tuple[str, ...], config_file: str | None, session: Session, edited: bool
+) -> tuple[TrainConfig, Session]:
+    """Return the configuration of a new run. What is typed takes precedence over the file, and the file over defaults.
+
+    Args:
+        given: The values of the options, keyed by the names of the settings.
+        assignments: The values of ``--set``.
+        config_file: The file or run with further settings, or ``None``.
+        session: The session. It is returned with the precision that the file states, unless ``--dtype`` is typed.
+        edited: Whether to accept a run whose files were changed.
+    """
+    from ..run.config import TrainConfig
+
+    texts = settings(assignments, ("", *(part.group for part in PARTS)))
+    typed = {name for name in given if _typed(name) is not None}
+    if (network := texts["network"].pop("network", None)) is not None:
+        given, typed = {**given, "network": network}, {*typed, "network"}
+    stated: dict[str, Any] = {}
+    if config_file is not None:
+        stated, session = _from_file(config_file, session, edited, "network" in typed)
+    options = {part.group: dict(stated.pop(f"{part.group}_options", {})) for part in PARTS}
+    if "network" in options["network"]:
+        stated["network"] = options["network"].pop("network")
+    chosen = {name: value if name in typed else stated.get(name, value) for name, value in given.items()}
+    for part in PARTS:
+        name, its = chosen[part.group], stated.get(part.group)
+        if part.group not in typed and its not in (None, "auto"):
+            resolve(its, part.table, part.what)  # a name in a file is never imported
+        elif part.group in typed and its not in (None, name):
+            options[part.group] = {}  # these are options of the name in the file
+    _refuse_unknown(texts[""], chosen["sde"])
+    resolve(chosen["sde"], SDES, "SDE", typed=True)
+    for part in PARTS:
+        options[part.group] |= part.read(chosen[part.group], texts[part.group])
+    if (network := chosen.pop("network")) is not None:
+        options["network"]["network"] = network
+    values = {**stated, **chosen, **{f"{group}_options": found for group, found in options.items()}}
+    values.pop("network", None)
+    config = TrainConfig(**{**values, **SETTINGS.read(None, texts[""])})
+    if config_file is None:
+        return config, session
+    names = {str(given[name]) for name in typed} | {part for t in texts.values() for v in t.values() for part in
+             (v, *in_list(v))}  # fmt: skip
+    names |= {*(config.own_operators if "cond" in typed else ()), *(config.space_names if "space" in typed else ())}
+    return replace(config, typed=tuple(names)), session
+
+
+def _from_file(file: str, session: Session, edited: bool, network: bool) -> tuple[dict[str, Any], Session]:
+    """Return the settings in a file or a run, and the session with the precision that the file states.
+
+    The argument ``network`` states whether a network is typed.
+    """
+    from ..run.settings import read_settings
+
+    read = read_settings(file, edited=edited)
+    if read.own_network and not network:
+        raise UsageError(
+            f"{file} was trained with a network of your own, which its settings do not describe; name the network",
+            parameter="network",
+        )
+    if read.dtype is not None and _typed("dtype") is None:
+        session = replace(session, dtype=read.dtype)
+    return dict(read.values), session
+
+
+def _check_names(config: TrainConfig) -> None:
+    """Report misspelt names before the data are read."""
+    from ..model.parametrization import Parametrization
+    from ..objective.weighting import make_weighting
+    from ..run.config import build_sde
+
+    config.operator()
+    config.spaces  # noqa: B018
+    build_sde(config)
+    if config.predict != "auto":
+        build(
+            config.predict,
+            PARAMETRIZATIONS,
+            "prediction",
+            config.predict_options,
+            typed=config.typed,
+            kind=Parametrization,
+        )
+    if config.weighting != "auto":
+        make_weighting(config.weighting, config.weighting_options, config.typed)
+
+
+def _train_seeds(config: TrainConfig, seeds: list[int], session: Session, out: Path | None) -> None:
+    """Train a run for each seed, and print the table of their figures."""
+    from ..train.seeds import fit_seeds
+
+    table = fit_seeds(
+        config, seeds, out=out, device=session.on, dtype=session.floats, quiet=session.quiet, say=session.say
+    )
+    session.print(table.facts(), table.text(), str(table.file))
 
 
 def _done(folder: Path, edited: bool) -> int:
@@ -253,8 +364,6 @@ def _named_again(config: TrainConfig, run: str, folder: Path) -> tuple[TrainConf
 
     Also build the user's network if the run was created with a network object, whose name is not stored.
     """
-    from dataclasses import replace
-
     from ..run.run import described
 
     typed, own = {}, None
@@ -303,9 +412,9 @@ def _typed(option: str) -> Any:
 
 
 def _dry_run(
-    config: TrainConfig, dataset: Dataset, session: Session, own: Any, resumed: Path | None, edited: bool
+    config: TrainConfig, dataset: Dataset, session: Session, own: Any, resumed: Path | None, edited: bool, runs: int
 ) -> None:
-    """Print the resolved settings, the size of the model and how long training will take."""
+    """Print the resolved settings, the size of the model, and the time and memory that ``runs`` runs will take."""
     from ..train import prepared, timed
     from ..train.stated import aligned
 
@@ -333,17 +442,34 @@ def _dry_run(
         "pictures": timing.pictures,
         "seconds_per_picture": round(timing.picture, 4),
         "minutes": minutes,
-        "estimated_minutes": round(timing.seconds / 60, 1),
+        "runs": runs,
+        "estimated_minutes": round(runs * timing.seconds / 60, 1),
+        "peak_memory": timing.memory,
+        "checkpoint_bytes": timing.checkpoint,
+        "disk_bytes": runs * timing.disk(resolved.keep),
     }
+    each = f" for each of {runs} seeds" * (runs > 1)
+    where = "the GPU" if session.on.type == "cuda" else "the whole process, with the data"
+    disk = (
+        f"{_size(runs * timing.disk(resolved.keep))} at most for {resolved.keep} checkpoints and the best weights{each}"
+    )
+    memory = f"{_size(timing.memory)} at the peak of {where}" if timing.memory else "unknown"
     session.print(
         facts,
         *(f"{key:16} {value}" for key, value in resolved.to_dict().items()),
         f"{'network':16} {spec.network.name} {dict(spec.network.options)}" if spec.network else "",
         *([f"{'condition':16} {told}"] if told else []),
         f"{'parameters':16} {size:,}",
-        f"{'time':16} about {facts['estimated_minutes']} minutes on {session.on}:",
+        f"{'memory':16} {memory}",
+        f"{'disk':16} {disk}",
+        f"{'time':16} about {facts['estimated_minutes']} minutes on {session.on}{f', {runs} seeds' * (runs > 1)}:",
         *rows,
     )
+
+
+def _size(count: int) -> str:
+    """Format a number of bytes."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def _duration(seconds: float) -> str:

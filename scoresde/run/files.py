@@ -2,7 +2,7 @@
 
 A run folder contains:
 
-    config.json   model.json   data.json   rows.npz   metrics.jsonl   validation.json   samples/   plots/
+    config.json   model.json   data.json   env.json   rows.npz   metrics.jsonl   validation.json   samples/   plots/
     checkpoints/LATEST
     checkpoints/step-000002400/{model,ema,optim}.safetensors  state.json
     checkpoints/best/ema.safetensors  state.json
@@ -63,7 +63,7 @@ CHOICE = "validation.json"  # written at the end of training; states whether the
 STEP = re.compile(r"step-([0-9]{9,})")
 SIGNED = ("config.json", "model.json", "data.json", CHOICE)
 # The files that training writes before its first checkpoint, besides pictures.
-BEGUN = (*SIGNED, "rows.npz", "pairs.safetensors", "metrics.jsonl")
+BEGUN = (*SIGNED, "env.json", "rows.npz", "pairs.safetensors", "metrics.jsonl")
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -45,6 +45,7 @@ from ..objective.coupling import Pairs
 from ..objective.loss import Objective
 from ..operators import Operator
 from ..run.config import TrainConfig
+from ..run.environment import ENVIRONMENT, keep_session, session_of
 from ..run.files import (
     accept_changes,
     checkpoints,
@@ -58,7 +59,7 @@ from ..run.run import Run, warn_of_prior
 from ..run.seen import keep_mask
 from ..run.spec import ModelSpec
 from .executing import executable, lanes_of
-from .lanes import one_thread
+from .lanes import available, one_thread
 from .pictures import evaluations, few_samples, loss_figure, sample_sheet
 from .prepare import averaged_model, begun, measured, operator_of, parts, prepared
 from .resume import data_for, kept_pairs, restore, writing
@@ -67,7 +68,7 @@ from .state import Record, TrainState, steps
 from .stated import aligned
 from .validation import Validation, sentence
 
-__all__ = ["fit", "prepared", "previews"]
+__all__ = ["fit", "prepared", "previews", "run_name"]
 
 
 def fit(
@@ -184,7 +185,7 @@ def fit(
                 given = pairs
                 world.led(lambda: bool(kept_pairs(path, given, spec.classes)))
                 pairs = kept_pairs(path, None, spec.classes)
-            world.led(partial(_written, folder, made, new))
+            world.led(partial(_written, folder, made, new, lanes))
             if start is not None and new:  # the starting weights are stored nowhere else
                 _saved(folder, made, world)
         return _trained(
@@ -262,10 +263,15 @@ def _resumed(folder: Path, made: _Made, world: World, edited: bool, redivided: b
     world.wait()
 
 
+def run_name(info: DataInfo, config: TrainConfig) -> str:
+    """Return the default name of a run folder."""
+    return f"{info.name}-{config.name('sde').rpartition(':')[2].lower()}"
+
+
 def _new_folder(out: str | Path | None, made: _Made, quiet: bool, held: ExitStack) -> Path:
     """Create the folder of a new run, and lock it until ``held`` closes."""
     there, above = out is not None and Path(out).exists(), [] if out is None else missing_above(Path(out))
-    name = f"{made.info.name}-{made.config.name('sde').rpartition(':')[2].lower()}"
+    name = run_name(made.info, made.config)
     folder = make_run_folder(out, name)
     if out is None and folder.name != name and not quiet:
         print(printable(taken(folder.with_name(name), folder)), file=sys.stderr)
@@ -277,7 +283,7 @@ def _new_folder(out: str | Path | None, made: _Made, quiet: bool, held: ExitStac
     return folder
 
 
-def _written(folder: Path, made: _Made, new: bool) -> None:
+def _written(folder: Path, made: _Made, new: bool, lanes: int) -> None:
     """Write the files that describe a run."""
     config, dtype = made.config, next(made.model.parameters()).dtype
     facts = {"format": FORMAT, "config": config.to_dict(), "dtype": str(dtype).removeprefix("torch.")}
@@ -289,6 +295,12 @@ def _written(folder: Path, made: _Made, new: bool) -> None:
     facts["data_beside"] = beside(folder, config)  # the data may have moved
     if new and made.operator is not None:
         keep_mask(folder, made.operator)
+    with optional(str(folder / ENVIRONMENT)):
+        device, processes = next(made.model.parameters()).device, made.state.divided[0]
+        now = session_of(
+            device, dtype, seed=config.seed, processes=processes, step=made.state.step, threads=available(), lanes=lanes
+        )
+        keep_session(folder, now, new=new)
     metrics = folder / "metrics.jsonl"  # drop the lines of steps that will be repeated
     write_lines(metrics, (line for line in read_lines(metrics) if line["step"] <= made.state.step))
     write_json(folder / "config.json", facts, signed=True)  # last, because it makes the folder a run

@@ -1,13 +1,21 @@
-"""How long training will take, estimated from a few steps, a part of a validation and a picture of a few steps."""
+"""The time and memory that training takes, estimated from a few steps, a part of a validation and a short picture.
+
+Everything happens as in training, except that nothing is written. The memory of a CPU is the peak of the whole process,
+which includes the data and the libraries. That of a GPU is the peak of what PyTorch has allocated.
+"""
 
 from __future__ import annotations
 
+import re
+import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Iterable
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..data import Dataset
 from ..data.batch import Batches
@@ -20,21 +28,24 @@ from .executing import executable, lanes_of
 from .lanes import one_thread
 from .prepare import averaged_model, begun, measured, operator_of, parts
 from .schedule import affordable, looks, older, previews
-from .state import steps
-from .validation import Validation
+from .state import TrainState, steps
+from .validation import CHUNK, Validation
 
 __all__ = ["Timing", "timed"]
 
-TIMED = 4  # training steps that are timed, after one that is not
+TIMED = 3  # training steps that are timed, after one that is not
 
 
 @dataclass(frozen=True)
 class Timing:
-    """The parts of the time that training takes.
+    """The parts of the time that training takes, and the memory.
 
     Attributes:
         steps, validations, pictures: Number of training steps, of validations and of pictures.
         step, validation, picture: Duration of each of them, in seconds.
+        memory: Peak of the memory, in bytes, or 0 if it is unknown.
+        checkpoint: Size of a checkpoint on the disk, in bytes.
+        weights: Size of the averaged weights, in bytes.
     """
 
     steps: int
@@ -43,6 +54,9 @@ class Timing:
     validation: float
     pictures: int
     picture: float
+    memory: int = 0
+    checkpoint: int = 0
+    weights: int = 0
 
     @property
     def parts(self) -> dict[str, float]:
@@ -58,6 +72,10 @@ class Timing:
         """The sum of the parts, in seconds."""
         return sum(self.parts.values())
 
+    def disk(self, keep: int) -> int:
+        """Return the largest size of ``keep`` checkpoints, one that is being written and the best weights, in bytes."""
+        return (keep + 1) * self.checkpoint + 2 * self.weights * (self.validations > 0)
+
 
 def timed(
     config: TrainConfig,
@@ -70,7 +88,7 @@ def timed(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Timing:
-    """Estimate how long training will take. The model is trained for five steps, and nothing is saved.
+    """Estimate the time and memory of training. The model is trained for four steps, and nothing is saved.
 
     Args:
         config, model, spec: The results of :func:`scoresde.train.prepared`.
@@ -89,6 +107,8 @@ def timed(
     state, objective = begun(config, model, device, dtype)
     lanes = lanes_of(config, model, train)
 
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     batches = Batches(train, config.batch, config.seed, config.augmentation)
     model.train()
     running = steps(
@@ -107,9 +127,39 @@ def timed(
         validations = looks(config.steps, config.validate_every or older(config.steps), done)
     if validations and validating is not None:
         source = Validation(validating, state.draw, objective, config.seed, dtype)
-        validation = source.seconds(averaged, most=4 * config.batch)
+        validation = source.seconds(averaged, most=CHUNK)  # a whole part, as in training, because of the memory
     most = affordable(pictures.evaluations(info, model.domain.nodes), config.steps, config.batch)
     drawn = [n for n in previews(config.steps, config.sample_every, most) if n > done]
     run = Run(averaged, spec.codec, info, config, spec, operator=operator)
     picture = pictures.seconds(run, data) if drawn else 0.0
-    return Timing(max(0, config.steps - done), step, validations, validation, len(drawn), picture)
+    return Timing(
+        max(0, config.steps - done), step, validations, validation, len(drawn), picture, _peak(device), *_sizes(state)
+    )
+
+
+def _peak(device: torch.device) -> int:
+    """Return the peak of the memory of this process so far, on its device, in bytes, or 0 if it is unknown."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    with suppress(OSError, ValueError):  # Linux; its other count, below, includes the program that started this one
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        if found := re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE):
+            return int(found[1]) * 1024
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _sizes(state: TrainState) -> tuple[int, int]:
+    """Return the sizes of a checkpoint and of the averaged weights in it, in bytes."""
+
+    def size(tensors: Iterable[Tensor]) -> int:
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    moments = [v for part in state.optimiser.state_dict()["state"].values() for v in part.values()]
+    weights = size(state.averaged().values())
+    return size(state.learned.state_dict().values()) + size(
+        v for v in moments if isinstance(v, Tensor)
+    ) + weights, weights

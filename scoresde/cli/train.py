@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,20 +14,22 @@ import click
 from ..core.errors import UsageError
 from ..core.limits import COUNT, FRACTION, LR, TRAINED, Range
 from ..core.registry import build, closest, resolve
-from ..core.tables import NETWORKS, PARAMETRIZATIONS, PRESETS, SDES, SPACES, TIME_SAMPLERS, WEIGHTINGS
+from ..core.tables import NETWORKS, PARAMETRIZATIONS, PRESETS, RATES, SDES, SPACES, TIME_SAMPLERS, WEIGHTINGS
 from .command import Fields, Real, Whole, option, settings, verb
 from .common import Session, builds, edited_option, out_option, reading_options, sde_option, session, set_option
 
 if TYPE_CHECKING:
     from ..data import Dataset, Reading
     from ..run.config import TrainConfig
+    from ..study.features import Extractor
 
 __all__ = ["train"]
 
 # The fields of TrainConfig itself, without the options of the parts, which have their own groups.
 SETTINGS = Fields(
     "", "training configuration", {"": "scoresde.run.config:TrainConfig"},
-    hidden=("typed", "sde_options", "predict_options", "weighting_options", "t_sampler_options", "network_options"),
+    hidden=("typed", "sde_options", "predict_options", "weighting_options", "t_sampler_options", "network_options",
+            "decay_options"),
 )  # fmt: skip
 PARTS = (
     Fields("sde", "SDE", SDES, "sde"),
@@ -35,6 +38,8 @@ PARTS = (
     Fields("weighting", "weighting", WEIGHTINGS, "weighting"),
     Fields("t_sampler", "time sampler", TIME_SAMPLERS, "t_sampler"),
 )
+# Its name is a field of the configuration, and not an option.
+DECAY = Fields("decay", "decay of the learning rate", RATES)
 
 
 @verb(
@@ -101,18 +106,20 @@ PARTS = (
 @option("--sample-every", under="Training", type=Whole(COUNT),
         help="Number of steps between pictures of samples.  [default: pictures after 1, 2, 5, 10, 20, 50 and 100 % of "
              "the steps; in a short run, only the last of these]")  # fmt: skip
+@option("--track", under="Training", metavar="NAMES",
+        help="Also send the records to trackers: tensorboard, or module:Class, separated by commas.")  # fmt: skip
 @option("--dry-run", under="Training", is_flag=True,
         help="Print the resolved settings, the model size and a time estimate, without creating a run.")  # fmt: skip
 @out_option("runs/DATA-SDE", "Folder of the new run.")
 @session(first=("device",), processes=True)
-@builds(SETTINGS, *PARTS)
+@builds(SETTINGS, *PARTS, DECAY)
 def train(
     data: str, augment: str, cond: str, cond_drop: float, sde: str, space: str, shift: float, coupling: str,
     preset: str, network: str | None, predict: str, weighting: str, t_sampler: str, steps: int | None,
     batch: int | None, accumulate: int | None, keep: int | None, lr: float | None,
     precision: str, compile: bool, channels_last: str, assignments: tuple[str, ...], resume: str | None,
-    changed_data: bool, shard: str, redivided: bool, edited: bool, sample_every: int | None, dry_run: bool,
-    out: Path | None, session: Session, reading: Reading,
+    changed_data: bool, shard: str, redivided: bool, edited: bool, sample_every: int | None, track: str | None,
+    dry_run: bool, out: Path | None, session: Session, reading: Reading,
 ) -> None:  # fmt: skip
     """Train a model by denoising score matching, and print the folder of the run."""
     from dataclasses import replace
@@ -124,7 +131,9 @@ def train(
     from ..run.files import find_run, read_config, refuse_taken
     from ..run.origin import read_again
     from ..train import finished, fit
+    from ..train.rates import make_rate
     from ..train.resume import writing
+    from ..train.track import chosen_trackers
 
     if resume is not None:
         free = settings(assignments, ("",))[""] if assignments else {}
@@ -139,13 +148,14 @@ def train(
         config = replace(config, **now)
     else:
         own = None
-        texts = settings(assignments, ("", *(part.group for part in PARTS)))
+        texts = settings(assignments, ("", *(part.group for part in (*PARTS, DECAY))))
         _refuse_unknown(texts[""], sde)
         resolve(sde, SDES, "SDE", typed=True)
         typed = {"sde": sde, "predict": predict, "weighting": weighting, "t_sampler": t_sampler}
         network = texts["network"].pop("network", network)
         names = {**typed, "network": network}
         options = {f"{p.group}_options": p.read(names[p.group], texts[p.group]) for p in PARTS}
+        options["decay_options"] = DECAY.read(None, texts["decay"])
         if network is not None:
             options["network_options"]["network"] = network
         config = TrainConfig(
@@ -163,6 +173,7 @@ def train(
         config.operator()
         config.spaces  # noqa: B018
         build_sde(config)
+        make_rate(config)
         if config.predict != "auto":
             build(
                 config.predict,
@@ -174,6 +185,7 @@ def train(
             )
         if config.weighting != "auto":
             make_weighting(config.weighting, config.weighting_options, True)
+    chosen_trackers(track or "")  # report misspelt names before reading the data
     if resume is None and out is not None and not dry_run:
         refuse_taken(out)  # before reading the data
     if resume is not None and out is not None and finished(out, config, edited=edited):
@@ -194,7 +206,7 @@ def train(
     run = fit(
         config, data=dataset, network=own, out=out, resume=resume is not None, device=chosen, dtype=session.floats,
         quiet=session.quiet, changed_data=changed_data, edited=edited, redivided=redivided,
-        shard=shard,
+        shard=shard, features=partial(_features, session, edited), track=track or "",
     )  # fmt: skip
     seconds = time.monotonic() - began
     assert run.folder is not None
@@ -203,6 +215,14 @@ def train(
     session.say(f"trained {done - before:,} step{'s' * (done - before != 1)} in {seconds:.0f} s{more}")
     session.say(f"samples during training: {run.folder}/samples/")
     session.print({"run": str(run.folder), "step": run.step, "seconds": round(seconds, 1)}, str(run.folder))
+
+
+def _features(session: Session, edited: bool, data: Dataset, folder: Path | None) -> Extractor:
+    """Return the features by which ``scoresde evaluate`` compares samples with the data."""
+    from ..study.features import extractor_by_name
+
+    place = None if folder is None else folder / "classifier"
+    return extractor_by_name("auto", data, folder=place, device=session.on, told=session.say, edited=edited)
 
 
 def _done(folder: Path, edited: bool) -> int:
@@ -239,7 +259,7 @@ def _refuse_new_settings(run: str, free: set[str]) -> None:
     """Reject options that would have no effect because a resumed run keeps its settings, except those in ``free``."""
     named = ("sde", "network", "predict", "weighting", "t_sampler", "cond", "space")
     everywhere = ("device", "dtype", "threads", "json", "quiet")
-    free = {*free, *named, *everywhere, "data", "changed_data", "edited", "redivided", "shard", "max_time"}
+    free = {*free, *named, *everywhere, "data", "changed_data", "edited", "redivided", "shard", "max_time", "track"}
     allowed = {*free, "accumulate", "keep", "compile", "resume", "steps", "dry_run"}
     for param in click.get_current_context().command.params:
         if param.name not in allowed and _typed(param.name or "") is not None:

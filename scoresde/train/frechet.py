@@ -26,7 +26,7 @@ __all__ = ["MOST", "Features", "Frechet", "pixels"]
 
 MOST = 1000  # number of samples, and maximum number of held-out rows
 
-# A function of the data and the run folder, if there is one. It returns a map from events (B, *event) to features (B, d).
+# A function of the data and the run folder, if there is one, that returns a map from events (B, *event) to (B, d).
 Features = Callable[[Dataset, Path | None], Callable[[Tensor], Tensor]]
 
 

@@ -137,9 +137,8 @@ def train(
 
     if resume is not None:
         free = settings(assignments, ("",))[""] if assignments else {}
-        _refuse_new_settings(
-            resume, {"assignments"} if set(free) <= {"accumulate", "keep", "recompute", "workers", "compile"} else set()
-        )
+        changeable = {"accumulate", "keep", "recompute", "workers", "compile", "frechet_every"}
+        _refuse_new_settings(resume, {"assignments"} if set(free) <= changeable else set())
         out = find_run(resume, edited=edited)
         config = TrainConfig.from_dict(read_config(out))
         config, own = _named_again(config, resume, out)

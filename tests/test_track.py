@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,12 @@ from scoresde.train import track
 from scoresde.train.track import TensorBoard, Tracker, Trackers, chosen_trackers
 
 TINY = TrainConfig(data="moons", steps=6, batch=8, network_options={"width": 4, "blocks": 1})
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No tracker is given up because the machine is busy."""
+    monkeypatch.setattr(track, "PATIENCE", 120.0)
 
 
 class Kept(Tracker):
@@ -118,9 +125,14 @@ def test_a_tracker_that_hangs_delays_nothing(tmp_path: Path, monkeypatch: pytest
     class Slowly(Trackers):
         def log(self, step: int, line: Mapping[str, Any]) -> None:
             super().log(step, line)
-            assert bad.reached.wait(20)  # so that the queue is that of a tracker which hangs
+            assert bad.reached.wait(120)  # so that the queue is that of a tracker which hangs
             while len(good.lines) < step:  # the other is as fast as the training
                 threading.Event().wait(0.001)
+
+        def close(self) -> None:
+            self._lines[1].end()
+            self._lines[1].wait(time.monotonic() + 120)
+            super().close()
 
     monkeypatch.setattr("scoresde.train.loop.Trackers", Slowly)
     with pytest.warns(UserWarning, match="'Hangs' does not answer, so 5 of its records are missing; metrics.jsonl"):
@@ -146,7 +158,7 @@ def test_what_did_not_fit_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     slow = Hangs()
     trackers = Trackers([("slow", lambda: slow)])
     trackers.log(0, {"loss": 1.0})
-    assert slow.reached.wait(20)
+    assert slow.reached.wait(120)
     for step in range(1, 9):
         trackers.log(step, {"loss": 1.0})
     threading.Timer(0.05, slow.go_on.set).start()
@@ -230,7 +242,7 @@ def test_names_are_checked_before_a_run_begins(shell: Shell, tmp_path: Path) -> 
     assert chosen_trackers("") == [] == chosen_trackers([], saved=False)
     kept = Kept()
     fit(TINY, save=False, track=kept, quiet=True)
-    assert kept.closed == 1
+    assert kept.closed == 1 and [step for step, _ in kept.lines] == [1, 2, 3, 4, 5, 6]
 
 
 # ------------------------------------------------------------------------------------------------------- TensorBoard

@@ -373,7 +373,7 @@ def _trained(
             if losses is not None:
                 shown["validation"] = float(losses.mean())
             progress.update(1, shown)
-            if mine is not None and by_level is not None:
+            if by_level is not None:
                 line |= {"grad_norm": record.grad_norm, "seconds": round(time.monotonic() - started, 2)}
                 line |= {"loss_by_noise": by_level.means, "rows_by_noise": by_level.counts.tolist()}
                 if looked and validation is not None and validation.latest is not None:
@@ -385,7 +385,8 @@ def _trained(
                     }  # fmt: skip
                 if distance is not None:
                     line |= {"frechet": distance.value, "frechet_error": distance.stderr}
-                append_line(mine / "metrics.jsonl", line)
+                if mine is not None:
+                    append_line(mine / "metrics.jsonl", line)
                 trackers.log(record.step, line)
 
         for record in records:
@@ -401,7 +402,7 @@ def _trained(
             due = folder is not None and (record.step % save_every == 0 or last or stop is not None or wished)
             shown = folder is not None and record.step in shown_at
             compared = config.frechet_every > 0 and (record.step % config.frechet_every == 0 or last)
-            logged = mine is not None and (record.step % log_every == 0 or last or looked or compared)
+            logged = world.main and (record.step % log_every == 0 or last or looked or compared)
             waiting = record, levels.take() if logged else None
             if looked or due or last or shown or compared or stop is not None:
                 record.check()

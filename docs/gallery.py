@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "trajectories": ("scoresde plot trajectories runs/8gaussians-vp --n 500 --steps 150 --out trajectories.png",),
     "compass": ("scoresde plot compass runs/8gaussians-vp --n 500 --out compass.png",),
     "compass-digits": ("scoresde plot compass runs/digits-vp --n 64 --out compass-digits.png",),
+    "loss-by-noise": ("scoresde plot loss-by-noise runs/8gaussians-vp --out loss-by-noise.png",),
     "single-image": ("scoresde demo single-image --size 24 --steps 120 --frames 9 --out runs/lighthouse",),
 }
 

@@ -61,6 +61,7 @@ NEEDED: dict[str, tuple[tuple[str, ...], ...]] = {
     "plot reverse": (RUNS, (SOLVER,), ("--n 2",), ("--columns 2",), ("--frames 2",), ("", "--no-gif")),
     "plot score-field": (("runs/points",), ("", "--times 0.2")),
     "plot trajectories": (RUNS, ("--n 2",), ("--paths 2",), ("--steps 3", SOLVER)),
+    "plot loss-by-noise": (RUNS, ("", "--lines 2")),
     "plot compass": (RUNS, ("--n 2",), ("--levels 2",)),
     "demo single-image": (("", "photos/cat/0.png"), ("--size 8",), ("--steps 1",), ("--columns 2",), ("--frames 2",)),
 }  # fmt: skip
@@ -81,6 +82,7 @@ PLAUSIBLE: dict[str, tuple[str, ...]] = {
     "dtype": ("float32", "float64"), "lr": ("0.001", "1"), "size": ("8", "12"), "seed": ("0", "7"),
     "config_file": (*RUNS, "runs/points/config.json"), "seeds": ("0", "0,1", "3,0"), "source": RUNS, "first": RUNS,
     "second": RUNS, "max_time": ("1h", "45m"), "accumulate": ("1", "2"), "keep": ("1", "3"), "shard": ("ddp", "fsdp"),
+    "track": ("tensorboard", "module:Class"), "decay": ("cosine", "wsd", "rsqrt", "none"),
 }  # fmt: skip
 
 ODD = (

@@ -69,7 +69,7 @@ def test_score_fields_are_for_the_plane(shell: Shell, digits: str) -> None:
     shell.refuses("plot score-field", 2, "in the plane", "1 x 8 x 8", "plot compass")
 
 
-@pytest.mark.parametrize("verb", ["reverse", "score-field", "trajectories", "compass"])
+@pytest.mark.parametrize("verb", ["reverse", "score-field", "trajectories", "compass", "loss-by-noise"])
 def test_without_a_run_there_is_a_word(shell: Shell, verb: str) -> None:
     shell.refuses(f"plot {verb}", 3, "runs", "train")
     shell.refuses(f"plot {verb} runs/nothing", 3, "nothing")
@@ -231,6 +231,6 @@ def test_the_commands_of_the_gallery_are_ones_and_the_page_shows_what_they_make(
 
 def test_every_verb_of_the_groups_is_here() -> None:
     assert set(cli.commands["plot"].commands) == {  # type: ignore[attr-defined]
-        "schedule", "forward", "reverse", "score-field", "trajectories", "compass",
+        "schedule", "forward", "reverse", "score-field", "trajectories", "compass", "loss-by-noise",
     }  # fmt: skip
     assert set(cli.commands["demo"].commands) == {"single-image"}  # type: ignore[attr-defined]

@@ -82,6 +82,7 @@ VERBS = {
     "plot trajectories": "plot trajectories {run} --n 2 --steps 2",
     "plot score-field": "plot score-field {run}",
     "plot compass": "plot compass {run} --n 2 --levels 2",
+    "plot loss-by-noise": "plot loss-by-noise {run}",
     "reflow": "reflow {run} --pairs 4 --steps 1 --solver heun",
     "info": "info {run}",
     "interpolate": "interpolate {run} one.npy one.npy --n 2 --rtol 0.1",

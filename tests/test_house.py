@@ -145,6 +145,7 @@ READS_THE_CLOCK = {
     "likelihood/problem.py": "its variable of integration is a clock",
     "likelihood/elbo.py": "an integral over the clock",
     "likelihood/dequantise.py": "where the path begins, as a noise level",
+    "train/levels.py": "losses are sorted by it",
     "train/reflow.py": "how straight a path is says the straight frame",
     "study/compass.py": "levels are spread over it",
     "study/figures.py": "frames are spread over it",
@@ -302,7 +303,7 @@ TABLES = {
     for name, table in vars(tables).items()
     if isinstance(table, dict) and name in tables.__all__ and name != "PRESETS"
 }
-WITH_OPTIONS = ("SDES", "SOLVERS", "PARAMETRIZATIONS", "WEIGHTINGS", "TIME_SAMPLERS")
+WITH_OPTIONS = ("SDES", "SOLVERS", "PARAMETRIZATIONS", "WEIGHTINGS", "TIME_SAMPLERS", "RATES")
 ENTRIES = [(table, key) for table, entries in TABLES.items() for key in entries]
 
 

@@ -25,6 +25,7 @@ from scoresde.objective.loss import Objective
 from scoresde.run.files import newest_checkpoint
 from scoresde.train import loop
 from scoresde.train.averages import EMA
+from scoresde.train.levels import Levels
 from scoresde.train.prepare import begun, parts, prepared
 from scoresde.train.state import Record, TrainState, keyed_rng, steps
 
@@ -222,12 +223,13 @@ def test_a_step_does_not_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(type(state.draw), "__call__", lambda self, batch, _: drawn[state.step])
     for name in ("item", "tolist", "cpu", "numpy", "__float__", "__int__", "__bool__", "nonzero"):
         counted(name)
-    records = steps(state, objective, batches, 4, seed=0, rate=lambda n: 1e-3, clip=1.0)
+    levels = Levels(model.domain)
+    records = steps(state, objective, batches, 4, seed=0, rate=lambda n: 1e-3, clip=1.0, watch=levels.add)
     for _ in range(4):
         inside[0] = True
         next(records)
         inside[0] = False
-    assert state.step == 4 and read == []
+    assert state.step == 4 and read == [] and sum(levels.take().counts.tolist()) == 64
 
 
 def test_parts_of_a_batch_give_the_gradient_of_the_whole() -> None:

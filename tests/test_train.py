@@ -410,8 +410,10 @@ def test_metrics(trained: Path) -> None:
         steps = [line["step"] for line in lines]
         assert steps == sorted(set(steps)) == [1, 2, 3]
         for line in lines:
-            assert set(line) == {"step", "loss", "lr", "grad_norm", "seconds"}
-            assert all(math.isfinite(v) for v in line.values()) and line["loss"] > 0
+            numbers = {name: value for name, value in line.items() if "by_noise" not in name}
+            assert set(numbers) == {"step", "loss", "lr", "grad_norm", "seconds"}
+            assert all(math.isfinite(v) for v in numbers.values()) and line["loss"] > 0
+            assert set(line) - set(numbers) == {"loss_by_noise", "rows_by_noise"}
 
 
 def displayed(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> list[float]:

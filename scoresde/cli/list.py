@@ -22,10 +22,15 @@ from .common import Session, session
 __all__ = ["list_names"]
 
 # Tables that have different names on the command line.
-_CALLED = {"ANSWERS": "metrics-of-answers", "PARAMETRIZATIONS": "predictions", "TIME_SAMPLERS": "t-samplers"}
+_CALLED = {
+    "ANSWERS": "metrics-of-answers",
+    "PARAMETRIZATIONS": "predictions",
+    "RATES": "decays",
+    "TIME_SAMPLERS": "t-samplers",
+}
 KINDS = {_CALLED.get(name, name.lower().replace("_", "-")): getattr(tables, name) for name in tables.__all__}
 # Kinds whose entries have options.
-OPTIONS = ("sdes", "solvers", "predictions", "weightings", "t-samplers", "networks", "operators", "spaces")
+OPTIONS = ("sdes", "solvers", "predictions", "weightings", "t-samplers", "decays", "networks", "operators", "spaces")
 _short = reprlib.Repr()  # shortens long values, such as a table of a thousand betas
 
 

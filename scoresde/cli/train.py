@@ -6,6 +6,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from ..core.errors import UsageError
 from ..core.limits import COUNT, FRACTION, LR, SEED, TRAINED, Range, check_number
 from ..core.parallel import ranks
 from ..core.registry import build, closest, resolve
-from ..core.tables import NETWORKS, PARAMETRIZATIONS, PRESETS, SDES, SPACES, TIME_SAMPLERS, WEIGHTINGS
+from ..core.tables import NETWORKS, PARAMETRIZATIONS, PRESETS, RATES, SDES, SPACES, TIME_SAMPLERS, WEIGHTINGS
 from .command import Fields, Real, Whole, option, settings, verb
 from .common import (
     Session,
@@ -32,13 +33,16 @@ from .common import (
 if TYPE_CHECKING:
     from ..data import Dataset, Reading
     from ..run.config import TrainConfig
+    from ..study.features import Extractor
+    from ..train.frechet import Features
 
 __all__ = ["train"]
 
 # The fields of TrainConfig itself, without the options of the parts, which have their own groups.
 SETTINGS = Fields(
     "", "training configuration", {"": "scoresde.run.config:TrainConfig"},
-    hidden=("typed", "sde_options", "predict_options", "weighting_options", "t_sampler_options", "network_options"),
+    hidden=("typed", "sde_options", "predict_options", "weighting_options", "t_sampler_options", "network_options",
+            "decay_options"),
 )  # fmt: skip
 PARTS = (
     Fields("sde", "SDE", SDES, "sde"),
@@ -47,6 +51,8 @@ PARTS = (
     Fields("weighting", "weighting", WEIGHTINGS, "weighting"),
     Fields("t_sampler", "time sampler", TIME_SAMPLERS, "t_sampler"),
 )
+# Its name is a field of the configuration, and not an option.
+DECAY = Fields("decay", "decay of the learning rate", RATES)
 
 
 @verb(
@@ -118,19 +124,21 @@ PARTS = (
 @option("--sample-every", under="Training", type=Whole(COUNT),
         help="Number of steps between pictures of samples.  [default: pictures after 1, 2, 5, 10, 20, 50 and 100 % of "
              "the steps; in a short run, only the last of these]")  # fmt: skip
+@option("--track", under="Training", metavar="NAMES",
+        help="Also send the records to trackers: tensorboard, or module:Class, separated by commas.")  # fmt: skip
 @option("--dry-run", under="Training", first=True, is_flag=True,
         help="Print the resolved settings, the model size, and the time and memory that training takes, without "
              "creating a run.")  # fmt: skip
 @out_option("runs/DATA-SDE", "Folder of the new run.")
 @session(first=("device",), processes=True)
-@builds(SETTINGS, *PARTS)
+@builds(SETTINGS, *PARTS, DECAY)
 def train(
     config_file: str | None, data: str, augment: str, cond: str, cond_drop: float, sde: str, space: str, shift: float,
     coupling: str, preset: str, network: str | None, predict: str, weighting: str, t_sampler: str, steps: int | None,
     batch: int | None, accumulate: int | None, keep: int | None, lr: float | None,
     precision: str, compile: bool, channels_last: str, assignments: tuple[str, ...], seeds: str | None,
     resume: str | None, changed_data: bool, shard: str, redivided: bool, edited: bool, sample_every: int | None,
-    dry_run: bool, out: Path | None, session: Session, reading: Reading,
+    track: str | None, dry_run: bool, out: Path | None, session: Session, reading: Reading,
 ) -> None:  # fmt: skip
     """Train a model by denoising score matching, and print the folder of the run."""
     from ..run.config import TrainConfig
@@ -138,13 +146,13 @@ def train(
     from ..run.origin import read_again
     from ..train import finished, fit
     from ..train.resume import writing
+    from ..train.track import chosen_trackers
 
     numbers = _seeds(seeds)
     if resume is not None:
         free = settings(assignments, ("",))[""] if assignments else {}
-        _refuse_new_settings(
-            resume, {"assignments"} if set(free) <= {"accumulate", "keep", "recompute", "workers", "compile"} else set()
-        )
+        changeable = {"accumulate", "keep", "recompute", "workers", "compile", "frechet_every"}
+        _refuse_new_settings(resume, {"assignments"} if set(free) <= changeable else set())
         out = find_run(resume, edited=edited)
         config = TrainConfig.from_dict(read_config(out))
         config, own = _named_again(config, resume, out)
@@ -163,9 +171,10 @@ def train(
         }  # fmt: skip
         config, session = _configured(given, assignments, config_file, session, edited)
         _check_names(config)
+    chosen_trackers(track or "")  # report misspelt names before reading the data
     chosen = session.on
     if numbers and not dry_run:
-        _train_seeds(config, numbers, session, out)
+        _train_seeds(config, numbers, session, out, partial(_features, session, edited), track or "")
         return
     config = replace(config, seed=numbers[0]) if numbers else config
     if resume is None and out is not None and not dry_run:
@@ -188,7 +197,7 @@ def train(
     run = fit(
         config, data=dataset, network=own, out=out, resume=resume is not None, device=chosen, dtype=session.floats,
         quiet=session.quiet, changed_data=changed_data, edited=edited, redivided=redivided,
-        shard=shard,
+        shard=shard, features=partial(_features, session, edited), track=track or "",
     )  # fmt: skip
     seconds = time.monotonic() - began
     assert run.folder is not None
@@ -232,7 +241,7 @@ def _configured(
     """
     from ..run.config import TrainConfig
 
-    texts = settings(assignments, ("", *(part.group for part in PARTS)))
+    texts = settings(assignments, ("", *(part.group for part in (*PARTS, DECAY))))
     typed = {name for name in given if _typed(name) is not None}
     if (network := texts["network"].pop("network", None)) is not None:
         given, typed = {**given, "network": network}, {*typed, "network"}
@@ -253,11 +262,16 @@ def _configured(
     resolve(chosen["sde"], SDES, "SDE", typed=True)
     for part in PARTS:
         options[part.group] |= part.read(chosen[part.group], texts[part.group])
+    now = SETTINGS.read(None, texts[""])
+    decay = dict(stated.pop("decay_options", {}))
+    if now.get("decay", stated.get("decay")) != stated.get("decay"):
+        decay = {}  # these are options of the decay in the file
+    options["decay"] = {**decay, **DECAY.read(None, texts["decay"])}
     if (network := chosen.pop("network")) is not None:
         options["network"]["network"] = network
     values = {**stated, **chosen, **{f"{group}_options": found for group, found in options.items()}}
     values.pop("network", None)
-    config = TrainConfig(**{**values, **SETTINGS.read(None, texts[""])})
+    config = TrainConfig(**{**values, **now})
     if config_file is None:
         return config, session
     names = {str(given[name]) for name in typed} | {part for t in texts.values() for v in t.values() for part in
@@ -289,10 +303,12 @@ def _check_names(config: TrainConfig) -> None:
     from ..model.parametrization import Parametrization
     from ..objective.weighting import make_weighting
     from ..run.config import build_sde
+    from ..train.rates import make_rate
 
     config.operator()
     config.spaces  # noqa: B018
     build_sde(config)
+    make_rate(config)
     if config.predict != "auto":
         build(
             config.predict,
@@ -306,14 +322,25 @@ def _check_names(config: TrainConfig) -> None:
         make_weighting(config.weighting, config.weighting_options, config.typed)
 
 
-def _train_seeds(config: TrainConfig, seeds: list[int], session: Session, out: Path | None) -> None:
+def _train_seeds(
+    config: TrainConfig, seeds: list[int], session: Session, out: Path | None, features: Features, track: str
+) -> None:
     """Train a run for each seed, and print the table of their figures."""
     from ..train.seeds import fit_seeds
 
     table = fit_seeds(
-        config, seeds, out=out, device=session.on, dtype=session.floats, quiet=session.quiet, say=session.say
-    )
+        config, seeds, out=out, device=session.on, dtype=session.floats, quiet=session.quiet, say=session.say,
+        features=features, track=track,
+    )  # fmt: skip
     session.print(table.facts(), table.text(), str(table.file))
+
+
+def _features(session: Session, edited: bool, data: Dataset, folder: Path | None) -> Extractor:
+    """Return the features by which ``scoresde evaluate`` compares samples with the data."""
+    from ..study.features import extractor_by_name
+
+    place = None if folder is None else folder / "classifier"
+    return extractor_by_name("auto", data, folder=place, device=session.on, told=session.say, edited=edited)
 
 
 def _done(folder: Path, edited: bool) -> int:
@@ -350,7 +377,7 @@ def _refuse_new_settings(run: str, free: set[str]) -> None:
     """Reject options that would have no effect because a resumed run keeps its settings, except those in ``free``."""
     named = ("sde", "network", "predict", "weighting", "t_sampler", "cond", "space")
     everywhere = ("device", "dtype", "threads", "json", "quiet")
-    free = {*free, *named, *everywhere, "data", "changed_data", "edited", "redivided", "shard", "max_time"}
+    free = {*free, *named, *everywhere, "data", "changed_data", "edited", "redivided", "shard", "max_time", "track"}
     allowed = {*free, "accumulate", "keep", "compile", "resume", "steps", "dry_run"}
     for param in click.get_current_context().command.params:
         if param.name not in allowed and _typed(param.name or "") is not None:

@@ -37,7 +37,7 @@ READ: Typed = ()
 # For each kind of object, the parameter of `load`, `fit` or `reflow` that accepts the user's own name or object.
 _PARAMETERS = {
     "SDE": "sde", "prediction": "predict", "weighting": "weighting", "time sampler": "t_sampler", "network": "network",
-    "operator": "operator", "space": "space",
+    "operator": "operator", "space": "space", "decay": "decay", "tracker": "track",
 }  # fmt: skip
 
 

@@ -9,8 +9,8 @@ one line here. The name of any other class is written as ``module:Class``, such 
 from __future__ import annotations
 
 __all__ = [
-    "ANSWERS", "CODECS", "GRIDS", "METRICS", "NETWORKS", "OPERATORS", "PARAMETRIZATIONS", "PRESETS", "SDES", "SOLVERS",
-    "SPACES", "TIME_SAMPLERS", "WEIGHTINGS",
+    "ANSWERS", "CODECS", "GRIDS", "METRICS", "NETWORKS", "OPERATORS", "PARAMETRIZATIONS", "PRESETS", "RATES", "SDES",
+    "SOLVERS", "SPACES", "TIME_SAMPLERS", "TRACKERS", "WEIGHTINGS",
 ]  # fmt: skip
 
 SDES = {
@@ -62,6 +62,20 @@ TIME_SAMPLERS = {
     "mode": "scoresde.objective.times:Mode",
     "importance": "scoresde.objective.times:Importance",
     "loss-second-moment": "scoresde.objective.times:LossSecondMoment",
+}
+
+# Decays of the learning rate.
+RATES = {
+    "cosine": "scoresde.train.rates:Cosine",
+    "constant": "scoresde.train.rates:Constant",
+    "linear": "scoresde.train.rates:Linear",
+    "wsd": "scoresde.train.rates:WarmupStableDecay",
+    "rsqrt": "scoresde.train.rates:InverseSqrt",
+}
+
+# Places to which the records of training go, besides metrics.jsonl.
+TRACKERS = {
+    "tensorboard": "scoresde.train.track:TensorBoard",
 }
 
 # Spaces: codecs in whose coordinates a path is stated.

@@ -28,7 +28,7 @@ from .precision import work_precision
 from .samples import samples_figure, scatter, signals, vectors
 from .schedules import Schedule, schedules
 from .strips import strips
-from .training import loss_curve
+from .training import loss_by_noise, loss_curve
 
 __all__ = [
     "Schedule",
@@ -39,6 +39,7 @@ __all__ = [
     "compass",
     "image_grid",
     "likelihood_histogram",
+    "loss_by_noise",
     "loss_curve",
     "neighbour_sheet",
     "samples_figure",

@@ -1,19 +1,20 @@
-"""Plots of the training and validation loss."""
+"""Plots of the training and validation loss, over the steps and by noise level."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..core.errors import UsageError
-from .base import BLUE, INK, SKY, VERMILION, Array, Floats, canvas, legend_above, plain
+from .base import BLUE, INK, SKY, VERMILION, Array, Floats, canvas, finite, legend_above, literal, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["loss_curve"]
+__all__ = ["loss_by_noise", "loss_curve"]
 
 
 def loss_curve(
@@ -54,6 +55,54 @@ def loss_curve(
     ax.margins(x=0.01)
     legend_above(ax, ncols=4)
     return figure
+
+
+def loss_by_noise(
+    edges: Array, labels: Sequence[str], losses: Array, what: str = "loss", ax: Axes | None = None
+) -> Figure:
+    """Plot the loss in each interval of the log-SNR, at several times of the training, the last in dark blue.
+
+    Args:
+        edges: The ends of the K intervals, as ascending log-SNRs, ``(K + 1,)``.
+        labels: A label for each of the T times, in order.
+        losses: The loss in each interval at each time, ``(T, K)``. A non-finite loss leaves a gap. The loss axis is
+            logarithmic if all losses are positive and span more than a decade.
+        what: The label of the loss axis.
+        ax: Axes to draw on, or ``None`` for a new figure.
+    """
+    ends, y = finite(edges, "edges", 1), np.asarray(plain(losses), dtype=np.float64)
+    if len(ends) < 2 or y.shape != (len(labels), len(ends) - 1):
+        raise UsageError(
+            f"losses must have shape (T, K) for T labels and K + 1 edges, got shape {y.shape} for {len(labels)} labels "
+            f"and {len(ends)} edges"
+        )
+    y = np.where(np.isfinite(y), y, np.nan)
+    figure, ax = canvas(ax, 5.6, 3.4)
+    middle = (ends[1:] + ends[:-1]) / 2
+    for i, (label, row) in enumerate(zip(labels, y, strict=True)):
+        last = i == len(labels) - 1
+        ax.plot(
+            middle, row, color=BLUE if last else _lightened(SKY, 0.7 * (1 - (i + 1) / len(labels))), marker="o",
+            linewidth=1.8 if last else 1.3, markersize=3.5 if last else 2.5, label=literal(label),
+        )  # fmt: skip
+    known = y[~np.isnan(y)]
+    if len(known) and known.min() > 0 and known.max() > 10 * known.min():
+        ax.set_yscale("log")
+    ax.set_xlim(ends[-1], ends[0])
+    ax.set_xticks(ends, [f"{round(end, 1) + 0:g}" for end in ends], fontsize=8)
+    ax.set_xlabel("log-SNR  2 log(α/σ):  data  →  noise", fontsize=9, color=INK)
+    ax.set_ylabel(literal(what), fontsize=9, color=INK)
+    ax.grid(color="#e5e5e5", linewidth=0.6)
+    ax.set_axisbelow(True)
+    legend_above(ax, ncols=5 if max(map(len, labels)) < 10 else 3)
+    return figure
+
+
+def _lightened(colour: str, share: float) -> tuple[float, ...]:
+    """Mix a colour with a share of white."""
+    from matplotlib.colors import to_rgb
+
+    return tuple(part + share * (1 - part) for part in to_rgb(colour))
 
 
 def _curve(steps: Array, losses: Array) -> tuple[Floats, Floats]:

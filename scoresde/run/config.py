@@ -27,7 +27,7 @@ from ..core.condition import SLOTS, Condition
 from ..core.errors import CheckpointError, UsageError
 from ..core.limits import COUNT, FRACTION, LR, SEED, SHARE, TRAINED, Range, check_fields, ranges
 from ..core.registry import READ, Typed, closest, construct, fields_of, moved, name_of, options_of, resolve
-from ..core.tables import NETWORKS, OPERATORS, PARAMETRIZATIONS, PRESETS, SDES, TIME_SAMPLERS, WEIGHTINGS
+from ..core.tables import NETWORKS, OPERATORS, PARAMETRIZATIONS, PRESETS, RATES, SDES, TIME_SAMPLERS, WEIGHTINGS
 from ..data import DataInfo, Dataset, Reading, load_data
 from ..data.augment import Augmentation
 from ..data.given import Sources
@@ -123,7 +123,12 @@ class TrainConfig:
         steps, batch, lr: Number of training steps, batch size and learning rate; 0 means the preset's default.
         warmup: Number of steps over which the learning rate rises; 0 means a twentieth of ``steps``, but at most
             5,000.
-        decay: How the learning rate decays: ``cosine`` (to 0 at the end of the run) or ``none``.
+        decay: How the learning rate decays: a name in :data:`scoresde.core.tables.RATES` (see
+            :mod:`scoresde.train.rates`), or ``none``, which means ``constant``.
+        decay_options: The values of the decay's fields.
+        weight_decay: Decay of the weights of the network towards zero, in addition to the gradient of the loss: each
+            step multiplies all of them, biases and gains included, by 1 - lr * weight_decay (AdamW; Loshchilov and
+            Hutter 2019, arXiv:1711.05101). 0 is Adam.
         clip: Maximum norm of the gradient; larger gradients are scaled down to this norm.
         ema: Maximum decay of the moving average of the weights.
         seed: Seed for the data split, the initial weights, the batches and the noise.
@@ -131,6 +136,8 @@ class TrainConfig:
         split: How the held-out rows are chosen: ``content`` or ``rows`` (see :func:`scoresde.load_data`). Runs made
             before this field was added used ``rows``.
         size, fit, layout, on_bad: Settings for reading files (:class:`scoresde.data.Reading`).
+        frechet_every: Number of steps between Fréchet distances of samples (:mod:`scoresde.train.frechet`), which take
+            about 33,000 evaluations of the network each time; 0 means that none are computed.
         sample_every: Number of steps between pictures of samples; 0 means pictures after 1, 2, 5, 10, 20, 50 and 100 %
             of the run, or only the last of these, so that pictures take at most a fifth as long as the training steps.
         validate_every: Number of steps between validations, if the data have a validation part; the last step is also
@@ -165,6 +172,7 @@ class TrainConfig:
         workers=Range(0, 64),
         accumulate=COUNT,
         clip=Range(0, above=True, infinite=True, hint="inf disables clipping"),
+        weight_decay=Range(0, 1e6), frechet_every=dataclasses.replace(COUNT, low=0, hint="0 means never"),
     )  # fmt: skip
 
     data: str = "digits"
@@ -190,6 +198,8 @@ class TrainConfig:
     lr: float = 0.0
     warmup: int = 0
     decay: str = "cosine"
+    decay_options: Mapping[str, Any] = field(default_factory=dict)
+    weight_decay: float = 0.0
     clip: float = 1.0
     ema: float = 0.9999
     seed: int = 0
@@ -201,6 +211,7 @@ class TrainConfig:
     on_bad: str = "stop"
     sample_every: int = 0
     validate_every: int = 0
+    frechet_every: int = 0
     save_minutes: float = 10.0
     keep: int = 2
     workers: int = 0
@@ -239,7 +250,7 @@ class TrainConfig:
         self.reading  # noqa: B018  # this rejects invalid values
         self.sources  # noqa: B018  # this rejects invalid values
         choices_of = {
-            "decay": ("cosine", "none"), "split": ("content", "rows"), "precision": PRECISIONS,
+            "decay": (*RATES, "none"), "split": ("content", "rows"), "precision": PRECISIONS,
             "channels_last": LAYOUTS,
         }  # fmt: skip
         for name, valid in choices_of.items():

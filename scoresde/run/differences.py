@@ -35,11 +35,11 @@ from .spec import ModelSpec, Part
 __all__ = ["Comparison", "Difference", "Group", "compare"]
 
 # Settings that change neither the weights nor the choice between them.
-HARMLESS = ("keep", "save_minutes", "sample_every", "workers")
+HARMLESS = ("keep", "save_minutes", "sample_every", "workers", "frechet_every")
 # Settings that are compared with the data or, with all their defaults, with the model.
 OF_DATA = ("size", "fit", "layout", "on_bad", "split", "test_fraction")
 OF_MODEL = ("sde", "sde_options", "shift", "predict", "predict_options", "network_options", "learn_variance")
-LOSSES = ("weighting", "t_sampler")
+NAMED = ("weighting", "t_sampler", "decay")
 
 # What is compared of a session, and what it is called. The rest of a session is ignored.
 PLACES = {
@@ -56,6 +56,7 @@ ROUNDING = "sums are rounded in another way, and the difference grows from step 
 # What a difference leads to, where a reader may not know.
 EFFECTS = {
     "seed": "other initial weights, batches, noise and held-out rows (unless the data have a test part)",
+    "decay": "another learning rate at each step",
     "steps": "also another learning rate at each step, because its decay ends with the last step",
     "batch": "also another number of samples in all",
     "validate_every": "follows from the number of validation rows unless it was set",
@@ -361,11 +362,11 @@ def _numbers(codec: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _settings(a: _Side, b: _Side) -> Group:
-    taken = {"data", *OF_DATA, *OF_MODEL, *HARMLESS, *(f"{name}_options" for name in LOSSES), *LOSSES}
+    taken = {"data", *OF_DATA, *OF_MODEL, *HARMLESS, *(f"{name}_options" for name in NAMED), *NAMED}
     # The SDE, the network and what else the model needs are compared by the model.
     names = [name for name in a.config.to_dict() if name not in taken]
     found = list(_pairs([(name, _getter("config", name)) for name in names], a, b))
-    for name in LOSSES:
+    for name in NAMED:
         parts = [Part(side.config.name(name), getattr(side.config, f"{name}_options")) for side in (a, b)]
         found += _options(parts[0], parts[1], name)
     config = a.config

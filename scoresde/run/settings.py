@@ -30,7 +30,7 @@ from ..core.errors import CheckpointError, UsageError
 from ..core.files import check_format, read_object
 from ..core.opened import parse_json, read_bytes, reason
 from ..core.registry import READ, closest, fields_of, resolve
-from ..core.tables import NETWORKS, PARAMETRIZATIONS, SDES, TIME_SAMPLERS, WEIGHTINGS
+from ..core.tables import NETWORKS, PARAMETRIZATIONS, RATES, SDES, TIME_SAMPLERS, WEIGHTINGS
 from .config import TrainConfig, plain, stored_fields
 from .files import find_run
 from .origin import found
@@ -41,6 +41,7 @@ __all__ = ["PARTS", "Settings", "nested", "read_settings", "settings_json", "set
 # The parts with options of their own, and the tables of their names.
 PARTS = {
     "sde": SDES, "network": NETWORKS, "predict": PARAMETRIZATIONS, "weighting": WEIGHTINGS, "t_sampler": TIME_SAMPLERS,
+    "decay": RATES,
 }  # fmt: skip
 DTYPES = ("float32", "float64")
 ALWAYS = ("data", "sde")  # shown even if they have their default values

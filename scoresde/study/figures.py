@@ -24,7 +24,8 @@ from torch import Tensor
 
 from ..codec import Codec
 from ..core.condition import Condition
-from ..core.errors import NumericalError
+from ..core.errors import DataError, NumericalError
+from ..core.files import read_lines
 from ..core.limits import COUNT, FRAMES, SEED, checked
 from ..core.noise import Noise
 from ..core.optional import optional
@@ -43,15 +44,82 @@ from ..sde.grids import make_grid, snap
 from ..sde.marginal import forward_step
 from ..solvers import Solver
 from ..solvers.trajectory import Trajectory
+from ..train.levels import edges_of
 
 __all__ = [
-    "Dissolved", "Paths", "Undone", "column_labels", "dissolve", "even_times", "frames_between", "paths", "projection",
-    "schedules_of", "shown", "size_note", "training_log_snr", "undo", "write_reverse",
+    "Dissolved", "LossByNoise", "Paths", "Undone", "column_labels", "dissolve", "even_times", "frames_between",
+    "loss_by_noise", "paths", "projection", "schedules_of", "shown", "size_note", "training_log_snr", "undo",
+    "write_reverse",
 ]  # fmt: skip
 
 POINTS = 513  # number of points on each curve of a schedule
 STEPS = 250  # number of steps in the histogram of a solver's steps
 DRAWS = 100_000  # number of random training times
+
+
+@dataclass(frozen=True, eq=False)
+class LossByNoise:
+    """The loss by noise level at several times of a training run.
+
+    Attributes:
+        edges: The ends of the ten intervals, as ascending log-SNRs, ``(11,)``.
+        steps: The training step of each of the T times: that of the validation, or the last one of a part of the run.
+        losses: The loss in each interval at each time, ``(T, 10)``. It is NaN where there were no rows.
+        validation: Whether the losses are those of the validation rows, and not of training.
+    """
+
+    edges: Tensor
+    steps: tuple[int, ...]
+    losses: Tensor
+    validation: bool
+
+    @property
+    def labels(self) -> list[str]:
+        """A label for each time."""
+        return [f"{'' if self.validation else 'to '}step {step:,}" for step in self.steps]
+
+
+def loss_by_noise(run: Run, times: int = 5) -> LossByNoise:
+    """Read the losses by noise level that training has recorded in the folder of a run.
+
+    If the run was validated, they are the validation losses at several steps, from the first to the last validation.
+    Otherwise, they are means over the training losses in several parts of the run.
+
+    Args:
+        run: The run.
+        times: Maximum number of times.
+
+    Raises:
+        DataError: If there are no such records, because the run was trained before they existed.
+    """
+    lines = [] if run.folder is None else read_lines(run.folder / "metrics.jsonl")
+    lines = [line for line in lines if "loss_by_noise" in line]
+    if not lines:
+        raise DataError(
+            f"{run.folder or 'the run'} has no losses by noise level, because it was trained before they were "
+            "recorded; train it for more steps, or train another run"
+        )
+    looks = [line for line in lines if "validation_by_noise" in line]
+    groups = [[line] for line in looks]
+    if looks:
+        groups = [groups[i] for i in _spread(len(groups), times)]
+    else:
+        ends = [0, *(i + 1 for i in _spread(len(lines), times + 1)[1:])]
+        groups = [lines[a:b] for a, b in pairwise(ends)] if len(lines) > 1 else [lines]
+    name, count = ("validation_by_noise", "validation_rows_by_noise") if looks else ("loss_by_noise", "rows_by_noise")
+    losses = []
+    for group in groups:
+        counts = np.array([line[count] for line in group], dtype=np.float64)
+        means = np.array([[0.0 if mean is None else mean for mean in line[name]] for line in group])
+        with np.errstate(invalid="ignore"):
+            losses.append((counts * means).sum(0) / counts.sum(0))
+    steps = tuple(int(group[-1]["step"]) for group in groups)
+    return LossByNoise(edges_of(run.base.domain), steps, torch.from_numpy(np.stack(losses)), bool(looks))
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """Return at most ``most`` of the numbers from 0 to ``count - 1``, with both ends, and closest at the start."""
+    return sorted({round(number) - 1 for number in np.geomspace(1, count, min(most, count)).tolist()})
 
 
 def shown(sde: SDE, codec: Codec, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:

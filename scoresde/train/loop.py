@@ -6,7 +6,6 @@ A single training step is defined in :mod:`scoresde.train.state`.
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy.typing as npt
 import torch
@@ -39,6 +39,7 @@ from ..core.signals import Interrupts, keeps
 from ..core.text import printable
 from ..data import DataInfo, Dataset
 from ..data.batch import Batches, Rows
+from ..metrics import Measurement
 from ..metrics.copies import nearest_line
 from ..model.network import ScoreModel
 from ..objective.coupling import Pairs
@@ -52,6 +53,7 @@ from ..run.files import (
     clear_start,
     find_run,
     make_run_folder,
+    read_config,
     refuse_taken,
 )
 from ..run.origin import beside, keep_identity
@@ -59,13 +61,17 @@ from ..run.run import Run, warn_of_prior
 from ..run.seen import keep_mask
 from ..run.spec import ModelSpec
 from .executing import executable, lanes_of
+from .frechet import Features, Frechet, pixels
 from .lanes import available, one_thread
-from .pictures import evaluations, few_samples, loss_figure, sample_sheet
+from .levels import ByLevel, Levels
+from .pictures import evaluations, few_samples, loss_figure, sample_sheet, sheet_path
 from .prepare import averaged_model, begun, measured, operator_of, parts, prepared
+from .rates import Rate, bent, make_rate, rate_at
 from .resume import data_for, kept_pairs, restore, writing
 from .schedule import affordable, older, previews
 from .state import Record, TrainState, steps
 from .stated import aligned
+from .track import Track, Trackers, chosen_trackers
 from .validation import Validation, sentence
 
 __all__ = ["fit", "prepared", "previews", "run_name"]
@@ -88,6 +94,8 @@ def fit(
     edited: bool = False,
     redivided: bool = False,
     shard: str = "ddp",
+    features: Features | None = None,
+    track: Track = (),
 ) -> Run:
     """Train a model by denoising score matching.
 
@@ -109,6 +117,12 @@ def fit(
         redivided: Whether to resume with another number of processes, or of parts (``config.accumulate``), although the
             network has dropout, whose masks then differ.
         shard: What several processes do with the weights: each has all of them (``ddp``), or a part (``fsdp``).
+        features: The features for the Fréchet distances of ``config.frechet_every``: a function of the data and the run
+            folder (or ``None``) that returns a map from events in data units ``(B, *event)`` to ``(B, d)``. By default,
+            the values in model units are compared.
+        track: Other places to which the records go: names of trackers, such as ``tensorboard`` or ``module:Class``,
+            separated by commas, or a list of names and :class:`~scoresde.train.track.Tracker` objects. They are not
+            stored with the run, and cannot stop it.
 
     If ``torchrun`` has started several processes, they train together (:mod:`scoresde.core.parallel`), and each of them
     returns the run. The batch is that of all processes.
@@ -132,6 +146,7 @@ def fit(
         raise UsageError(
             "resume needs a run folder, so it cannot be combined with save=False; leave out one of the two"
         )
+    makers = chosen_trackers(track, saved=save)
     if shard not in ("ddp", "fsdp"):
         raise UsageError(f"shard is {shard!r}, but must be 'ddp' or 'fsdp'", parameter="shard", value="ddp")
     with ExitStack() as held:
@@ -165,7 +180,8 @@ def fit(
         validation = None
         if validating is not None and every <= config.steps and world.main:
             validation = Validation(validating, state.draw, objective, config.seed, dtype)
-        made = _Made(config, data, model, spec, info, operator, state, validation)
+        levels = Levels(model.domain, device)
+        made = _Made(config, data, model, spec, info, operator, state, validation, make_rate(config), levels)
         lanes = lanes_of(config, model, train if pairs is None else pairs, world)
         if lanes > 1:
             held.enter_context(one_thread())
@@ -188,9 +204,17 @@ def fit(
             world.led(partial(_written, folder, made, new, lanes))
             if start is not None and new:  # the starting weights are stored nowhere else
                 _saved(folder, made, world)
+        settings = made.config.to_dict()
+        lines = [(name, partial(make, folder, settings)) for name, make in makers] if world.main else []
+        trackers = held.enter_context(Trackers(lines))
+        frechet = None
+        if config.frechet_every and world.main:
+            with optional("the comparison by the Fréchet distance"):
+                frechet = Frechet(data, (features or pixels)(data, folder))
         return _trained(
-            made, train if pairs is None else pairs, objective, folder, world, interrupts, every, quiet, lanes
-        )
+            made, train if pairs is None else pairs, objective, folder, world, interrupts, every, quiet, lanes,
+            trackers, frechet,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -205,6 +229,8 @@ class _Made:
     operator: Operator | None
     state: TrainState
     validation: Validation | None
+    rate: Rate
+    levels: Levels
 
     def run(self, folder: Path | None, weights: Mapping[str, Tensor], step: int = 0) -> Run:
         """Return the run with the averaged ``weights`` of a ``step`` (default: the current step)."""
@@ -252,7 +278,10 @@ def _resumed(folder: Path, made: _Made, world: World, edited: bool, redivided: b
             f"{folder} has no checkpoint yet, so training starts at step 0 with the settings of the run",
             file=sys.stderr,
         )
+    steps_before = TrainConfig.from_dict(read_config(folder)).steps
     restore(folder, made.config, made.state, edited, tidy=world.main, redivided=redivided)
+    if (told := bent(made.config, made.state.step, steps_before)) and not quiet:
+        print(told, file=sys.stderr)
     if made.state.short and not quiet:
         parts = made.state.divided[1]
         print(f"a batch is evaluated in {parts} parts, because memory ran out with fewer before", file=sys.stderr)
@@ -317,7 +346,7 @@ def _saved(folder: Path, made: _Made, world: World) -> None:
 
 def _trained(
     made: _Made, source: Rows | Pairs, objective: Objective, folder: Path | None, world: World,
-    interrupts: Interrupts, every: int, quiet: bool, lanes: int,
+    interrupts: Interrupts, every: int, quiet: bool, lanes: int, trackers: Trackers, frechet: Frechet | None,
 ) -> Run:  # fmt: skip
     """Take the steps, save and report on the way, and choose the weights."""
     config, data, info, state, validation = made.config, made.data, made.info, made.state, made.validation
@@ -329,39 +358,53 @@ def _trained(
     first, average, started = state.step, 0.0, time.monotonic()
     saved, kept_step = started, first
     losses: Tensor | None = None
+    distance: Measurement | None = None
     shown_samples: Tensor | None = None
     made.model.train()
     interrupts.remember()
     agreed = Agreement(world)
     validates = world.told(validation is not None)
-    waiting: Record | None = None
+    waiting: tuple[Record, ByLevel | None] | None = None
+    levels = made.levels
     records = steps(
-        state, objective, batches, config.steps, seed=config.seed, rate=partial(_rate, config), clip=config.clip,
-        world=world, lanes=lanes,
+        state, objective, batches, config.steps, seed=config.seed, rate=partial(rate_at, config, made.rate),
+        clip=config.clip, world=world, lanes=lanes, watch=levels.add,
     )  # fmt: skip
 
     with _explained(folder), Progress(config.steps, "train", quiet=quiet, initial=first) as progress:
 
-        def report(record: Record, *, looked: bool = False, last: bool = False) -> None:
-            """Show and log the losses of a step."""
+        def report(record: Record, by_level: ByLevel | None, *, looked: bool = False) -> None:
+            """Show the losses of a step, and log them if the losses by noise level are given."""
             nonlocal average
             # Like EMA, the average at first covers about the last tenth of the steps, so it soon forgets the start.
             n = record.step - 1 - first
             keep = min(0.98, n / (n + 9))
             average = keep * average + (1 - keep) * record.loss
-            shown, line = {"loss": average}, {"step": record.step, "loss": record.loss, "lr": record.lr}
+            shown: dict[str, float] = {"loss": average}
+            line: dict[str, Any] = {"step": record.step, "loss": record.loss, "lr": record.lr}
             if losses is not None:
                 shown["validation"] = float(losses.mean())
-                line |= {"validation": shown["validation"]} if looked else {}
             progress.update(1, shown)
-            if mine is not None and (record.step % log_every == 0 or last or looked):
+            if by_level is not None:
                 line |= {"grad_norm": record.grad_norm, "seconds": round(time.monotonic() - started, 2)}
-                append_line(mine / "metrics.jsonl", line)
+                line |= {"loss_by_noise": by_level.means, "rows_by_noise": by_level.counts.tolist()}
+                if looked and validation is not None and validation.latest is not None:
+                    assert validation.draws.t is not None
+                    held = levels.of(validation.draws.t, validation.latest)
+                    line |= {
+                        "validation": shown["validation"], "validation_by_noise": held.means,
+                        "validation_rows_by_noise": held.counts.tolist(),
+                    }  # fmt: skip
+                if distance is not None:
+                    line |= {"frechet": distance.value, "frechet_error": distance.stderr}
+                if mine is not None:
+                    append_line(mine / "metrics.jsonl", line)
+                trackers.log(record.step, line)
 
         for record in records:
             if waiting is not None:  # one step late, so that the device never waits for it
-                report(waiting)
-            waiting, last = record, record.step == config.steps
+                report(*waiting)
+            last = record.step == config.steps
             wish = mine is not None and time.monotonic() - saved > 60 * config.save_minutes
             saved = time.monotonic() if wish else saved
             stop, wished = agreed(interrupts.code, wish)
@@ -370,13 +413,20 @@ def _trained(
             looked = validates and (record.step % every == 0 or last)
             due = folder is not None and (record.step % save_every == 0 or last or stop is not None or wished)
             shown = folder is not None and record.step in shown_at
-            if looked or due or last or shown or stop is not None:
+            compared = config.frechet_every > 0 and (record.step % config.frechet_every == 0 or last)
+            logged = world.main and (record.step % log_every == 0 or last or looked or compared)
+            waiting = record, levels.take() if logged else None
+            if looked or due or last or shown or compared or stop is not None:
                 record.check()
                 weights = state.averaged()
             if looked and validation is not None:
                 losses = validation.look(averaged_model(state, weights), weights, record.step, folder)
-            if looked or due or last:
-                report(record, looked=looked, last=last)
+            distance = None
+            if compared and frechet is not None:
+                with optional(f"the Fréchet distance at step {record.step}"):
+                    distance = frechet(made.run(folder, weights))
+            if looked or due or last or compared:
+                report(*waiting, looked=looked)
                 waiting = None
             if due:
                 assert folder is not None
@@ -384,7 +434,9 @@ def _trained(
                 saved, kept_step = time.monotonic(), record.step
             if shown and mine is not None:
                 with optional(f"the figure of samples at step {record.step}"):
-                    shown_samples = sample_sheet(mine / "samples", made.run(folder, weights), data)
+                    path = sheet_path(mine, record.step)
+                    shown_samples = sample_sheet(path, made.run(folder, weights), data)
+                    trackers.picture(record.step, "samples", path)
             if not world.several and stop is None:
                 stop = interrupts.code  # the signal came while the figure was drawn
             if stop is not None and not last:
@@ -410,13 +462,16 @@ def _trained(
             run, shown_samples = made.run(folder, best.weights, best.step), None
             if mine is not None:
                 with optional(f"the figure of samples at step {best.step}"):
-                    shown_samples = sample_sheet(mine / "samples", run, data)
+                    path = sheet_path(mine, best.step)
+                    shown_samples = sample_sheet(path, run, data)
+                    trackers.picture(best.step, "samples", path)
     elif validation is None and data.identity is not None and config.coupling != "reflow":
         few = data.validates is None or not len(data.validates)
         lines.append(_without_validation(config.steps, every, len(data.train) if few else None))
     if mine is not None:
         with optional("the figure of the loss"):
-            loss_figure(mine, None if best is None else best.step)
+            if (figure := loss_figure(mine, None if best is None else best.step)) is not None:
+                trackers.picture(state.step, "loss", figure)
     if not quiet:
         with optional("the line on the nearest training samples"):
             x = few_samples(run, data) if shown_samples is None else shown_samples
@@ -427,14 +482,6 @@ def _trained(
         weights, step = world.told((chosen, run.step))
         run = run if world.main else made.run(folder, weights, step)
     return run
-
-
-def _rate(config: TrainConfig, step: int) -> float:
-    """Return the learning rate of a step, with a linear warm-up and an optional cosine decay."""
-    factor = min(1.0, (step + 1) / config.warmup)
-    if config.decay != "none":
-        factor = factor * 0.5 * (1 + math.cos(math.pi * step / config.steps))
-    return config.lr * factor
 
 
 def _without_validation(steps: int, every: int, few: int | None) -> str:

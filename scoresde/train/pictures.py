@@ -16,12 +16,12 @@ from ..data import DataInfo, Dataset
 from ..run.run import Run
 from ..solvers import RungeKutta
 
-__all__ = ["evaluations", "few_samples", "loss_figure", "sample_sheet", "seconds"]
+__all__ = ["drawn", "evaluations", "few_samples", "loss_figure", "sample_sheet", "seconds", "sheet_path", "solver_of"]
 
 
 def evaluations(info: DataInfo, nodes: Tensor | None) -> int:
     """Return the number of evaluations that one picture takes, counting each sample on its own."""
-    return _count(info) * _calls(_solver(nodes))
+    return _count(info) * _calls(solver_of(nodes))
 
 
 def _count(info: DataInfo) -> int:
@@ -29,7 +29,8 @@ def _count(info: DataInfo) -> int:
     return 9 if info.kind == "image" and info.dims > 4096 else n  # a few large images fill the figure, and each is slow
 
 
-def _solver(nodes: Tensor | None, steps: int = 16) -> RungeKutta:
+def solver_of(nodes: Tensor | None, steps: int = 16) -> RungeKutta:
+    """Return the solver of the pictures, with fewer steps for a chain with few ``nodes: (N,)``."""
     return RungeKutta(steps=steps if nodes is None else min(steps, len(nodes) - 1))
 
 
@@ -43,14 +44,22 @@ def few_samples(run: Run, data: Dataset) -> Tensor:
     Raises:
         NumericalError: If some of the samples are not finite.
     """
-    x = _drawn(run, data, _solver(run.base.domain.nodes))
+    return drawn(run, data, _count(run.info), solver_of(run.base.domain.nodes))
+
+
+def drawn(run: Run, data: Dataset, n: int, solver: RungeKutta) -> Tensor:
+    """Draw ``n`` samples in data units, ``(n, *event)``, under the conditions of held-out rows if there are any.
+
+    Raises:
+        NumericalError: If some of the samples are not finite.
+    """
+    x = _drawn(run, data, n, solver)
     if not bool(torch.isfinite(x).all()):
         raise NumericalError("some samples are not finite")
     return x
 
 
-def _drawn(run: Run, data: Dataset, solver: RungeKutta) -> Tensor:
-    n = _count(run.info)
+def _drawn(run: Run, data: Dataset, n: int, solver: RungeKutta) -> Tensor:
     if run.config is not None and run.config.sources.rich:
         bound = run.given_rows(data, torch.arange(n) % len(data.test))
     else:
@@ -58,10 +67,15 @@ def _drawn(run: Run, data: Dataset, solver: RungeKutta) -> Tensor:
     return replace(bound, told=True).sample(n, solver).x
 
 
-def sample_sheet(folder: Path, run: Run, data: Dataset) -> Tensor:
-    """Save a figure of a few samples, and return the samples."""
+def sheet_path(folder: Path, step: int) -> Path:
+    """Return the file of the figure of samples at a step, in a run folder."""
+    return folder / "samples" / f"step-{step:06d}.png"
+
+
+def sample_sheet(path: Path, run: Run, data: Dataset) -> Tensor:
+    """Save a figure of a few samples in a file, and return the samples."""
     x = few_samples(run, data)
-    _save(folder / f"step-{run.step:06d}.png", x, run.info, data)
+    _save(path, x, run.info, data)
     return x
 
 
@@ -77,28 +91,34 @@ def _save(path: Path, x: Tensor, info: DataInfo, data: Dataset) -> None:
 
 def seconds(run: Run, data: Dataset) -> float:
     """Measure how long one picture takes, in seconds. The samples are drawn in two steps of the solver, and scaled."""
-    full = _solver(run.base.domain.nodes)
-    short = _solver(run.base.domain.nodes, 2)
+    full = solver_of(run.base.domain.nodes)
+    short = solver_of(run.base.domain.nodes, 2)
     began = time.monotonic()
-    x = _drawn(run, data, short)
-    drawn = (time.monotonic() - began) * _calls(full) / _calls(short)
+    x = _drawn(run, data, _count(run.info), short)
+    took = (time.monotonic() - began) * _calls(full) / _calls(short)
     with tempfile.TemporaryDirectory() as folder:
         for name in ("first.png", "second.png"):  # the first picture also imports the library that draws it
             began = time.monotonic()
             _save(Path(folder) / name, x, run.info, data)
-    return drawn + time.monotonic() - began
+    return took + time.monotonic() - began
 
 
-def loss_figure(folder: Path, best: int | None) -> None:
-    """Draw the training and validation losses of a run, and mark the step ``best``, if there is one."""
+def loss_figure(folder: Path, best: int | None) -> Path | None:
+    """Draw the training and validation losses of a run, mark the step ``best``, if there is one, and return the file.
+
+    Fewer than two records are too few for a figure.
+    """
     import numpy as np
 
     from ..plot import loss_curve, save_figure
 
     lines = read_lines(folder / "metrics.jsonl")
-    if len(lines) > 1:
-        lines = [line for line in lines if isinstance(line.get("loss"), float)]
-        steps, losses = (np.array([line[key] for line in lines], dtype=float) for key in ("step", "loss"))
-        looks = [(line["step"], line["validation"]) for line in lines if "validation" in line]
-        validation = None if not looks else (np.array([s for s, _ in looks]), np.array([v for _, v in looks]))
-        save_figure(folder / "plots" / "loss.png", loss_curve(steps, losses, validation, best))
+    if len(lines) < 2:
+        return None
+    lines = [line for line in lines if isinstance(line.get("loss"), float)]
+    steps, losses = (np.array([line[key] for line in lines], dtype=float) for key in ("step", "loss"))
+    looks = [(line["step"], line["validation"]) for line in lines if "validation" in line]
+    validation = None if not looks else (np.array([s for s, _ in looks]), np.array([v for _, v in looks]))
+    path = folder / "plots" / "loss.png"
+    save_figure(path, loss_curve(steps, losses, validation, best))
+    return path

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -198,10 +199,23 @@ def begun(
             )
         undivided = copy.deepcopy(model).cpu()
         world.shard(model.network, list(blocks_of(model.network)))
-    optimiser = torch.optim.Adam(model.learned.parameters(), lr=config.lr, betas=(0.9, 0.999), fused=True)
+    optimiser = _optimiser(config, model)
     draw = PathDraw(times, model.domain.nodes, config.coupling == "ot", config.cond_drop)
     average = EMA(model.learned, config.ema)
     return TrainState(model, optimiser, draw, average, undivided=undivided), Denoising(weighting)
+
+
+def _optimiser(config: TrainConfig, model: ScoreModel) -> torch.optim.Optimizer:
+    """Return Adam, or AdamW for a weight decay above 0 (Loshchilov and Hutter 2019, arXiv:1711.05101, algorithm 2).
+
+    Only the weights of the network decay, because zero has no special meaning for the parameters of a learned path.
+    """
+    if not config.weight_decay:
+        return torch.optim.Adam(model.learned.parameters(), lr=config.lr, betas=(0.9, 0.999), fused=True)
+    groups: list[dict[str, Any]] = [{"params": list(model.network.parameters()), "weight_decay": config.weight_decay}]
+    if model.schedule:
+        groups.append({"params": list(model.schedule.parameters()), "weight_decay": 0.0})
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.999), fused=True)
 
 
 def averaged_model(state: TrainState, weights: Mapping[str, Tensor] | None = None) -> ScoreModel:

@@ -182,7 +182,7 @@ def restore(
         redivided: Whether to accept other dropout masks, if the batch is divided otherwise than before.
     """
     stored = TrainConfig.from_dict(read_config(folder)).to_dict()
-    free = {"steps", "warmup", "accumulate", "recompute", "workers", "keep", "compile"}
+    free = {"steps", "warmup", "accumulate", "recompute", "workers", "keep", "compile", "frechet_every"}
     if not {config.data, stored["data"]} & set(NAMES):
         free.add("data")  # such data are identified by their content, not by their name or path
     for name, value in config.to_dict().items():

@@ -34,14 +34,16 @@ from ..run.config import TrainConfig
 from ..run.files import checkpoints, find_run, read_config
 from ..run.origin import placed
 from ..run.outcome import Outcome, outcome
+from .frechet import Features
 from .loop import fit, run_name
 from .resume import finished
+from .track import Track
 
 __all__ = ["SeedTable", "Spread", "fit_seeds", "spread"]
 
 FIGURES = {"loss": "loss", "validation": "validation", "used_step": "step used"}  # and the headings of their columns
 # These settings may differ when a call is repeated.
-FREE = ("seed", "steps", "warmup", "accumulate", "recompute", "workers", "keep", "compile")
+FREE = ("seed", "steps", "warmup", "accumulate", "recompute", "workers", "keep", "compile", "frechet_every")
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,8 @@ def fit_seeds(
     dtype: torch.dtype = torch.float32,
     quiet: bool = False,
     say: Callable[[str], object] = print,
+    features: Features | None = None,
+    track: Track = (),
 ) -> SeedTable:
     """Train a run for each seed, one after the other, and write a table of their figures.
 
@@ -144,6 +148,7 @@ def fit_seeds(
         out: What the names of the run folders begin with (default: ``runs/DATA-SDE``).
         device, dtype, quiet: As in :func:`scoresde.fit`.
         say: A function that shows one line of text.
+        features, track: As in :func:`scoresde.fit`, for each run.
 
     Raises:
         UsageError: If a folder contains a run of another request. The message says what differs.
@@ -170,7 +175,10 @@ def fit_seeds(
             else:
                 say(f"seed {seed} ({number} of {len(seeds)}): {folder}{' is resumed' if began else ''}")
                 given = data if number == 1 and not began else None
-                fit(one, data=given, out=folder, resume=began, device=device, dtype=dtype, quiet=quiet)
+                fit(
+                    one, data=given, out=folder, resume=began, device=device, dtype=dtype, quiet=quiet,
+                    features=features, track=track,
+                )  # fmt: skip
             table = replace(table, runs={**table.runs, seed: outcome(folder)})
             table.write(request)
     return table

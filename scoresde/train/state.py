@@ -37,7 +37,7 @@ from ..run.files import bare_names, load_weights, matching, save_checkpoint
 from .averages import EMA
 from .lanes import Lanes
 
-__all__ = ["Record", "TrainState", "keyed_rng", "steps"]
+__all__ = ["Late", "Record", "TrainState", "keyed_rng", "steps"]
 
 
 @dataclass
@@ -219,7 +219,7 @@ class Record:
 
     def __init__(self, step: int, lr: float, values: Tensor, failed: Callable[[Record], NumericalError]) -> None:
         self.step, self.lr = step, lr
-        self._values, self._failed = _Late(values), failed
+        self._values, self._failed = Late(values), failed
 
     @property
     def loss(self) -> float:
@@ -241,8 +241,12 @@ class Record:
             raise self._failed(self)
 
 
-class _Late:
-    """Numbers that are copied from the device in the background."""
+class Late:
+    """Numbers that are copied from the device in the background.
+
+    Args:
+        values: The numbers ``(n,)``.
+    """
 
     def __init__(self, values: Tensor) -> None:
         self._values, self._numbers = values, list[float]()
@@ -287,6 +291,7 @@ def steps(
     clip: float = math.inf,
     world: World = ALONE,
     lanes: int = 1,
+    watch: Callable[[Draws, Tensor, Tensor], None] | None = None,
 ) -> Iterator[Record]:
     """Run training steps. Each step changes ``state`` and yields a record. The state may be saved between steps.
 
@@ -310,6 +315,9 @@ def steps(
         world: The processes that train together.
         lanes: Number of threads that each evaluate a part of the rows (:mod:`scoresde.train.lanes`), in a single
             process.
+        watch: Called in each step with the draws for the rows of this process (``B/W`` of them, on the CPU), the loss
+            of each row without its weight ``(B/W,)`` and their mean loss ``()``, both on the device. It must not wait
+            for the device.
 
     Raises:
         NumericalError: If the loss or its gradient is not finite. The weights, the average and the step number then
@@ -350,6 +358,9 @@ def steps(
                 if state.divided[1] == len(batch):
                     raise
             _halve(state, len(batch))  # after the block, because the error keeps the activations alive
+        if watch is not None:
+            own = draws.rows(torch.arange(len(batch))[world.rows(len(batch))]) if world.several else draws
+            watch(own, losses, loss)
         for parameter in parameters:
             if parameter.grad is not None and not hasattr(parameter, "placements"):
                 parameter.grad = laid_out(parameter.grad, parameter)

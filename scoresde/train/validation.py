@@ -76,6 +76,11 @@ class Best:
 class Validation:
     """Fixed rows, times and noise for validation, and the weights with the lowest loss on them so far.
 
+    Attributes:
+        draws: The times and the noise of the m evaluations.
+        best: The weights with the lowest loss so far, or ``None`` before the first validation.
+        latest: The loss of each evaluation in the latest validation, float64 ``(m,)``, on the CPU, or ``None``.
+
     Args:
         source: The validation rows.
         draw: The object that draws times and noise in training. Its state must be the state before the first step.
@@ -94,6 +99,7 @@ class Validation:
         self.batch = finished(self.batch, source, Noise.of(len(self.batch), seed % 2**64), STEP)
         self.draws: Draws = draw(self.batch, generator)
         self.best: Best | None = None
+        self.latest: Tensor | None = None
 
     @torch.no_grad()
     def losses(self, model: nn.Module) -> Tensor:
@@ -102,7 +108,8 @@ class Validation:
         If there are few rows, each row is evaluated at several times with different noise, and its loss is the mean.
         """
         found = [self._part(model, rows) for rows in torch.split(torch.arange(len(self.batch)), CHUNK)]
-        return torch.cat(found).reshape(-1, self.count).mean(0)
+        self.latest = torch.cat(found)
+        return self.latest.reshape(-1, self.count).mean(0)
 
     def _part(self, model: nn.Module, rows: Tensor) -> Tensor:
         device = next(model.parameters()).device

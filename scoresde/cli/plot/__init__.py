@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ..command import Group
-from .run import compass, reverse, score_field, trajectories
+from .run import compass, loss_by_noise, reverse, score_field, trajectories
 from .sde import forward, schedule
 
 __all__ = ["plot"]
@@ -21,5 +21,5 @@ def plot() -> None:
     """
 
 
-for _picture in (schedule, forward, reverse, trajectories, score_field, compass):
+for _picture in (schedule, forward, reverse, trajectories, score_field, compass, loss_by_noise):
     plot.add_command(_picture)

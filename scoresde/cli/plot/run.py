@@ -1,4 +1,4 @@
-"""The commands ``scoresde plot reverse``, ``score-field``, ``trajectories`` and ``compass``, which plot a run."""
+"""The commands ``scoresde plot reverse``, ``score-field``, ``trajectories``, ``compass`` and ``loss-by-noise``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ...run.run import Run
 
-__all__ = ["compass", "reverse", "score_field", "trajectories"]
+__all__ = ["compass", "loss_by_noise", "reverse", "score_field", "trajectories"]
 
 
 @verb(
@@ -194,6 +194,36 @@ def compass(n: int, levels: int, condition: Conditioning, out: Path | None, sess
     }  # fmt: skip
     facts = {"run": str(loaded.folder), "against": found.against, "n": found.n, **rows}
     write(session, file, figure, {**facts, "seed": session.seed, **condition.facts})
+
+
+@verb(
+    "loss-by-noise",
+    short_help="Plot the loss at each noise level.",
+    epilog="Example:  scoresde plot loss-by-noise runs/digits-vp",
+)
+@option("--lines", under="Picture", first=True, type=Whole(FRAMES), default=5,
+        help="Maximum number of times of the training to draw.")  # fmt: skip
+@picture_option("RUN/plots/loss-by-noise.png")
+@session(run=True)
+def loss_by_noise(lines: int, out: Path | None, session: Session) -> None:
+    """Plot the loss of a RUN (default: the newest) in ten intervals of the log-SNR, at several times of the training.
+
+    If the run was validated, the losses are those of the averaged weights on the validation rows. Otherwise, they are
+    means over training steps.
+    """
+    loaded = session.loaded
+    file = target(out, session.folder / "plots" / "loss-by-noise.png")
+    from ...plot import loss_by_noise as draw
+    from ...study.figures import loss_by_noise as read
+
+    found = read(loaded, lines)
+    what = "validation loss" if found.validation else "training loss"
+    losses = [[None if value != value else value for value in row] for row in found.losses.tolist()]
+    facts = {
+        "run": str(loaded.folder), "loss": what, "log_snr": found.edges.tolist(), "steps": found.steps,
+        "losses": losses,
+    }  # fmt: skip
+    write(session, file, draw(found.edges, found.labels, found.losses, what), facts)
 
 
 def _times(run: Run, text: str | None) -> Tensor:

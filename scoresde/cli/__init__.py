@@ -24,6 +24,7 @@ from .classifier import classifier
 from .command import Group, echo, warned
 from .data import data
 from .demo import demo
+from .ema import ema
 from .evaluate import evaluate
 from .info import info
 from .interpolate import interpolate
@@ -76,6 +77,7 @@ for _verb in (
     classifier,
     plot,
     reflow,
+    ema,
     info,
     list_names,
     demo,

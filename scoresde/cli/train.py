@@ -36,6 +36,8 @@ PARTS = (
     Fields("t_sampler", "time sampler", TIME_SAMPLERS, "t_sampler"),
 )
 
+FREE = ("recompute", "snapshots", "workers")  # settings without an option that may change when a run is resumed
+
 
 @verb(
     short_help="Train a model.",
@@ -129,7 +131,8 @@ def train(
     if resume is not None:
         free = settings(assignments, ("",))[""] if assignments else {}
         _refuse_new_settings(
-            resume, {"assignments"} if set(free) <= {"accumulate", "keep", "recompute", "workers", "compile"} else set()
+            resume,
+            {"assignments"} if set(free) <= {*FREE, "accumulate", "keep", "compile"} else set(),
         )
         out = find_run(resume, edited=edited)
         config = TrainConfig.from_dict(read_config(out))

@@ -63,6 +63,7 @@ from .pictures import evaluations, few_samples, loss_figure, sample_sheet
 from .prepare import averaged_model, begun, measured, operator_of, parts, prepared
 from .resume import data_for, kept_pairs, restore, writing
 from .schedule import affordable, older, previews
+from .snapshots import clear_snapshots, needed, planned, take
 from .state import Record, TrainState, steps
 from .stated import aligned
 from .validation import Validation, sentence
@@ -127,6 +128,10 @@ def fit(
         >>> run.sample(4).x.shape
         torch.Size([4, 2])
     """
+    if config.snapshots and not save:
+        raise UsageError(
+            "snapshots need a run folder, so they cannot be combined with save=False", parameter="snapshots"
+        )
     if resume and not save:
         raise UsageError(
             "resume needs a run folder, so it cannot be combined with save=False; leave out one of the two"
@@ -179,6 +184,10 @@ def fit(
                 _resumed(folder, made, world, edited, redivided, quiet)
             else:
                 folder = world.led(lambda: _new_folder(out, made, quiet, held))
+            if config.snapshots and state.step < config.steps:
+                told = world.led(partial(needed, folder, config, state))
+                if not quiet:
+                    print(printable(told), file=sys.stderr)
             if config.coupling == "reflow":
                 path = folder / "pairs.safetensors"
                 given = pairs
@@ -252,6 +261,7 @@ def _resumed(folder: Path, made: _Made, world: World, edited: bool, redivided: b
             file=sys.stderr,
         )
     restore(folder, made.config, made.state, edited, tidy=world.main, redivided=redivided)
+    world.led(partial(clear_snapshots, folder, made.state.step))
     if made.state.short and not quiet:
         parts = made.state.divided[1]
         print(f"a batch is evaluated in {parts} parts, because memory ran out with fewer before", file=sys.stderr)
@@ -274,6 +284,7 @@ def _new_folder(out: str | Path | None, made: _Made, quiet: bool, held: ExitStac
     held.enter_context(writing(folder))
     refuse_taken(folder, mine=True)  # another process may have trained here since
     clear_start(folder)
+    clear_snapshots(folder)
     return folder
 
 
@@ -314,6 +325,7 @@ def _trained(
     save_every, log_every = (max(1, config.steps // n) for n in (5, 200))
     pictures = affordable(evaluations(info, made.model.domain.nodes), config.steps, config.batch)
     shown_at = previews(config.steps, config.sample_every, pictures)
+    snapped_at = set(planned(config.steps, config.snapshots))
     first, average, started = state.step, 0.0, time.monotonic()
     saved, kept_step = started, first
     losses: Tensor | None = None
@@ -355,6 +367,9 @@ def _trained(
             stop, wished = agreed(interrupts.code, wish)
             if last and world.several:
                 stop = agreed.last()[0] or stop
+            if folder is not None and record.step in snapped_at:
+                record.check()
+                take(folder, state, world)
             looked = validates and (record.step % every == 0 or last)
             due = folder is not None and (record.step % save_every == 0 or last or stop is not None or wished)
             shown = folder is not None and record.step in shown_at

@@ -200,7 +200,7 @@ def begun(
         world.shard(model.network, list(blocks_of(model.network)))
     optimiser = torch.optim.Adam(model.learned.parameters(), lr=config.lr, betas=(0.9, 0.999), fused=True)
     draw = PathDraw(times, model.domain.nodes, config.coupling == "ot", config.cond_drop)
-    average = EMA(model.learned, config.ema)
+    average = EMA(model.learned, *config.profiles)
     return TrainState(model, optimiser, draw, average, undivided=undivided), Denoising(weighting)
 
 

@@ -48,6 +48,7 @@ NEEDED: dict[str, tuple[tuple[str, ...], ...]] = {
               ("--solvers euler", "--solvers ddim,multistep", "--solvers sde")),
     "classifier": (("--data labelled.npz", "--data photos"), ("--steps 2",), ("--width 4",), ("--batch 4",)),
     "reflow": (("runs/points", "runs/table"), ("--pairs 4",), ("--steps 1",), ("--rtol 0.1", SOLVER)),
+    "ema": (("", *RUNS), ("--sigma-rel 0.1", "--sigma-rel 0.08,0.15")),
     "list": (("", *KINDS, "data"),),
     "info": (("", *RUNS),),
     "interpolate": (("runs/photos photos/cat/0.png photos/cat/1.png", "photos/cat/0.png photos/cat/0.png"), ("--n 2",),
@@ -77,7 +78,8 @@ PLAUSIBLE: dict[str, tuple[str, ...]] = {
     "threads": ("1",), "file": ("photos/cat/0.png",), "rtol": ("0.1", "0.01"), "guidance": ("0", "1.5", "3"),
     "given": ("test", "train"), "operator": ("half", "pool:2"),
     "dtype": ("float32", "float64"), "lr": ("0.001", "1"), "size": ("8", "12"), "seed": ("0", "7"),
-    "max_time": ("1h", "45m"), "accumulate": ("1", "2"), "keep": ("1", "3"), "shard": ("ddp", "fsdp"),
+    "max_time": ("1h", "45m"), "accumulate": ("1", "2"), "keep": ("1", "3"), "sigma_rel": ("0.1", "0.05,0.2"),
+    "ema": ("0.9", "0.9999,power:0.05,power:0.1"), "shard": ("ddp", "fsdp"),
 }  # fmt: skip
 
 ODD = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -16,7 +17,7 @@ __all__ = ["ema"]
 
 @verb(
     short_help="Compute other averages of a run's weights.",
-    epilog="Examples:\n  scoresde train --data photos/ --ema 0.9999,power:0.05,power:0.1 --snapshots 64 --out runs/photos\n"
+    epilog="Example, for a run trained with --ema 0.9999,power:0.05,power:0.1 --snapshots 64:\n"
     "  scoresde ema runs/photos --sigma-rel 0.08,0.15",
 )
 @click.argument("run", required=False)
@@ -49,7 +50,7 @@ def ema(run: str | None, sigma_rel: str, step: int | None, out: Path | None, edi
     folder = find_run(run, edited=edited)
     if run is None:
         session.say(f"no run is named, so the newest is used: {folder}")
-    made = []
+    made: list[dict[str, Any]] = []
     for average in averages(folder, widths, step):
         place = out or folder.with_name(f"{folder.name}-ema-{average.sigma_rel:g}")
         with session.new_folder(place) as new:

@@ -398,7 +398,8 @@ def whole(tensor: Tensor) -> Tensor:
 
 def own_part(tensor: Tensor) -> Tensor:
     """Return the part of a tensor that this process has, which is all of it unless it is divided."""
-    return tensor.to_local() if hasattr(tensor, "placements") else tensor
+    part: Tensor = tensor.to_local() if hasattr(tensor, "placements") else tensor  # type: ignore[attr-defined]
+    return part
 
 
 def divided_like(tensor: Tensor, other: Tensor) -> Tensor:

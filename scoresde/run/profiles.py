@@ -97,7 +97,7 @@ class Power(Checked):
 
     def __call__(self, n: int) -> float:
         """Return d at update ``n``, counted from 1."""
-        return (1 - 1 / n) ** (self.gamma + 1)
+        return float((1 - 1 / n) ** (self.gamma + 1))
 
     def __str__(self) -> str:
         return f"power:{self.sigma_rel!r}"
@@ -142,9 +142,9 @@ def profiles_text(ema: Any) -> Any:
     """Return the averages of a configuration in the form in which they are stored, which is a decay or text.
 
     Args:
-        ema: A decay, text as for :func:`profiles_of`, or a sequence of decays, texts and profiles.
+        ema: A decay, text as for :func:`profiles_of`, or a sequence of several decays, texts and profiles.
     """
-    if isinstance(ema, tuple | list):
+    if isinstance(ema, tuple | list) and len(ema) > 1:
         ema = ",".join(map(str, ema))
     if not isinstance(ema, str):
         return ema
@@ -181,7 +181,9 @@ def coefficients(
         ratio = np.log(start / t)  # -infinity in the first interval
 
     def integral(power: npt.NDArray[np.float64] | float) -> npt.NDArray[np.float64]:
-        return -np.expm1((np.asarray(power) + 1) * ratio.reshape(-1, *[1] * np.ndim(power))) / (np.asarray(power) + 1)
+        exponent = np.asarray(power) + 1
+        found: npt.NDArray[np.float64] = -np.expm1(np.multiply.outer(ratio, exponent)) / exponent
+        return found
 
     # On each interval, the target is height * u^gamma. Times are in units of the last.
     height = (gamma + 1) * np.exp(gamma * np.log(t / t[-1]))

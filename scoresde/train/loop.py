@@ -128,10 +128,6 @@ def fit(
         >>> run.sample(4).x.shape
         torch.Size([4, 2])
     """
-    if config.snapshots and not save:
-        raise UsageError(
-            "snapshots need a run folder, so they cannot be combined with save=False", parameter="snapshots"
-        )
     if resume and not save:
         raise UsageError(
             "resume needs a run folder, so it cannot be combined with save=False; leave out one of the two"

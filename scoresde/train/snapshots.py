@@ -34,7 +34,7 @@ NAME = re.compile(r"step-([0-9]{9,})\.safetensors")
 
 
 def planned(steps: int, count: int, done: int = 0) -> list[int]:
-    """Return the steps after which a snapshot is taken: ``count`` of them, at equal intervals, the last after ``steps``.
+    """Return the steps after which a snapshot is taken: ``count`` at equal intervals, of which the last is ``steps``.
 
     Steps up to ``done`` are left out.
 
@@ -94,7 +94,7 @@ def needed(folder: Path, config: TrainConfig, state: TrainState) -> str:
     weights = sum(value.numel() for value in state.average.trained.values())
     each = 4 * weights * len(power)
     there, more = list(snapshots(folder)), planned(config.steps, config.snapshots, state.step)
-    what = f"{len(more):,} snapshot{'s' * (len(more) != 1)} of {_count(len(power), 'average')} of {_short(weights)} weights"
+    what = f"{_count(len(more), 'snapshot')} of {_count(len(power), 'average')} of {_short(weights)} weights"
     size, free = len(more) * each, shutil.disk_usage(folder).free
     if size > free:
         raise UsageError(
@@ -106,8 +106,9 @@ def needed(folder: Path, config: TrainConfig, state: TrainState) -> str:
     before = f" (there are {len(there):,} of earlier steps)" if there else ""
     error = _worst([*there, *more], power)
     return (
-        f"{what} will take {_bytes(size)} in {folder / FOLDER}{before}; averages of width {WIDTHS[0]} to {WIDTHS[1]:.2f} "
-        f"can be computed from them, with an error of the profile of at most {100 * error:.2g} %"
+        f"{what} will take {_bytes(size)} in {folder / FOLDER}{before}; averages of width "
+        f"{WIDTHS[0]} to {WIDTHS[1]:.2f} can be computed from them, with an error of the profile of at most "
+        f"{100 * error:.2g} %"
     )
 
 
@@ -117,7 +118,7 @@ def _worst(steps: Collection[int], power: list[Power]) -> float:
 
 
 def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _short(number: int) -> str:

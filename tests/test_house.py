@@ -241,8 +241,8 @@ def test_import_loads_nothing() -> None:
 
 
 VERBS = [
-    "data", "train", "sample", "interpolate", "bench", "likelihood", "evaluate", "classifier", "plot", "reflow", "ema", "info",
-    "list", "demo",
+    "data", "train", "sample", "interpolate", "bench", "likelihood", "evaluate", "classifier", "plot", "reflow", "ema",
+    "info", "list", "demo",
 ]  # fmt: skip
 
 

@@ -10,8 +10,6 @@ import errno
 import json
 import os
 import shutil
-import signal
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 

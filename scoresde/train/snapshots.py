@@ -104,7 +104,7 @@ def needed(folder: Path, config: TrainConfig, state: TrainState) -> str:
             value=int(0.9 * free / each) if not there else None,
         )
     before = f" (there are {len(there):,} of earlier steps)" if there else ""
-    error = _worst([*there, *more], power)
+    error = _worst({*there, *more}, power)
     return (
         f"{what} will take {_bytes(size)} in {folder / FOLDER}{before}; averages of width "
         f"{WIDTHS[0]} to {WIDTHS[1]:.2f} can be computed from them, with an error of the profile of at most "

@@ -139,7 +139,9 @@ def test_a_run_is_made_of_an_average(shell: Shell, run: str) -> None:
     shell("sample runs/moons-ema-0.08 --n 2 --steps 3 --solver heun")
     shell("likelihood runs/moons-ema-0.08 --limit 2 --rtol 0.1 --no-check")
     shell("evaluate runs/moons-ema-0.08 --n 8 --limit 20 --metrics sliced --solver heun --steps 2")
-    assert "step         320" in shell("info runs/moons-ema-0.08")
+    told = shell("info runs/moons-ema-0.08")
+    assert "step         320" in told and "average      of width 0.08, computed from moons" in told
+    assert shell.json("info runs/moons")["averaged"] is None
     assert shell.json(f"ema {run} --sigma-rel 0.08 --quiet")["runs"][0]["run"] == "runs/moons-ema-0.08-2"  # type: ignore[index]
     assert shell(f"ema {run} --sigma-rel 0.2 --step 160 --out other") == "other\n" and load("other").step == 160
 

@@ -71,7 +71,7 @@ class Regression:
         began = time.process_time()
         operator = config.operator_for(data.info)
         batches = Batches(Rows(data.trained, data.codec, operator=operator), config.batch, config.seed)
-        optimiser, average = torch.optim.Adam(self.network.parameters(), config.lr), EMA(self.network, config.ema)
+        optimiser, average = torch.optim.Adam(self.network.parameters(), config.lr), EMA(self.network, *config.profiles)
         schedule = torch.optim.lr_scheduler.SequentialLR(
             optimiser,
             [
@@ -87,8 +87,8 @@ class Regression:
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.clip)
             optimiser.step()
             schedule.step()
-            average.update(self.network)
-        self.network.load_state_dict(average.state)
+            average.update()
+        self.network.load_state_dict(average.state_dict())
         self.seconds = time.process_time() - began
 
     def _network(self, known: Condition) -> Tensor:

@@ -79,6 +79,7 @@ _HOME = {
     "load": "run.run",
     "TrainConfig": "run.config",
     "fit": "train",
+    "averaged": "train.posthoc",
     "reflow": "train.reflow",
     "straightness": "train.reflow",
 }
@@ -124,6 +125,7 @@ if TYPE_CHECKING:
         sample,
     )
     from .train import fit
+    from .train.posthoc import averaged
     from .train.reflow import reflow, straightness
 
 

@@ -48,6 +48,7 @@ NEEDED: dict[str, tuple[tuple[str, ...], ...]] = {
               ("--solvers euler", "--solvers ddim,multistep", "--solvers sde")),
     "classifier": (("--data labelled.npz", "--data photos"), ("--steps 2",), ("--width 4",), ("--batch 4",)),
     "reflow": (("runs/points", "runs/table"), ("--pairs 4",), ("--steps 1",), ("--rtol 0.1", SOLVER)),
+    "ema": (("", *RUNS), ("--sigma-rel 0.1", "--sigma-rel 0.08,0.15")),
     "list": (("", *KINDS, "data"),),
     "info": (("", *RUNS),),
     "config show": (("", *RUNS, "runs/photos/config.json"),),
@@ -82,6 +83,7 @@ PLAUSIBLE: dict[str, tuple[str, ...]] = {
     "dtype": ("float32", "float64"), "lr": ("0.001", "1"), "size": ("8", "12"), "seed": ("0", "7"),
     "config_file": (*RUNS, "runs/points/config.json"), "seeds": ("0", "0,1", "3,0"), "source": RUNS, "first": RUNS,
     "second": RUNS, "max_time": ("1h", "45m"), "accumulate": ("1", "2"), "keep": ("1", "3"), "shard": ("ddp", "fsdp"),
+    "sigma_rel": ("0.1", "0.05,0.2"), "ema": ("0.9", "0.9999,power:0.05,power:0.1"),
     "track": ("tensorboard", "module:Class"), "decay": ("cosine", "wsd", "rsqrt", "none"),
 }  # fmt: skip
 

@@ -92,11 +92,11 @@ def trained(model: ScoreModel, place: Callable[[Any], Any], sampler: str, pair: 
     times = resolve(sampler, tables.TIME_SAMPLERS)().over(where)
     draw = PathDraw(times, model.domain.nodes, pair, 0.3)
     average = EMA(model.learned)
-    average.state = {k: place(v) for k, v in average.state.items()}
+    average.states = [{k: place(v) for k, v in state.items()} for state in average.states]
     training = TrainState(model, torch.optim.SGD(model.learned.parameters(), 1e-3), draw, average)
     for _ in steps(training, Denoising(Native()), Batches(rows, 6, 0), 2, seed=0, rate=lambda n: 1e-3, clip=1.0):
         pass
-    return [*(p.detach() for p in model.parameters()), *average.state.values()]
+    return [*(p.detach() for p in model.parameters()), *average.state_dict().values()]
 
 
 Act = Callable[[Callable[[Any], Any]], Any]

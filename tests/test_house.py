@@ -32,7 +32,7 @@ PUBLIC = """
     GaussianMixture Noise Condition Codec denoising_loss
     Solver Solution EulerMaruyama PredictorCorrector ProbabilityFlow RungeKutta Multistep FixedStep sample
     Likelihood LogLikelihood Scores log_likelihood bits_per_dim Elbo elbo
-    Dataset load_data Run load TrainConfig fit reflow straightness __version__
+    Dataset load_data Run load TrainConfig fit averaged reflow straightness __version__
     data metrics nn plot solvers
 """.split()
 
@@ -242,8 +242,8 @@ def test_import_loads_nothing() -> None:
 
 
 VERBS = [
-    "data", "train", "sample", "interpolate", "bench", "likelihood", "evaluate", "classifier", "plot", "reflow", "info",
-    "config", "list", "demo",
+    "data", "train", "sample", "interpolate", "bench", "likelihood", "evaluate", "classifier", "plot", "reflow", "ema",
+    "info", "config", "list", "demo",
 ]  # fmt: skip
 
 

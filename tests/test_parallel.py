@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,16 @@ import pytest
 import torch
 from processes import SIGKILL, SIGTERM, scoresde, start, when
 from shell import Shell
-from trains import CASES, Own, made, moments, trained
+from trains import CASES, OWN, Own, made, moments, trained
 
-from scoresde import TrainConfig, fit, load
+from scoresde import fit, load
 from scoresde.core import parallel, signals
 from scoresde.core.errors import Preempted, UsageError
 from scoresde.core.files import read_tensors
 from scoresde.core.parallel import ALONE, Agreement, World, divided, own_device, rank, ranks
 from scoresde.core.signals import Interrupts, Limit
 from scoresde.run.files import fault_of, newest_checkpoint
+from scoresde.train.snapshots import snapshots
 
 
 def test_rows_of_all_processes_are_all_rows() -> None:
@@ -111,8 +113,13 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         run = load(tmp_path / f"own-{shard}", network=Own)
         assert run.step == 4 and torch.equal(run.base.network.frequencies, first.frequencies)  # type: ignore[attr-defined]
         assert int(run.base.network.normal.num_batches_tracked) == 4  # type: ignore[attr-defined]
-        config = TrainConfig(data="moons", steps=5, batch=8, decay="none", warmup=1)
-        again = fit(config, network=Own(), out=tmp_path / f"own-{shard}", resume=True, quiet=True)
+        again = fit(replace(OWN, steps=5), network=Own(), out=tmp_path / f"own-{shard}", resume=True, quiet=True)
+        taken = snapshots(tmp_path / f"own-{shard}")
+        assert list(taken) == [1, 2, 4, 5] and len(read_tensors(taken[4])) == len(run.base.learned.state_dict())  # type: ignore[attr-defined]
+        for step in (1, 2):  # in a resumed run, running statistics of ddp and fsdp differ
+            others = read_tensors(snapshots(tmp_path / "own-ddp")[step])
+            for key, value in read_tensors(taken[step]).items():
+                torch.testing.assert_close(value, others[key], rtol=1e-4, atol=1e-5)
         assert again.step == 5 and float(again.base.network.gain) != 1.0  # type: ignore[attr-defined]
 
 

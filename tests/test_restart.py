@@ -10,15 +10,13 @@ import errno
 import json
 import os
 import shutil
-import signal
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from runs import assert_same, contents, edit
+from runs import assert_same, contents, edit, killed
 from shell import Shell
 from torch import nn
 
@@ -50,32 +48,6 @@ def table() -> np.ndarray:
 def train(out: Path, **given: object) -> object:
     config = given.pop("config", CONFIG)
     return fit(config, data=table(), out=out, quiet=True, **given)  # type: ignore[arg-type]
-
-
-def killed(act: Callable[[], object], at: int) -> bool:
-    """Whether a process that does this was killed when it renamed, or removed, for the ``at``-th time."""
-    pid = os.fork()
-    if pid == 0:
-        count = 0
-
-        def counted(real: Callable[..., object]) -> Callable[..., object]:
-            def call(*args: object, **options: object) -> object:
-                nonlocal count
-                count += 1
-                if count == at:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return real(*args, **options)
-
-            return call
-
-        for module, name in ((os, "replace"), (os, "rename"), (shutil, "rmtree")):
-            setattr(module, name, counted(getattr(module, name)))
-        try:
-            act()
-        finally:
-            os._exit(0)
-    _, status = os.waitpid(pid, 0)
-    return os.WIFSIGNALED(status)
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:

@@ -6,6 +6,7 @@ python tests/trains.py STEPS FILE [NAME...]
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,11 +98,13 @@ class Own(nn.Module):
         return out
 
 
+OWN = TrainConfig(data="moons", batch=8, decay="none", warmup=1, ema="0.9999,power:0.1", snapshots=2)
+
+
 def own_network(shard: str) -> None:
     """Train, and go on, with a network that each process initialises otherwise."""
     for count in (2, 4):
-        config = TrainConfig(data="moons", steps=count, batch=8, decay="none", warmup=1)
-        fit(config, network=Own(), out=f"own-{shard}", resume=count == 4, shard=shard, quiet=True)
+        fit(replace(OWN, steps=count), network=Own(), out=f"own-{shard}", resume=count == 4, shard=shard, quiet=True)
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from .command import Group, echo, warned
 from .config import config
 from .data import data
 from .demo import demo
+from .ema import ema
 from .evaluate import evaluate
 from .info import info
 from .interpolate import interpolate
@@ -77,6 +78,7 @@ for _verb in (
     classifier,
     plot,
     reflow,
+    ema,
     info,
     config,
     list_names,

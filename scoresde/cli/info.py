@@ -59,6 +59,7 @@ def info(run: str | None, edited: bool, session: Session) -> None:
         "last_loss": losses[-1] if losses else None,
         "training": holder,
         "environment": (sessions := sessions_of(folder)),
+        "averaged": read_object(folder / "config.json").get("averaged"),
         "config": config,
         "data": data,
     }
@@ -70,6 +71,10 @@ def info(run: str | None, edited: bool, session: Session) -> None:
     if holder is not None or checkpoint is None:
         cut_off = "interrupted before its first checkpoint; it can be resumed or started again"
         told.append(f"{'training':12} {holder or cut_off}")
+    if facts["averaged"] is not None:
+        told.append(
+            f"{'average':12} of width {facts['averaged']['sigma_rel']}, computed from {facts['averaged']['from']}"
+        )
     told.append(f"{'sde':12} {config['sde']} {config['sde_options'] or ''}".rstrip())
     if end is not None:
         ratio = end.alpha / end.sigma

@@ -54,6 +54,13 @@ PARTS = (
 # Its name is a field of the configuration, and not an option.
 DECAY = Fields("decay", "decay of the learning rate", RATES)
 
+FREE = (
+    "frechet_every",
+    "recompute",
+    "snapshots",
+    "workers",
+)  # settings without an option that may change when a run is resumed
+
 
 @verb(
     short_help="Train a model.",
@@ -101,6 +108,9 @@ DECAY = Fields("decay", "decay of the learning rate", RATES)
 @option("--accumulate", under="Training", type=Whole(COUNT),
         help="Number of parts in which a batch is evaluated, to save memory.  [default: 1]")  # fmt: skip
 @option("--keep", under="Training", type=Whole(COUNT), help="Number of checkpoints to keep.  [default: 2]")
+@option("--ema", under="Training", first=True, metavar="PROFILES",
+        help="Averages of the weights, separated by commas: a maximum decay, such as 0.9999, or power:WIDTH. "
+             "Samples use the first.  [default: 0.9999]")  # fmt: skip
 @option("--lr", under="Training", type=Real(LR),
         help="Learning rate.  [default: set by the preset]")  # fmt: skip
 @option("--precision", under="Training", first=True, type=click.Choice(["auto", "float32", "bf16"]), default="auto",
@@ -135,7 +145,7 @@ DECAY = Fields("decay", "decay of the learning rate", RATES)
 def train(
     config_file: str | None, data: str, augment: str, cond: str, cond_drop: float, sde: str, space: str, shift: float,
     coupling: str, preset: str, network: str | None, predict: str, weighting: str, t_sampler: str, steps: int | None,
-    batch: int | None, accumulate: int | None, keep: int | None, lr: float | None,
+    batch: int | None, accumulate: int | None, keep: int | None, ema: str | None, lr: float | None,
     precision: str, compile: bool, channels_last: str, assignments: tuple[str, ...], seeds: str | None,
     resume: str | None, changed_data: bool, shard: str, redivided: bool, edited: bool, sample_every: int | None,
     track: str | None, dry_run: bool, out: Path | None, session: Session, reading: Reading,
@@ -151,7 +161,7 @@ def train(
     numbers = _seeds(seeds)
     if resume is not None:
         free = settings(assignments, ("",))[""] if assignments else {}
-        changeable = {"accumulate", "keep", "recompute", "workers", "compile", "frechet_every"}
+        changeable = {*FREE, "accumulate", "keep", "compile"}
         _refuse_new_settings(resume, {"assignments"} if set(free) <= changeable else set())
         out = find_run(resume, edited=edited)
         config = TrainConfig.from_dict(read_config(out))
@@ -164,6 +174,7 @@ def train(
         given = {
             "data": data, "coupling": coupling, "shift": shift, "preset": preset, "cond": cond, "cond_drop": cond_drop,
             "space": space, "augment": augment, "steps": steps or 0, "batch": batch or 0, "lr": lr or 0.0,
+            **({} if ema is None else {"ema": ema}),
             "accumulate": accumulate or 1, "keep": keep or 2, "seed": session.seed, "size": reading.size,
             "fit": reading.fit, "layout": reading.layout, "on_bad": reading.on_bad, "sample_every": sample_every or 0,
             "precision": precision, "compile": compile, "channels_last": channels_last,

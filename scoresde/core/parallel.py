@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 __all__ = [
-    "ALONE", "Agreement", "Lost", "World", "clip_gradients", "divided", "divided_like", "own_device", "rank", "ranks",
-    "read_shards", "shared_rows", "sharing", "together", "whole", "write_shards",
+    "ALONE", "Agreement", "Lost", "World", "clip_gradients", "divided", "divided_like", "own_device", "own_part",
+    "rank", "ranks", "read_shards", "shared_rows", "sharing", "together", "whole", "write_shards",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -394,6 +394,12 @@ def whole(tensor: Tensor) -> Tensor:
     with _told("gathering the weights"):
         dist.all_gather(found, padded)
     return torch.cat(found)[: len(tensor)]
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """Return the part of a tensor that this process has, which is all of it unless it is divided."""
+    part: Tensor = tensor.to_local() if hasattr(tensor, "placements") else tensor  # type: ignore[attr-defined]
+    return part
 
 
 def divided_like(tensor: Tensor, other: Tensor) -> Tensor:

@@ -42,6 +42,7 @@ from ..sde.bands import Shaped
 from ..sde.base import SDE
 from ..sde.grids import default_grid
 from ..sde.modified import SHIFT, Shifted
+from .profiles import EXAMPLE, Power, Profile, profiles_of, profiles_text
 from .spec import ModelSpec, Part, make_path
 
 __all__ = ["TrainConfig", "build_sde", "plain", "stored_fields"]
@@ -130,7 +131,11 @@ class TrainConfig:
             step multiplies all of them, biases and gains included, by 1 - lr * weight_decay (AdamW; Loshchilov and
             Hutter 2019, arXiv:1711.05101). 0 is Adam.
         clip: Maximum norm of the gradient; larger gradients are scaled down to this norm.
-        ema: Maximum decay of the moving average of the weights.
+        ema: The moving averages of the weights: the maximum decay of an exponential average, or several averages
+            separated by commas, such as ``0.9999,power:0.05,power:0.1``, where ``power:0.05`` is a power-function
+            average of relative width 0.05 (:mod:`scoresde.run.profiles`). The first is the one that is used.
+        snapshots: How many times, at equal intervals up to the last step, the power-function averages are stored, from
+            which averages of other widths are computed after training (:func:`scoresde.averaged`); 0 means never.
         seed: Seed for the data split, the initial weights, the batches and the noise.
         test_fraction: Fraction of the rows to hold out, if the data have no split of their own.
         split: How the held-out rows are chosen: ``content`` or ``rows`` (see :func:`scoresde.load_data`). Runs made
@@ -170,7 +175,7 @@ class TrainConfig:
         sample_every=_RARELY, validate_every=_RARELY,
         lr=dataclasses.replace(LR, above=False, hint=_HINT), save_minutes=Range(0, infinite=True), keep=COUNT,
         workers=Range(0, 64),
-        accumulate=COUNT,
+        accumulate=COUNT, snapshots=dataclasses.replace(COUNT, low=0),
         clip=Range(0, above=True, infinite=True, hint="inf disables clipping"),
         weight_decay=Range(0, 1e6), frechet_every=dataclasses.replace(COUNT, low=0, hint="0 means never"),
     )  # fmt: skip
@@ -201,7 +206,8 @@ class TrainConfig:
     decay_options: Mapping[str, Any] = field(default_factory=dict)
     weight_decay: float = 0.0
     clip: float = 1.0
-    ema: float = 0.9999
+    ema: float | str = 0.9999
+    snapshots: int = 0
     seed: int = 0
     test_fraction: float = 0.1
     split: str = "content"
@@ -236,6 +242,7 @@ class TrainConfig:
         for name in ("augment", "cond", "decay", "space"):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, "none")
+        object.__setattr__(self, "ema", profiles_text(self.ema))
         for name in _TABLES:
             if not isinstance(getattr(self, name), str):  # an object contains its options
                 object.__setattr__(self, f"{name}_options", {})
@@ -249,6 +256,13 @@ class TrainConfig:
         object.__setattr__(self, "augment", str(self.augmentation or "none"))
         self.reading  # noqa: B018  # this rejects invalid values
         self.sources  # noqa: B018  # this rejects invalid values
+        if self.snapshots and not any(isinstance(profile, Power) for profile in self.profiles):
+            raise UsageError(
+                f"snapshots is {self.snapshots}, but ema={self.ema!r} has no power-function average to store; use, for "
+                f"example, ema={EXAMPLE!r}",
+                parameter="ema",
+                value=EXAMPLE,
+            )
         choices_of = {
             "decay": (*RATES, "none"), "split": ("content", "rows"), "precision": PRECISIONS,
             "channels_last": LAYOUTS,
@@ -673,6 +687,11 @@ class TrainConfig:
     def augmentation(self) -> Augmentation | None:
         """The augmentation of the training images, or ``None``."""
         return Augmentation.of(self.augment)
+
+    @property
+    def profiles(self) -> tuple[Profile, ...]:
+        """The profiles of the moving averages of the weights."""
+        return profiles_of(self.ema)
 
     @property
     def reading(self) -> Reading:

@@ -4,8 +4,11 @@ A run folder contains:
 
     config.json   model.json   data.json   env.json   rows.npz   metrics.jsonl   validation.json   samples/   plots/
     checkpoints/LATEST
-    checkpoints/step-000002400/{model,ema,optim}.safetensors  state.json
+    checkpoints/step-000002400/{model,ema,ema-1,ema-2,optim}.safetensors  state.json
     checkpoints/best/ema.safetensors  state.json
+    ema/step-000002400.safetensors
+
+(``ema-1`` and so on are further averages, and ``ema/`` contains their snapshots, if there are any.)
 
 A checkpoint is written under a temporary name, flushed to disk and renamed, so it is either complete or absent.
 ``state.json`` stores the size and SHA-256 hash of every other file in the checkpoint and, like the other JSON files of

@@ -25,7 +25,7 @@ from ..data.dataset import ARRAY, there
 from .config import TrainConfig
 
 __all__ = [
-    "UNITS", "became", "beside", "data_of", "found", "keep_identity", "kept_identity", "placed", "read_again",
+    "FILE", "UNITS", "became", "beside", "data_of", "found", "keep_identity", "kept_identity", "placed", "read_again",
     "reading_of",
 ]  # fmt: skip
 

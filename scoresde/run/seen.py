@@ -38,7 +38,7 @@ from ..core.shapes import flat, select
 from ..data import DataInfo
 from ..operators import Blur, Cells, Crop, Linear, Mask, Masking, OneOf, Operator, choices
 
-__all__ = ["Seen", "covers", "keep_mask", "kept_mask", "measured", "tolerance", "understood"]
+__all__ = ["MASKS", "Seen", "covers", "keep_mask", "kept_mask", "measured", "tolerance", "understood"]
 
 MASKS = "masks.npz"
 TRIES = 8  # number of values of b to try in equation 1

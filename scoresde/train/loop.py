@@ -69,6 +69,7 @@ from .prepare import averaged_model, begun, measured, operator_of, parts, prepar
 from .rates import Rate, bent, make_rate, rate_at
 from .resume import data_for, kept_pairs, restore, writing
 from .schedule import affordable, older, previews
+from .snapshots import clear_snapshots, needed, planned, take
 from .state import Record, TrainState, steps
 from .stated import aligned
 from .track import Track, Trackers, chosen_trackers
@@ -196,6 +197,10 @@ def fit(
                 _resumed(folder, made, world, edited, redivided, quiet)
             else:
                 folder = world.led(lambda: _new_folder(out, made, quiet, held))
+            if config.snapshots and state.step < config.steps:
+                told = world.led(partial(needed, folder, config, state))
+                if not quiet:
+                    print(printable(told), file=sys.stderr)
             if config.coupling == "reflow":
                 path = folder / "pairs.safetensors"
                 given = pairs
@@ -280,6 +285,7 @@ def _resumed(folder: Path, made: _Made, world: World, edited: bool, redivided: b
         )
     steps_before = TrainConfig.from_dict(read_config(folder)).steps
     restore(folder, made.config, made.state, edited, tidy=world.main, redivided=redivided)
+    world.led(partial(clear_snapshots, folder, made.state.step))
     if (told := bent(made.config, made.state.step, steps_before)) and not quiet:
         print(told, file=sys.stderr)
     if made.state.short and not quiet:
@@ -309,6 +315,7 @@ def _new_folder(out: str | Path | None, made: _Made, quiet: bool, held: ExitStac
     held.enter_context(writing(folder))
     refuse_taken(folder, mine=True)  # another process may have trained here since
     clear_start(folder)
+    clear_snapshots(folder)
     return folder
 
 
@@ -355,6 +362,7 @@ def _trained(
     save_every, log_every = (max(1, config.steps // n) for n in (5, 200))
     pictures = affordable(evaluations(info, made.model.domain.nodes), config.steps, config.batch)
     shown_at = previews(config.steps, config.sample_every, pictures)
+    snapped_at = set(planned(config.steps, config.snapshots))
     first, average, started = state.step, 0.0, time.monotonic()
     saved, kept_step = started, first
     losses: Tensor | None = None
@@ -410,6 +418,9 @@ def _trained(
             stop, wished = agreed(interrupts.code, wish)
             if last and world.several:
                 stop = agreed.last()[0] or stop
+            if folder is not None and record.step in snapped_at:
+                record.check()
+                take(folder, state, world)
             looked = validates and (record.step % every == 0 or last)
             due = folder is not None and (record.step % save_every == 0 or last or stop is not None or wished)
             shown = folder is not None and record.step in shown_at

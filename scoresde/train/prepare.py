@@ -201,7 +201,7 @@ def begun(
         world.shard(model.network, list(blocks_of(model.network)))
     optimiser = _optimiser(config, model)
     draw = PathDraw(times, model.domain.nodes, config.coupling == "ot", config.cond_drop)
-    average = EMA(model.learned, config.ema)
+    average = EMA(model.learned, *config.profiles)
     return TrainState(model, optimiser, draw, average, undivided=undivided), Denoising(weighting)
 
 

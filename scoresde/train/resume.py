@@ -182,7 +182,7 @@ def restore(
         redivided: Whether to accept other dropout masks, if the batch is divided otherwise than before.
     """
     stored = TrainConfig.from_dict(read_config(folder)).to_dict()
-    free = {"steps", "warmup", "accumulate", "recompute", "workers", "keep", "compile", "frechet_every"}
+    free = {"steps", "warmup", "accumulate", "recompute", "workers", "keep", "compile", "frechet_every", "snapshots"}
     if not {config.data, stored["data"]} & set(NAMES):
         free.add("data")  # such data are identified by their content, not by their name or path
     for name, value in config.to_dict().items():
@@ -206,6 +206,10 @@ def restore(
     checkpoint = newest_checkpoint(folder, edited=edited)
     _check_steps(folder, config.steps, _step_of(checkpoint))
     facts = read_object(checkpoint / "state.json")
+    if "averaged" in facts:
+        raise CheckpointError(
+            f"{folder} contains an average of the weights of a run, without the state of its training; resume that run"
+        )
     before = facts.get("divided", [1, 1])
     if facts.get("short") and before[0] == state.divided[0] and stored["accumulate"] == config.accumulate:
         state.divided, state.short = (before[0], before[1]), True

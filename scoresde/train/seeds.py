@@ -43,7 +43,18 @@ __all__ = ["SeedTable", "Spread", "fit_seeds", "spread"]
 
 FIGURES = {"loss": "loss", "validation": "validation", "used_step": "step used"}  # and the headings of their columns
 # These settings may differ when a call is repeated.
-FREE = ("seed", "steps", "warmup", "accumulate", "recompute", "workers", "keep", "compile", "frechet_every")
+FREE = (
+    "seed",
+    "steps",
+    "warmup",
+    "accumulate",
+    "recompute",
+    "workers",
+    "keep",
+    "compile",
+    "frechet_every",
+    "snapshots",
+)
 
 
 @dataclass(frozen=True)

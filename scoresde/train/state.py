@@ -48,7 +48,7 @@ class TrainState:
         model: The module that the objective evaluates.
         optimiser: The optimiser for the learned parameters.
         draw: An object that draws times and noise. It may adapt to the losses, and its state is part of a checkpoint.
-        average: The moving average of the weights, or ``None`` if the weights are not averaged.
+        average: The moving averages of the weights, or ``None`` if the weights are not averaged.
         step: Number of completed steps.
         divided: The number of processes, and the number of parts in which each of them evaluates its rows. The dropout
             masks depend on both.
@@ -103,19 +103,22 @@ class TrainState:
             facts["updates"] = {name: float(value) for name, value in moments.items() if not value.ndim}
             tensors = {"scalars": scalars} if scalars else {}
         if self.average is not None:
-            tensors["ema"], facts["ema_updates"] = self.averaged(), self.average.updates
+            tensors |= {group: self.averaged(number) for number, group in enumerate(_groups(self.average))}
+            facts["ema_updates"] = self.average.updates
         if learned := self.draw.state():
             tensors["times"] = learned
         return save_checkpoint(folder, self.step, tensors, facts, keep, shards=shards, world=world)
 
-    def averaged(self) -> dict[str, Tensor]:
+    def averaged(self, number: int = 0) -> dict[str, Tensor]:
         """Return the averaged weights, keyed by name without the prefixes of wrappers, as in a checkpoint.
+
+        The average ``number`` is counted from 0, and the first is the one that is used.
 
         If each process has only a part of the weights, all processes must call this together.
         """
         assert self.average is not None
         bare = bare_names(self.learned)
-        return {bare[name]: whole(value) for name, value in self.average.state_dict().items()}
+        return {bare[name]: whole(value) for name, value in self.average.state_dict(number).items()}
 
     def load(self, checkpoint: Path) -> None:
         """Load the state that :meth:`save` wrote into the folder ``checkpoint``, in any number of processes.
@@ -130,15 +133,8 @@ class TrainState:
         weights = {n: _placed(v, present[now[n]]) if now[n] in present else v for n, v in weights.items()}
         load_weights(self.learned, weights, checkpoint)
         if self.average is not None:
-            kept = self.average.state
-            found = read_tensors(checkpoint / "ema.safetensors")
-            now = matching(kept, found)
-            found = {now[name]: value for name, value in found.items()}
-            if {name: value.shape for name, value in found.items()} != {n: value.shape for n, value in kept.items()}:
-                raise CheckpointError(
-                    f"the averaged weights in {checkpoint} belong to a different network; use the network of the run"
-                )
-            self.average.state = {name: _placed(value, kept[name]) for name, value in found.items()}
+            for number, group in enumerate(_groups(self.average)):
+                self._load_average(checkpoint / f"{group}.safetensors", number)
             updates = state.get("ema_updates")
             if type(updates) is not int or updates < 0:
                 raise CheckpointError(
@@ -157,6 +153,18 @@ class TrainState:
             "state": moments, "param_groups": self.optimiser.state_dict()["param_groups"]
         })  # fmt: skip
         self.step = step
+
+    def _load_average(self, path: Path, number: int) -> None:
+        """Load the averaged weights of one profile."""
+        assert self.average is not None
+        kept, found = self.average.states[number], read_tensors(path)
+        now = matching(kept, found)
+        found = {now[name]: value for name, value in found.items()}
+        if {name: value.shape for name, value in found.items()} != {n: value.shape for n, value in kept.items()}:
+            raise CheckpointError(
+                f"the averaged weights in {path.parent} belong to a different network; use the network of the run"
+            )
+        self.average.states[number] = {name: _placed(value, kept[name]) for name, value in found.items()}
 
     def _stored(self, checkpoint: Path, state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Read the weights and the optimiser moments, keyed by name."""
@@ -205,6 +213,11 @@ def _placed(value: Tensor, like: Tensor) -> Tensor:
     """Return a tensor on the device of ``like``, divided and laid out like it."""
     value = divided_like(value, like)
     return value if hasattr(like, "placements") or value.shape != like.shape else laid_out(value, like)
+
+
+def _groups(average: EMA) -> list[str]:
+    """Return the names of the files of a checkpoint, one for each average."""
+    return ["ema", *(f"ema-{number}" for number in range(1, len(average.profiles)))]
 
 
 class Record:
@@ -378,7 +391,7 @@ def steps(
             state.optimiser.found_inf = failed  # type: ignore[attr-defined]  # the update is then skipped
         state.optimiser.step()
         if state.average is not None:
-            state.average.update(state.learned, skip=failed)
+            state.average.update(skip=failed)
         state.step += 1
         if learns or not world.several:
             state.draw.update(draws, world.gather(losses))

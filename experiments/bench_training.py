@@ -41,6 +41,7 @@ from scoresde import Dataset, TrainConfig, fit
 from scoresde.core.threads import work
 from scoresde.nn import UNet
 from scoresde.train import loop
+from scoresde.train.averages import EMA
 
 UNET: dict[str, Any] = {"channels": 64, "multipliers": (1, 2, 2), "blocks": 3, "attention": (1,)}
 TOY: dict[str, Any] = {"channels": 16, "multipliers": (1, 2), "blocks": 1, "attention": ()}
@@ -359,7 +360,11 @@ def main() -> None:
         return gpu(args)
     x = images(256, args.size)
     print(f"{torch.get_num_threads()} threads, batch {args.batch}")
-    compare({name: made(name, x, args, "cpu") for name in names(args)}, args.batch, "cpu", args.rounds, args.count)
+    speed = compare({n: made(n, x, args, "cpu") for n in names(args)}, args.batch, "cpu", args.rounds, args.count)
+    average, skip = EMA(UNet(channels_in=3, **(TOY if args.toy else UNET))), torch.zeros(())
+    taken = median(timed(lambda: average.update(skip), "cpu", 10) / 10 for _ in range(5))
+    share = taken * speed["fit"] / args.batch
+    print(f"\nthe average of the weights takes {1e3 * taken:.2f} ms, {share:.2%} of a step of fit")
     return None
 
 

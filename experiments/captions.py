@@ -1,6 +1,6 @@
 """Draw pictures for captions such as "a red three left of a green seven", and judge what is in them.
 
-    python experiments/captions.py                     # about eight minutes of one CPU core
+    python experiments/captions.py                     # about ten minutes of one CPU core
     python experiments/captions.py --control           # the same with all words in alphabetical order
     python experiments/captions.py --encoder minilm    # the features of a pretrained language model (minilm.py)
     python experiments/captions.py --run runs/captions --figure captions.png

@@ -276,7 +276,10 @@ def session(
             "--dtype", type=click.Choice(["float32", "float64"]), default="float32",
             help="Floating-point type of the weights and states.",
         ),
-        "threads": common("--threads", type=Whole(Range(1, 4096)), help="Number of CPU threads.  [default: all cores]"),
+        "threads": common(
+            "--threads", type=Whole(Range(1, 4096)),
+            help="Number of CPU threads.  [default: all cores, but fewer if a call of a network is little work]",
+        ),
         "max_time": common(
             "--max-time", type=Duration(), metavar="TIME",
             help="Stop after this time, such as 3h50m or 45m, and keep what is finished, as after SIGUSR1.",

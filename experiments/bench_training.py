@@ -312,7 +312,7 @@ def gpu(args: argparse.Namespace) -> None:
     network = UNet(channels_in=3, **(TOY if args.toy else UNET))
     row, label = torch.zeros(1, 3, args.size, args.size), torch.zeros(1)
     with torch.no_grad():
-        one = 3 * work(lambda: network(row, label))  # a backward pass is as much work as two forward passes
+        one = 3 * work(network, lambda: network(row, label))  # a backward pass is as much work as two forward passes
     best = max(speed, key=lambda name: speed[name] if name.startswith("fit") else 0.0)
     told = f"{one * speed[best] / 1e12:.2f} TFLOP/s"
     if args.peak_flops:

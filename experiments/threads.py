@@ -79,7 +79,7 @@ def calls() -> Iterator[tuple[str, Callable[[], object], float]]:
             def gradient(network: torch.nn.Module = network, x: torch.Tensor = x, c: torch.Tensor = c) -> None:
                 network(x, c).square().sum().backward()
 
-            amount = work(lambda n=network, x=x, c=c: n(x, c))
+            amount = work(network, lambda n=network, x=x, c=c: n(x, c))
             yield f"{name}, {count} rows, forward", forward, amount
             yield f"{name}, {count} rows, gradient", gradient, 3 * amount
 

@@ -241,6 +241,23 @@ def test_a_compiled_network_gives_the_same(eager: None) -> None:
     torch.testing.assert_close(copy.deepcopy(made)(x[:3], 0.5).x0, plain[:3])  # another number of rows
 
 
+def test_a_run_is_not_changed_by_another_execution(eager: None) -> None:
+    config = TrainConfig(data="moons", steps=1, batch=32, sample_every=10**4)
+    run = fit(config, save=False, quiet=True)
+    compiled = run.executed(compile=True)
+    compiled.sample(4, "heun", seed=0)
+    assert compiled.executed("bf16").execution.compiled and not compiled.executed(compile=False).execution.compiled
+    calls: list[object] = []
+    network = run.base.network  # type: ignore[attr-defined]
+    network._compiled_call_impl = lambda *args: calls.append(args)
+    run.sample(4, "heun", seed=0)
+    assert not calls
+    images = fit(replace(SMALL, steps=1), save=False, quiet=True)
+    before = [p.stride() for p in images.base.parameters()]
+    images.executed(channels_last="yes")
+    assert [p.stride() for p in images.base.parameters()] == before
+
+
 def test_a_compiler_that_fails_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._dynamo.exc import BackendCompilerFailed
 

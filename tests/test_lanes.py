@@ -150,8 +150,17 @@ def test_the_default_number_of_threads_at_its_edges() -> None:
 
 
 def test_work_counts_multiplications_and_additions() -> None:
-    a, b = torch.zeros(3, 5), torch.zeros(5, 7)
-    assert work(lambda: a @ b) == 2 * 3 * 5 * 7
+    dense, x = nn.Linear(5, 7), torch.zeros(3, 5)
+    assert work(dense, lambda: dense(x)) == 2 * 3 * 5 * 7
+    conv, image = nn.Conv2d(4, 6, 3, padding=1, groups=2), torch.zeros(2, 4, 5, 5)
+    assert work(conv, lambda: conv(image)) == 2 * 2 * 6 * 25 * (2 * 9)
+    assert not conv._forward_hooks
+    from torch.utils.flop_counter import FlopCounterMode
+
+    network = UNet(channels_in=1, channels=8, multipliers=(1, 2), blocks=1)
+    with FlopCounterMode(display=False) as counter:
+        network(torch.zeros(3, 1, 8, 8), torch.zeros(3))
+    assert work(network, lambda: network(torch.zeros(3, 1, 8, 8), torch.zeros(3))) == counter.get_total_flops()
 
 
 def _session(**given: object) -> Session:

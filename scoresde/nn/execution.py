@@ -53,6 +53,8 @@ class Execution:
         Raises:
             UsageError: If the network is to be compiled, but the compiler fails.
         """
+        if not self.compiled and getattr(network, "_compiled_call_impl", None) is not None:
+            network = network._call_impl  # type: ignore[assignment]  # another model has compiled it
         if self == _PLAIN:
             return network(x, *others)
         if self.channels_last and x.ndim in _LAST:

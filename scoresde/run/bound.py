@@ -256,16 +256,17 @@ class Bound:
         x = torch.zeros(1, *self.info.shape, device=self.device, dtype=self.dtype)
         try:
             with torch.no_grad():
-                return work(lambda: base.network(x, x.new_zeros(1), base._known(None, x)))  # type: ignore[attr-defined]
+                network, known = base.network, base._known(None, x)  # type: ignore[attr-defined]
+                return work(network, lambda: network(x, x.new_zeros(1), known))
         except Exception:  # not a network, or one that always needs a condition
             return math.inf
 
-    def executed(self, precision: str = "auto", compile: bool = False, channels_last: str = "auto") -> Self:
+    def executed(self, precision: str = "auto", compile: bool | None = None, channels_last: str = "auto") -> Self:
         """Return the run with its network computed in another way. The weights stay the same.
 
         Args:
-            precision, compile, channels_last: See :func:`scoresde.load`. With ``auto``, the precision and the layout
-                stay as they are.
+            precision, compile, channels_last: See :func:`scoresde.load`. With ``auto`` or ``None``, they stay as they
+                are.
         """
         if not isinstance(self.base, ScoreModel):
             raise UsageError("only a run with a network can be computed in another precision or layout")
@@ -274,8 +275,9 @@ class Bound:
         now, one = self.base.execution, next(self.base.parameters())
         asked = now.precision if precision == "auto" else precision_on(one.device, one.dtype, precision)
         last = now.channels_last if channels_last == "auto" else channels_last == "yes"
-        base = copy.copy(self.base)  # with the same weights
-        base.execution = Execution(asked, compile, last)
+        # The weights are shared unless they are laid out in another way.
+        base = copy.copy(self.base) if last == now.channels_last else copy.deepcopy(self.base)
+        base.execution = Execution(asked, now.compiled if compile is None else compile, last)
         lay_out(base.network, last)
         return replace(self, base=base)
 

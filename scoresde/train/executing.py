@@ -82,7 +82,7 @@ class _Trial:
     def work(self) -> float:
         """Return the work of a forward pass."""
         with torch.no_grad():
-            return work(lambda: self.objective(self.model, self.batch, self.draws))
+            return work(self.model, lambda: self.objective(self.model, self.batch, self.draws))
 
     def faster_with_channels_last(self) -> bool:
         """Return whether the gradient is computed faster with channels last."""

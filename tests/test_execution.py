@@ -345,3 +345,10 @@ def test_a_compiled_network_trains_samples_and_has_a_likelihood(tmp_path: Path) 
     torch.testing.assert_close(
         plain.sample(20, "ode", seed=1).x, compiled.sample(20, "ode", seed=1).x, rtol=1e-3, atol=1e-3
     )
+
+
+def test_a_resumed_run_names_its_precision_first(tmp_path: Path) -> None:
+    config = TrainConfig(data="moons", steps=1, batch=32, sample_every=10**4, precision="bf16")
+    fit(config, out=tmp_path / "run", quiet=True)
+    with pytest.raises(UsageError, match="was trained with dtype float32, not float64"):
+        fit(replace(config, steps=2), out=tmp_path / "run", quiet=True, resume=True, dtype=torch.float64)

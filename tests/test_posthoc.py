@@ -151,7 +151,9 @@ def test_a_run_made_of_an_average_is_not_trained_further(shell: Shell, run: str)
     shell("train --resume runs/moons-ema-0.08")
     assert "has completed all its steps" in shell.err
     shell("train --resume runs/moons-ema-0.08 --steps 400", 3)
-    assert "contains an average of the weights of a run, without the state of its training" in shell.err
+    assert "contains an average of the weights of another run, " in shell.err and "18000 training" not in shell.err
+    shell("plot loss-by-noise runs/moons-ema-0.08", 3)
+    assert "has no records of its own; plot that run" in shell.err
 
 
 @pytest.mark.parametrize(
@@ -174,7 +176,7 @@ def test_snapshots_must_be_there_and_reach_the_end(shell: Shell, run: str) -> No
     shell("train --data moons --steps 4 --batch 8 --set network.width=8 --out runs/none")
     shell.refuses("ema runs/none --sigma-rel 0.1", 3, "has no snapshots", "snapshots=64")
     list(snapshots(Path(run)).values())[-1].unlink()
-    shell.refuses(f"ema {run} --sigma-rel 0.1", 3, "from step 310, but the run has 320 steps; resume its training",
+    shell.refuses(f"ema {run} --sigma-rel 0.1", 3, "from step 310, has 320 steps; compute the average at step 310",
                   "(on the command line: --step 310)")  # fmt: skip
     shell(f"ema {run} --sigma-rel 0.1 --step 310")
 

@@ -306,3 +306,10 @@ def test_event_files_can_be_read(tmp_path: Path) -> None:
     board.close()
     (file,) = (tmp_path / "tensorboard").iterdir()
     assert b"loss" in file.read_bytes() and b"batch" in file.read_bytes()
+
+
+def test_a_class_that_is_no_tracker_is_refused_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text("class Net:\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UsageError, match=r"mine:Net is not a tracker; derive its class"):
+        chosen_trackers("mine:Net")

@@ -155,7 +155,7 @@ def train(
     from ..run.files import find_run, read_config, refuse_taken
     from ..run.origin import read_again
     from ..train import finished, fit
-    from ..train.resume import writing
+    from ..train.resume import check_resumable, writing
     from ..train.track import chosen_trackers
 
     numbers = _seeds(seeds)
@@ -195,6 +195,8 @@ def train(
         with nullcontext() if dry_run or not session.main else writing(out):
             _say_finished(out, session, edited)
         return
+    if resume is not None and out is not None:
+        check_resumable(out, session.floats)
     place = _typed("data") if resume is not None else None
     dataset = config.load_data() if resume is None or out is None else read_again(out, config, place)
     session.say(dataset.describe())

@@ -25,7 +25,7 @@ from torch import Tensor
 from ..codec import Codec
 from ..core.condition import Condition
 from ..core.errors import DataError, NumericalError
-from ..core.files import read_lines
+from ..core.files import read_lines, read_object
 from ..core.limits import COUNT, FRAMES, SEED, checked
 from ..core.noise import Noise
 from ..core.optional import optional
@@ -94,6 +94,11 @@ def loss_by_noise(run: Run, times: int = 5) -> LossByNoise:
     """
     lines = [] if run.folder is None else read_lines(run.folder / "metrics.jsonl")
     lines = [line for line in lines if "loss_by_noise" in line]
+    if not lines and run.folder is not None and (averaged := read_object(run.folder / "config.json").get("averaged")):
+        raise DataError(
+            f"{run.folder} is an average of the weights of {averaged['from']}, and has no records of its own; plot that "
+            "run"
+        )
     if not lines:
         raise DataError(
             f"{run.folder or 'the run'} has no losses by noise level, because it was trained before they were "

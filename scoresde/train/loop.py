@@ -67,7 +67,7 @@ from .levels import ByLevel, Levels
 from .pictures import evaluations, few_samples, loss_figure, sample_sheet, sheet_path
 from .prepare import averaged_model, begun, measured, operator_of, parts, prepared
 from .rates import Rate, bent, make_rate, rate_at
-from .resume import data_for, kept_pairs, restore, writing
+from .resume import check_resumable, data_for, kept_pairs, restore, writing
 from .schedule import affordable, older, previews
 from .snapshots import clear_snapshots, needed, planned, take
 from .state import Record, TrainState, steps
@@ -156,6 +156,8 @@ def fit(
         world = held.enter_context(together(device))
         quiet = quiet or not world.main
         folder = world.led(lambda: find_run(out, edited=edited)) if resume else None
+        if folder is not None:
+            check_resumable(folder, dtype)
         if folder is not None and world.main:
             held.enter_context(writing(folder))
         config, data = data_for(config, data, folder, changed_data)

@@ -108,8 +108,8 @@ def _up_to(folder: Path, config: TrainConfig, steps: list[int], step: int | None
     before = max((s for s in steps if s < end), default=steps[0])
     if step is None:
         raise CheckpointError(
-            f"the last snapshot of {folder} is from step {steps[-1]:,}, but the run has {end:,} steps; resume its "
-            f"training to the end, or compute the average at step {steps[-1]:,}",
+            f"the last snapshot of {folder} is from step {steps[-1]:,}, but the run has {end:,} steps; compute "
+            f"the average at step {steps[-1]:,}, or resume the training if it is not finished",
             parameter="step",
             value=steps[-1],
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
@@ -27,7 +28,7 @@ from ..run.run import described
 from ..run.spec import ModelSpec
 from .state import TrainState
 
-__all__ = ["data_for", "finished", "kept_pairs", "restore", "writing"]
+__all__ = ["check_resumable", "data_for", "finished", "kept_pairs", "restore", "writing"]
 
 
 def data_for(
@@ -168,6 +169,28 @@ def writing(folder: Path) -> Iterator[None]:
         yield
 
 
+def check_resumable(folder: Path, dtype: torch.dtype) -> None:
+    """Check what can be checked before the data are read and the model is built.
+
+    Raises:
+        CheckpointError: If the folder has only an average that was computed from the snapshots of a run.
+        UsageError: If the run was trained with another ``dtype``.
+    """
+    facts, name = read_object(folder / "config.json"), str(dtype).removeprefix("torch.")
+    if isinstance(averaged := facts.get("averaged"), dict):
+        whence = f", {averaged['from']}" if "from" in averaged else ""
+        raise CheckpointError(
+            f"{folder} contains an average of the weights of another run{whence}, without the state of its training; "
+            "resume that run"
+        )
+    if (trained := facts.get("dtype", name)) != name:
+        raise UsageError(
+            f"{folder} was trained with dtype {trained}, not {name}; use the same dtype",
+            parameter="dtype",
+            value=trained,
+        )
+
+
 def restore(
     folder: Path, config: TrainConfig, state: TrainState, edited: bool, *, tidy: bool = True, redivided: bool = False
 ) -> None:
@@ -191,14 +214,6 @@ def restore(
                 f"{folder} has {name} = {stored[name]!r}, not {value!r}; a resumed run keeps its settings, so use the "
                 "stored value"
             )
-    dtype = str(next(state.model.parameters()).dtype).removeprefix("torch.")
-    trained = read_object(folder / "config.json").get("dtype", dtype)
-    if trained != dtype:
-        raise UsageError(
-            f"{folder} was trained with dtype {trained}, not {dtype}; use the same dtype",
-            parameter="dtype",
-            value=trained,
-        )
     if not checkpoints(folder):
         if config.coupling == "reflow":
             raise CheckpointError(f"{folder} has neither a checkpoint nor its starting weights; run reflow again")
@@ -206,10 +221,6 @@ def restore(
     checkpoint = newest_checkpoint(folder, edited=edited)
     _check_steps(folder, config.steps, _step_of(checkpoint))
     facts = read_object(checkpoint / "state.json")
-    if "averaged" in facts:
-        raise CheckpointError(
-            f"{folder} contains an average of the weights of a run, without the state of its training; resume that run"
-        )
     before = facts.get("divided", [1, 1])
     if facts.get("short") and before[0] == state.divided[0] and stored["accumulate"] == config.accumulate:
         state.divided, state.short = (before[0], before[1]), True

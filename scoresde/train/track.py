@@ -247,15 +247,21 @@ def chosen_trackers(track: Track, *, saved: bool = True) -> list[tuple[str, Make
                 raise UsageError(f"the tracker {names[0]!r} needs a run folder, so it cannot be used with save=False")
             made = [resolve(name, TRACKERS, "tracker", typed=True) for name in names]
             found += zip(names, made, strict=True)
+            for name, kind in zip(names, made, strict=True):
+                _check(kind, name)
             if TensorBoard in made:
                 TensorBoard.check()
-        elif all(callable(getattr(one, method, None)) for method in ("log", "picture", "close")):
-            found.append((type(one).__name__, partial(_itself, one)))
         else:
-            raise UsageError(
-                f"{one!r} is not a tracker; derive its class from scoresde.train.track.Tracker", parameter="track"
-            )
+            _check(one, repr(one))
+            found.append((type(one).__name__, partial(_itself, one)))
     return found
+
+
+def _check(tracker: Any, name: str) -> None:
+    if not all(callable(getattr(tracker, method, None)) for method in ("log", "picture", "close")):
+        raise UsageError(
+            f"{name} is not a tracker; derive its class from scoresde.train.track.Tracker", parameter="track"
+        )
 
 
 def _itself(tracker: Tracker, folder: Path | None, settings: Mapping[str, Any]) -> Tracker:

@@ -96,8 +96,8 @@ def loss_by_noise(run: Run, times: int = 5) -> LossByNoise:
     lines = [line for line in lines if "loss_by_noise" in line]
     if not lines and run.folder is not None and (averaged := read_object(run.folder / "config.json").get("averaged")):
         raise DataError(
-            f"{run.folder} is an average of the weights of {averaged['from']}, and has no records of its own; plot that "
-            "run"
+            f"{run.folder} is an average of the weights of {averaged['from']}, so it has no records of its own; plot "
+            "that run"
         )
     if not lines:
         raise DataError(

@@ -176,7 +176,7 @@ def test_snapshots_must_be_there_and_reach_the_end(shell: Shell, run: str) -> No
     shell("train --data moons --steps 4 --batch 8 --set network.width=8 --out runs/none")
     shell.refuses("ema runs/none --sigma-rel 0.1", 3, "has no snapshots", "snapshots=64")
     list(snapshots(Path(run)).values())[-1].unlink()
-    shell.refuses(f"ema {run} --sigma-rel 0.1", 3, "from step 310, has 320 steps; compute the average at step 310",
+    shell.refuses(f"ema {run} --sigma-rel 0.1", 3, "from step 310", "has 320 steps; compute the average at step 310",
                   "(on the command line: --step 310)")  # fmt: skip
     shell(f"ema {run} --sigma-rel 0.1 --step 310")
 

@@ -5,9 +5,10 @@ each meeting waits for a thread that has lost its core, and the waiting threads 
 busy process, the network of the digits takes three to four times as long with two threads as with one. Alone, it gains
 a tenth. Calls with little work should therefore have one thread, and the rule is
 
-    threads = min(cores, max(1, floor(work / UNIT))),                                                         (1)
+    threads = min(cores, max(1, floor(work / unit))),                                                         (1)
 
-where the work of a call is its number of multiplications and additions. In training, each thread instead evaluates its
+where the work of a call is its number of multiplications and additions. The unit is larger if each call is followed by
+a backward pass, which loses more. In training, each thread instead evaluates its
 own part of the batch, and all meet only once a step (:mod:`scoresde.train.lanes`).
 
 The rule contains no clock, because results depend on the number of threads by rounding.
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["UNIT", "Crowd", "chosen_by_user", "default_threads", "work"]
 
-UNIT = 5e9  # work of a call for each thread
+UNIT = 9e8  # work of a call for each thread
+BACKWARD = 5e9  # the same if each call is followed by a backward pass
 NAMES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 PATIENCE = 10.0  # seconds until interruptions are counted
 OFTEN = 40.0  # interruptions per second

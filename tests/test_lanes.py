@@ -17,7 +17,7 @@ from scoresde import TrainConfig, fit
 from scoresde.cli.common import Session
 from scoresde.core import threads
 from scoresde.core.progress import Progress
-from scoresde.core.threads import UNIT, Crowd, default_threads, work
+from scoresde.core.threads import BACKWARD, UNIT, Crowd, default_threads, work
 from scoresde.nn import MLP, UNet
 from scoresde.nn.checkpointing import recompute
 from scoresde.train.lanes import WORK, Lanes, lanes_for, one_thread
@@ -147,6 +147,7 @@ def test_the_default_number_of_threads_at_its_edges() -> None:
         (math.inf, 4, 4), (1e15, 1, 1),
     ):  # fmt: skip
         assert default_threads(amount, cores) == expected
+        assert default_threads(amount / UNIT * BACKWARD, cores, BACKWARD) == expected
 
 
 def test_work_counts_multiplications_and_additions() -> None:
@@ -178,6 +179,9 @@ def test_commands_use_threads_by_the_work_of_a_call(
     enough = math.ceil(2 * UNIT / run.work)
     _session().share_threads([run], enough)
     assert torch.get_num_threads() == 2 and not capsys.readouterr().err
+    _session().share_threads([run], enough, backward=True)
+    assert torch.get_num_threads() == 1 and "using 1 thread of 2" in capsys.readouterr().err
+    torch.set_num_threads(2)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     _session().share_threads([run], 1)
     monkeypatch.delenv("OMP_NUM_THREADS")

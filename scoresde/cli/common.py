@@ -201,16 +201,19 @@ class Session:
             precision=self.precision, compile=self.compile, channels_last=self.channels_last,
         )  # fmt: skip
 
-    def share_threads(self, runs: Sequence[Run], rows: int) -> None:
-        """Set the number of threads to one that suits calls with ``rows`` rows, unless the user has chosen a number."""
-        from ..core.threads import chosen_by_user, default_threads
+    def share_threads(self, runs: Sequence[Run], rows: int, *, backward: bool = False) -> None:
+        """Set the number of threads to one that suits calls with ``rows`` rows, unless the user has chosen a number.
+
+        The argument ``backward`` states whether each call is followed by a backward pass.
+        """
+        from ..core.threads import BACKWARD, UNIT, chosen_by_user, default_threads
 
         if self.threads or chosen_by_user() or runs[0].device.type != "cpu":
             return
         import torch
 
         cores = torch.get_num_threads()
-        threads = default_threads(max(run.work for run in runs) * rows, cores)
+        threads = default_threads(max(run.work for run in runs) * rows, cores, BACKWARD if backward else UNIT)
         if threads < cores:
             torch.set_num_threads(threads)
             few = f"{threads} thread{'s' * (threads > 1)} of {cores}"

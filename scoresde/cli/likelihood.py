@@ -165,7 +165,7 @@ def likelihood(
                     f"--split {split} leaves out {part.left:,} samples of {part.name}; use --split all to include "
                     "every sample that has no empty cells"
                 )
-        session.share_threads(runs, min(batch, max(len(part.x) for part in chosen)))
+        session.share_threads(runs, min(batch, max(len(part.x) for part in chosen)), backward=True)
         began = time.monotonic()
         with (
             warnings.catch_warnings(record=True) as caught,

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["UNIT", "Crowd", "chosen_by_user", "default_threads", "work"]
+__all__ = ["BACKWARD", "UNIT", "Crowd", "chosen_by_user", "default_threads", "work"]
 
 UNIT = 9e8  # work of a call for each thread
 BACKWARD = 5e9  # the same if each call is followed by a backward pass
@@ -59,9 +59,9 @@ def work(network: nn.Module, call: Callable[[], object]) -> float:
     return sum(counts)
 
 
-def default_threads(amount: float, cores: int) -> int:
+def default_threads(amount: float, cores: int, unit: float = UNIT) -> int:
     """Return the number of threads for calls with a certain amount of work (equation 1)."""
-    return int(min(cores, max(1, amount / UNIT)))
+    return int(min(cores, max(1, amount / unit)))
 
 
 def chosen_by_user() -> bool:

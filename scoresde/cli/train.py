@@ -227,6 +227,11 @@ def _seeds(text: str | None) -> list[int]:
         if _typed(other) is not None:
             hint = "repeat the command without --resume to continue" if other == "resume" else "omit --seed"
             raise UsageError(f"--seeds {text} cannot be combined with --{other}; {hint}")
+    for assignment in click.get_current_context().params["assignments"]:
+        if assignment.partition("=")[0].strip() == "seed":
+            raise UsageError(f"--seeds {text} cannot be combined with --set {assignment}; omit --set {assignment}")
+    if _typed("shard") is not None:
+        raise UsageError(f"--seeds {text} cannot be combined with --shard, which is for several processes; omit it")
     if ranks() > 1:
         raise UsageError("--seeds trains in one process; to use several, train each seed by itself with --seed")
     parts = in_list(text)
@@ -339,9 +344,10 @@ def _train_seeds(
     """Train a run for each seed, and print the table of their figures."""
     from ..train.seeds import fit_seeds
 
+    accepted = {name: bool(_typed(name)) for name in ("changed_data", "edited", "redivided")}
     table = fit_seeds(
         config, seeds, out=out, device=session.on, dtype=session.floats, quiet=session.quiet, say=session.say,
-        features=features, track=track,
+        features=features, track=track, **accepted,
     )  # fmt: skip
     session.print(table.facts(), table.text(), str(table.file))
 

@@ -263,7 +263,8 @@ def _configured(
         given, typed = {**given, "network": network}, {*typed, "network"}
     stated: dict[str, Any] = {}
     if config_file is not None:
-        stated, session = _from_file(config_file, session, edited, "network" in typed)
+        changed = {name: given[name] for name in typed} | SETTINGS.read(None, texts[""])
+        stated, session = _from_file(config_file, session, edited, "network" in typed, changed)
     options = {part.group: dict(stated.pop(f"{part.group}_options", {})) for part in PARTS}
     if "network" in options["network"]:
         stated["network"] = options["network"].pop("network")
@@ -296,10 +297,13 @@ def _configured(
     return replace(config, typed=tuple(names)), session
 
 
-def _from_file(file: str, session: Session, edited: bool, network: bool) -> tuple[dict[str, Any], Session]:
+def _from_file(
+    file: str, session: Session, edited: bool, network: bool, changed: Mapping[str, Any]
+) -> tuple[dict[str, Any], Session]:
     """Return the settings in a file or a run, and the session with the precision that the file states.
 
-    The argument ``network`` states whether a network is typed.
+    Settings of a run that were chosen for others, whose values in ``changed`` are new, are left open again. The
+    argument ``network`` states whether a network is typed.
     """
     from ..run.settings import read_settings
 
@@ -311,7 +315,21 @@ def _from_file(file: str, session: Session, edited: bool, network: bool) -> tupl
         )
     if read.dtype is not None and _typed("dtype") is None:
         session = replace(session, dtype=read.dtype)
-    return dict(read.values), session
+    stated = dict(read.values)
+    # In a run, these settings were chosen for the others, or a person set them; the run does not tell which.
+    follow = {"steps": ("warmup", "validate_every"), "batch": ("validate_every",),
+              "sde": ("predict", "weighting", "t_sampler")} if read.of_run else {}  # fmt: skip
+    new = [name for name in follow if name in changed and changed[name] != stated[name]]
+    again = [name for name in dict.fromkeys(n for cause in new for n in follow[cause]) if name not in changed]
+    for name in again:
+        stated[name] = "auto" if name in follow["sde"] else 0
+        if f"{name}_options" in stated:
+            stated[f"{name}_options"] = {}
+    if again:
+        session.say(
+            f"{', '.join(again)}: chosen again, because {' and '.join(new)} differ{'s' * (len(new) == 1)} from {file}"
+        )
+    return stated, session
 
 
 def _check_names(config: TrainConfig) -> None:

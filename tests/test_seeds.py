@@ -171,3 +171,24 @@ def test_a_dry_run_counts_the_seeds(shell: Shell) -> None:
     assert two["disk_bytes"] == 2 * one["disk_bytes"] > 0  # type: ignore[operator]
     assert "2 seeds:" in shell(f"{LINE} --steps 100 --seeds 4,5 --dry-run --quiet")
     assert sorted(path.name for path in Path().iterdir()) == ["x.npy"]
+
+
+@pytest.mark.parametrize("more", ["", " --ema 0.999,power:0.05,power:0.1", " --dtype float64"])
+def test_a_dry_run_counts_all_averages_and_snapshots(shell: Shell, more: str) -> None:
+    line = f"{LINE} --steps 20 --quiet{more}"
+
+    def told(line: str) -> int:
+        return int(str(shell.json(f"{line} --dry-run")["disk_bytes"]))
+
+    def written(folder: str) -> int:
+        return sum(path.stat().st_size for path in Path("a", folder).rglob("*") if path.is_file())
+
+    checkpoint, all_of_it = told(f"{line} --keep 3") - told(f"{line} --keep 2"), told(f"{line} --keep 2")
+    taken = " --set snapshots=4" * ("power" in more)
+    snapshots = told(line + taken) - all_of_it
+    shell(f"{line}{taken} --out a")
+    assert written("checkpoints/step-000000020") <= checkpoint and written("ema") <= snapshots
+    assert written("checkpoints") + 2 * written("checkpoints/step-000000020") <= all_of_it
+    if taken:
+        resumed = told("train --resume a --steps 24 --quiet")
+        assert snapshots > 0 and resumed > all_of_it + snapshots, "those that are there count as well"

@@ -35,8 +35,7 @@ from .validation import CHUNK, Validation
 
 __all__ = ["Timing", "timed"]
 
-HEADER = 256  # bytes of a file, at most, for the name, type and shape of a tensor
-FACTS = 8192  # bytes of the facts of a checkpoint or a snapshot, at most
+HEADERS = 2**16  # bytes of a checkpoint or a snapshot, at most, besides the values of its tensors
 TIMED = 3  # training steps that are timed, after one that is not
 
 
@@ -83,7 +82,11 @@ class Timing:
 
         The size is in bytes.
         """
-        return (keep + 1) * self.checkpoint + 2 * self.weights * (self.validations > 0) + self.snapshots
+        return (
+            (keep + 1) * (self.checkpoint + HEADERS)
+            + 2 * (self.weights + HEADERS) * (self.validations > 0)
+            + self.snapshots
+        )
 
 
 def timed(
@@ -167,14 +170,14 @@ def _sizes(state: TrainState, taken: int) -> tuple[int, int, int]:
     """Return the sizes of a checkpoint, of the averaged weights in use and of ``taken`` snapshots, in bytes."""
 
     def size(tensors: Iterable[Tensor]) -> int:
-        return sum(tensor.numel() * tensor.element_size() + HEADER for tensor in tensors)
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     assert state.average is not None
     profiles, trained = state.average.profiles, state.average.trained.values()
     moments = [v for part in state.optimiser.state_dict()["state"].values() for v in part.values()]
-    weights = size(state.averaged().values()) + FACTS
+    weights = size(state.averaged().values())
     checkpoint = size(state.learned.state_dict().values()) + size(v for v in moments if isinstance(v, Tensor))
     # A snapshot has the trained weights in float32, and a copy of the rest.
     each = weights - sum(value.numel() * (value.element_size() - 4) for value in trained)
     power = sum(isinstance(profile, Power) for profile in profiles)
-    return checkpoint + len(profiles) * weights, weights, taken * power * each
+    return checkpoint + len(profiles) * weights, weights, taken * (power * each + HEADERS)

@@ -17,7 +17,8 @@ from shell import Shell
 
 from scoresde import TrainConfig, fit
 from scoresde.core.errors import CheckpointError
-from scoresde.run.differences import Comparison, compare
+from scoresde.run.differences import ROUNDING, Comparison, compare
+from scoresde.train.posthoc import averages, write_averaged
 
 ROWS = np.random.default_rng(0).normal(size=(100, 2))
 CONFIG = TrainConfig(data="x.npy", steps=4, batch=8, network_options={"width": 8, "blocks": 1}, validate_every=2)
@@ -90,6 +91,27 @@ def test_models_and_settings_with_their_defaults() -> None:
 def test_steps_and_choice_of_weights() -> None:
     found = compare("a", train("b", steps=6))
     assert differing(found)["training"] == ["steps done"] and "steps" in differing(found)["settings"]
+
+
+def test_averages_of_the_weights() -> None:
+    train("b", ema="0.9999,power:0.05,power:0.1", snapshots=4)
+    found = compare("a", "b")
+    assert differing(found) == {} and found.same_weights, "only the first average is used"
+    assert {"snapshots", "averages that are not used"} <= {d.what for d in found.ignored}
+    assert differing(compare("a", train("c", ema="0.99"))) == {"settings": ["ema"]}
+    out = Path("runs/b-ema")
+    out.mkdir()
+    write_averaged(Path("runs/b"), averages(Path("runs/b"), [0.08])[0], out)
+    found = compare("b", "b-ema")
+    assert found.causes == {"settings": ["average of another width"]} and not found.same_weights
+    (average,) = found.groups[2].differences
+    assert (average.first, average.second) == (None, "width 0.08 from b")
+    assert "average of another width" in found.verdict
+
+
+def test_blocks_that_are_computed_again() -> None:
+    recompute = compare("a", train("b", recompute=True)).groups[2].differences
+    assert [d.what for d in recompute] == ["recompute"] and ROUNDING in recompute[0].note
 
 
 def test_the_environment() -> None:

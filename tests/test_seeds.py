@@ -86,6 +86,54 @@ def test_the_same_command_continues(shell: Shell, monkeypatch: pytest.MonkeyPatc
     assert {run["step"] for run in json.loads(Path("runs/a-seeds.json").read_text())["runs"]} == {10}
 
 
+@pytest.mark.usefixtures("pictures")
+def test_more_steps_that_are_stopped_at_once(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = f"{LINE} --out runs/a --quiet --seeds 0,1"
+    shell(f"{line} --steps 6")
+    with monkeypatch.context() as patch:
+        signal_at(patch, 7, signal.SIGTERM)
+        shell(f"{line} --steps 9", 75)
+    assert "0 of 2 seeds are finished" in shell.err
+    assert json.loads(Path("runs/a-seeds.json").read_text())["runs"] == [], "figures of fewer steps do not remain"
+    shell(f"{line} --steps 9")
+    assert [run["step"] for run in rows()] == [9, 9]
+
+
+def rows() -> list[dict[str, int]]:
+    return list(json.loads(Path("runs/a-seeds.json").read_text())["runs"])
+
+
+@pytest.mark.usefixtures("pictures")
+def test_all_runs_of_a_table_have_the_same_number_of_steps(shell: Shell) -> None:
+    line = f"{LINE} --out runs/a --quiet"
+    shell(f"{line} --seeds 0,1 --steps 6")
+    shell(f"{line} --seeds 3")
+    assert [(run["seed"], run["step"]) for run in rows()] == [(0, 6), (1, 6), (3, 6)], "other rows are kept"
+    shell.refuses(f"{line} --seeds 0 --steps 9", 2, "runs/a-seed1 has 6 steps", "9 are asked for", "other seeds")
+    shell.refuses(f"{line} --seeds 7 --steps 9", 2, "runs/a-seed1 has 6 steps")
+    assert len(rows()) == 3, "the table remains if a repeated command is refused"
+    shell("train --resume runs/a-seed1 --steps 9 --quiet")
+    shell.refuses(f"{line} --seeds 0,1,3", 2, "a-seed0 has 6 steps, runs/a-seed1 has 9 steps", "--steps 9")
+    shell(f"{line} --seeds 3,1,0 --steps 9")
+    assert [(run["seed"], run["step"]) for run in rows()] == [(0, 9), (1, 9), (3, 9)]
+
+
+def test_edited_runs_are_accepted_if_this_is_confirmed(shell: Shell) -> None:
+    line = f"{LINE} --out runs/a --quiet --seeds 0,1"
+    shell(f"{line} --steps 4")
+    file = Path("runs/a-seed0/config.json")
+    file.write_text(file.read_text().replace('"keep": 2', '"keep": 5'))
+    shell.refuses(f"{line} --steps 6", 3, "was changed after training", "--edited")
+    shell(f"{line} --steps 6 --edited")
+    assert [run["step"] for run in rows()] == [6, 6]
+
+
+@pytest.mark.parametrize("out", [".", "/", "..", "runs/.."])
+def test_a_path_without_a_name_is_refused(shell: Shell, out: str) -> None:
+    shell.refuses(f"{LINE} --steps 2 --seeds 0,1 --out {out}", 2, "cannot begin with", "--out")
+    assert [path.name for path in Path().iterdir()] == ["x.npy"]
+
+
 def test_other_settings_are_refused(shell: Shell) -> None:
     line = f"{LINE} --steps 2 --out runs/a --quiet"
     shell(f"{line} --seeds 0")
@@ -102,6 +150,7 @@ def test_other_settings_are_refused(shell: Shell) -> None:
     ("options", "words"),
     [
         ("--seeds 0,1 --seed 2", ("--seeds 0,1 cannot be combined with --seed",)), ("--seeds 0,a", ("--seeds", "0,a")),
+        ("--seeds 0,1 --set seed=4", ("--set seed=4",)), ("--seeds 0,1 --shard fsdp", ("--shard",)),
         ("--seeds 0,0", ("twice",)), ("--seeds 1 --resume runs/a", ("--resume", "repeat the command")),
         ("--seeds 99999999999999999999", ("--seeds",)), ("--seeds ,", ("--seeds",)), ("--seeds -1", ("--seeds",)),
     ],
@@ -122,3 +171,24 @@ def test_a_dry_run_counts_the_seeds(shell: Shell) -> None:
     assert two["disk_bytes"] == 2 * one["disk_bytes"] > 0  # type: ignore[operator]
     assert "2 seeds:" in shell(f"{LINE} --steps 100 --seeds 4,5 --dry-run --quiet")
     assert sorted(path.name for path in Path().iterdir()) == ["x.npy"]
+
+
+@pytest.mark.parametrize("more", ["", " --ema 0.999,power:0.05,power:0.1", " --dtype float64"])
+def test_a_dry_run_counts_all_averages_and_snapshots(shell: Shell, more: str) -> None:
+    line = f"{LINE} --steps 20 --quiet{more}"
+
+    def told(line: str) -> int:
+        return int(str(shell.json(f"{line} --dry-run")["disk_bytes"]))
+
+    def written(folder: str) -> int:
+        return sum(path.stat().st_size for path in Path("a", folder).rglob("*") if path.is_file())
+
+    checkpoint, all_of_it = told(f"{line} --keep 3") - told(f"{line} --keep 2"), told(f"{line} --keep 2")
+    taken = " --set snapshots=4" * ("power" in more)
+    snapshots = told(line + taken) - all_of_it
+    shell(f"{line}{taken} --out a")
+    assert written("checkpoints/step-000000020") <= checkpoint and written("ema") <= snapshots
+    assert written("checkpoints") + 2 * written("checkpoints/step-000000020") <= all_of_it
+    if taken:
+        resumed = told("train --resume a --steps 24 --quiet")
+        assert snapshots > 0 and resumed > all_of_it + snapshots, "those that are there count as well"

@@ -74,6 +74,9 @@ def test_options_are_stated_with_dots_or_in_tables(text: str, tmp_path: Path) ->
         ('sde.name = "ve"\n[sde_options]\na = 1\n[sde-options]\na = 2', r"sde\.a is stated twice"),
         ('preset = "tinny"', "unknown preset 'tinny'; did you mean 'tiny'"),
         ("typed = true", "unknown setting 'typed'"),
+        ("network = 3", r"a\.toml: network is 3; it must be a name"),
+        ('[network]\nname = ["unet"]', r"network is \['unet'\]; it must be a name"),
+        ('"network.network" = true', "network is True; it must be a name"),
         ('dtype = "float16"', "dtype is 'float16'; it must be one of float32, float64"),
     ],
 )  # fmt: skip
@@ -112,6 +115,33 @@ def test_the_settings_of_a_run_train_it_again_bit_for_bit(shell: Shell, how: str
     stored = [json.loads(Path(f"runs/{name}/config.json").read_text()) for name in "ab"]
     assert stored[0]["config"] == stored[1]["config"] and stored[1]["dtype"] == "float64"
     assert stored[0]["config"]["batch"] < 100, "an automatic choice is in the settings"
+
+
+def test_what_was_chosen_for_other_settings_is_chosen_again(shell: Shell) -> None:
+    np.save("x.npy", np.random.default_rng(0).normal(size=(100, 2)))
+    small = "--set network.width=8 --set network.blocks=1"
+    shell(f"train --data x.npy {small} --batch 16 --steps 400 --out a --quiet --set validate_every=390")
+    chosen = ("warmup", "validate_every", "predict", "weighting", "t_sampler")
+
+    def config(more: str) -> list[object]:
+        found = dict(shell.json(f"train --config a --dry-run {more}")["config"])  # type: ignore[call-overload]
+        return [found[name] for name in chosen]
+
+    first = config("--quiet")
+    assert first[:2] == [20, 390] and config("--steps 400 --batch 16 --sde vp --quiet") == first
+    shorter = config("--steps 40")
+    assert "warmup, validate_every: chosen again, because steps differs from a\n" in shell.err
+    assert shorter[0] == 2 and shorter[1] != 390 and shorter[2:] == first[2:]
+    assert config("--steps 40 --set warmup=7 --set validate_every=9")[:2] == [7, 9]
+    assert config("--batch 8 --quiet")[0] == 20 and config("--batch 8 --quiet")[1] != 390
+    line = f"train --data x.npy {small} --batch 16 --steps 400 --dry-run --quiet --sde ddpm"
+    fresh = dict(shell.json(line)["config"])  # type: ignore[call-overload]
+    assert config("--sde ddpm")[2:] == [fresh[name] for name in chosen[2:]] != first[2:]
+    assert "predict, weighting, t_sampler: chosen again, because sde differs from a\n" in shell.err
+    assert config("--sde ddpm --predict score")[2] == "score"
+    shell("config show a")
+    Path("a.toml").write_text(shell.out)
+    assert shell.json("train --config a.toml --steps 40 --dry-run --quiet")["config"]["warmup"] == 20  # type: ignore[index]
 
 
 def test_data_that_moved_with_their_run_are_found(shell: Shell) -> None:

@@ -229,6 +229,11 @@ def _seeds(text: str | None) -> list[int]:
         if _typed(other) is not None:
             hint = "repeat the command without --resume to continue" if other == "resume" else "omit --seed"
             raise UsageError(f"--seeds {text} cannot be combined with --{other}; {hint}")
+    for assignment in click.get_current_context().params["assignments"]:
+        if assignment.partition("=")[0].strip() == "seed":
+            raise UsageError(f"--seeds {text} cannot be combined with --set {assignment}; omit --set {assignment}")
+    if _typed("shard") is not None:
+        raise UsageError(f"--seeds {text} cannot be combined with --shard, which is for several processes; omit it")
     if ranks() > 1:
         raise UsageError("--seeds trains in one process; to use several, train each seed by itself with --seed")
     parts = in_list(text)
@@ -260,7 +265,8 @@ def _configured(
         given, typed = {**given, "network": network}, {*typed, "network"}
     stated: dict[str, Any] = {}
     if config_file is not None:
-        stated, session = _from_file(config_file, session, edited, "network" in typed)
+        changed = {name: given[name] for name in typed} | SETTINGS.read(None, texts[""])
+        stated, session = _from_file(config_file, session, edited, "network" in typed, changed)
     options = {part.group: dict(stated.pop(f"{part.group}_options", {})) for part in PARTS}
     if "network" in options["network"]:
         stated["network"] = options["network"].pop("network")
@@ -293,10 +299,13 @@ def _configured(
     return replace(config, typed=tuple(names)), session
 
 
-def _from_file(file: str, session: Session, edited: bool, network: bool) -> tuple[dict[str, Any], Session]:
+def _from_file(
+    file: str, session: Session, edited: bool, network: bool, changed: Mapping[str, Any]
+) -> tuple[dict[str, Any], Session]:
     """Return the settings in a file or a run, and the session with the precision that the file states.
 
-    The argument ``network`` states whether a network is typed.
+    Settings of a run that were chosen for others, whose values in ``changed`` are new, are left open again. The
+    argument ``network`` states whether a network is typed.
     """
     from ..run.settings import read_settings
 
@@ -308,7 +317,21 @@ def _from_file(file: str, session: Session, edited: bool, network: bool) -> tupl
         )
     if read.dtype is not None and _typed("dtype") is None:
         session = replace(session, dtype=read.dtype)
-    return dict(read.values), session
+    stated = dict(read.values)
+    # In a run, these settings were chosen for the others, or a person set them; the run does not tell which.
+    follow = {"steps": ("warmup", "validate_every"), "batch": ("validate_every",),
+              "sde": ("predict", "weighting", "t_sampler")} if read.of_run else {}  # fmt: skip
+    new = [name for name in follow if name in changed and changed[name] != stated[name]]
+    again = [name for name in dict.fromkeys(n for cause in new for n in follow[cause]) if name not in changed]
+    for name in again:
+        stated[name] = "auto" if name in follow["sde"] else 0
+        if f"{name}_options" in stated:
+            stated[f"{name}_options"] = {}
+    if again:
+        session.say(
+            f"{', '.join(again)}: chosen again, because {' and '.join(new)} differ{'s' * (len(new) == 1)} from {file}"
+        )
+    return stated, session
 
 
 def _check_names(config: TrainConfig) -> None:
@@ -341,9 +364,10 @@ def _train_seeds(
     """Train a run for each seed, and print the table of their figures."""
     from ..train.seeds import fit_seeds
 
+    accepted = {name: bool(_typed(name)) for name in ("changed_data", "edited", "redivided")}
     table = fit_seeds(
         config, seeds, out=out, device=session.on, dtype=session.floats, quiet=session.quiet, say=session.say,
-        features=features, track=track,
+        features=features, track=track, **accepted,
     )  # fmt: skip
     session.print(table.facts(), table.text(), str(table.file))
 

@@ -35,7 +35,7 @@ from .spec import ModelSpec, Part
 __all__ = ["Comparison", "Difference", "Group", "compare"]
 
 # Settings that change neither the weights nor the choice between them.
-HARMLESS = ("keep", "save_minutes", "sample_every", "workers", "frechet_every")
+HARMLESS = ("keep", "save_minutes", "sample_every", "workers", "frechet_every", "snapshots")
 # Settings that are compared with the data or, with all their defaults, with the model.
 OF_DATA = ("size", "fit", "layout", "on_bad", "split", "test_fraction")
 OF_MODEL = ("sde", "sde_options", "shift", "predict", "predict_options", "network_options", "learn_variance")
@@ -61,9 +61,10 @@ EFFECTS = {
     "batch": "also another number of samples in all",
     "validate_every": "follows from the number of validation rows unless it was set",
     "precision": ROUNDING, "compile": ROUNDING, "channels_last": ROUNDING, "lanes": ROUNDING,
-    "accumulate": ROUNDING, "recompute": "the same up to the draws of dropout", "threads": ROUNDING, "CPU": ROUNDING,
+    "accumulate": ROUNDING, "recompute": f"{ROUNDING}; dropout draws other masks", "threads": ROUNDING, "CPU": ROUNDING,
     "torch": ROUNDING, "numpy": ROUNDING, "device": ROUNDING, "GPU": ROUNDING, "CUDA": ROUNDING, "dtype": ROUNDING,
     "matmul precision": ROUNDING, "division of a batch": f"{ROUNDING}; dropout draws other masks",
+    "average of another width": "the weights in use were averaged after training",
     "test_fraction": "other rows are held out", "split": "other rows are held out",
 }  # fmt: skip
 # Differences that follow from other training rows, and therefore from another seed.
@@ -362,16 +363,28 @@ def _numbers(codec: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _settings(a: _Side, b: _Side) -> Group:
-    taken = {"data", *OF_DATA, *OF_MODEL, *HARMLESS, *(f"{name}_options" for name in NAMED), *NAMED}
+    taken = {"data", "ema", *OF_DATA, *OF_MODEL, *HARMLESS, *(f"{name}_options" for name in NAMED), *NAMED}
     # The SDE, the network and what else the model needs are compared by the model.
     names = [name for name in a.config.to_dict() if name not in taken]
     found = list(_pairs([(name, _getter("config", name)) for name in names], a, b))
+    found += _pairs([("ema", _used_average), ("average of another width", _averaged)], a, b)
     for name in NAMED:
         parts = [Part(side.config.name(name), getattr(side.config, f"{name}_options")) for side in (a, b)]
         found += _options(parts[0], parts[1], name)
     config = a.config
     told = f"{config.steps:,} steps of {config.batch} samples, learning rate {config.lr:g}, seed {config.seed}"
     return Group("settings", told, tuple(found))
+
+
+def _used_average(side: _Side) -> str:
+    """Return the profile of the average that is used, which is the first."""
+    return str(side.config.profiles[0])
+
+
+def _averaged(side: _Side) -> str | None:
+    """Return the average that a run contains if it was computed after training, and otherwise nothing."""
+    told = read_object(side.folder / "config.json").get("averaged")
+    return f"width {told['sigma_rel']:g} from {told['from']}" if isinstance(told, dict) else None
 
 
 def _training(a: _Side, b: _Side) -> Group:
@@ -458,10 +471,11 @@ def _likelihood(side: _Side) -> str | None:
 def _ignored(a: _Side, b: _Side) -> tuple[Difference, ...]:
     named: list[tuple[str, Callable[[_Side], Any]]] = [("folder", lambda side: str(side.folder))]
     named += [(name, _getter("config", name)) for name in HARMLESS]
+    named.append(("averages that are not used", lambda side: ", ".join(map(str, side.config.profiles[1:])) or "none"))
     named += [("path of the data", lambda side: side.config.data)]
     named += [(what, _over_sessions(name)) for name, what in UNIMPORTANT.items()]
-    named.append(("number of sessions", lambda side: len(side.sessions)))
-    return tuple(d for d in _pairs(named, a, b) if d.first and d.second)
+    named.append(("number of sessions", lambda side: len(side.sessions) or None))
+    return tuple(d for d in _pairs(named, a, b) if all(x not in (None, "") for x in (d.first, d.second)))
 
 
 def _listed(names: Sequence[str]) -> str:

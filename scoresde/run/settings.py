@@ -58,12 +58,14 @@ class Settings:
         dtype: The precision of the training, or ``None`` if the file does not state it.
         own_network: Whether the run was trained with a network that was passed as an object, so that the settings do
             not describe the network.
+        of_run: Whether the settings are those of a run, in which all automatic choices have been made.
     """
 
     source: Path
     values: Mapping[str, Any]
     dtype: str | None = None
     own_network: bool = False
+    of_run: bool = False
 
     @property
     def config(self) -> TrainConfig:
@@ -131,7 +133,8 @@ def _of_run(folder: Path, file: Path, stored: Mapping[str, Any]) -> Settings:
         values["data"] = found(folder, config)
         model = folder / "model.json"
         own = os.path.lexists(model) and ModelSpec.read(model).network is None
-    return Settings(folder if file.name == "config.json" else file, values, dtype if dtype in DTYPES else None, own)
+    source = folder if file.name == "config.json" else file
+    return Settings(source, values, dtype if dtype in DTYPES else None, own, of_run=True)
 
 
 def _flat(stored: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
@@ -141,6 +144,8 @@ def _flat(stored: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
     dtype = None
     for name, value in _entries(stored):
         group, _, option = name.rpartition(".")
+        if name == "network.network" and not isinstance(value, str):
+            raise UsageError(f"network is {value!r}; it must be a name")
         if group in PARTS:
             options = values.setdefault(f"{group}_options", {})
             if option in options:

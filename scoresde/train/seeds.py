@@ -11,13 +11,13 @@ value for three seeds.
 
 Each run is an ordinary run in a folder of its own, ``OUT-seed0`` and so on. The table is in ``OUT-seeds.json`` and
 ``OUT-seeds.txt``. If the same call is repeated, finished runs are kept, an unfinished run is resumed, and new seeds are
-added.
+added. Rows of seeds that are not named again are kept. All runs of a table have the same number of steps.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -147,6 +147,9 @@ def fit_seeds(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     quiet: bool = False,
+    changed_data: bool = False,
+    edited: bool = False,
+    redivided: bool = False,
     say: Callable[[str], object] = print,
     features: Features | None = None,
     track: Track = (),
@@ -158,11 +161,13 @@ def fit_seeds(
         seeds: Different integers >= 0.
         out: What the names of the run folders begin with (default: ``runs/DATA-SDE``).
         device, dtype, quiet: As in :func:`scoresde.fit`.
+        changed_data, edited, redivided: As in :func:`scoresde.fit`, for the runs that are resumed.
         say: A function that shows one line of text.
         features, track: As in :func:`scoresde.fit`, for each run.
 
     Raises:
-        UsageError: If a folder contains a run of another request. The message says what differs.
+        UsageError: If a folder contains a run of another request, or if the runs of the table would have different
+            numbers of steps. The message says what differs.
         Preempted: After SIGTERM or SIGUSR1, once the checkpoint of the current run is saved.
         Stopped: After Ctrl-C, once the checkpoint of the current run is saved.
     """
@@ -171,28 +176,79 @@ def fit_seeds(
     if out is None:
         data = replace(config, seed=seeds[0]).load_data()
         out = Path("runs") / run_name(data.info, config)
+    elif Path(out).name in ("", ".."):
+        raise UsageError(
+            f"the names of the runs of several seeds cannot begin with {str(out)!r}; choose a path that ends in a "
+            "name, such as runs/a",
+            parameter="out",
+        )
     table = SeedTable(Path(out), {})
     request = _request(config, dtype)
-    with _requested(table, seeds, request), _repeated(table, seeds):
+    rows: dict[int, Outcome] = {}
+    with _requested(table, seeds, request), _repeated(seeds, rows):
+        before = [int(row["seed"]) for row in read_object(table.file).get("runs", [])]
+        begun = _begun(table, {*before, *seeds}, edited)
+        config = replace(config, steps=_same_steps(table, config.steps, begun, seeds))
+        order = list(dict.fromkeys([*before, *seeds]))
+        for seed in order:
+            if seed in begun and finished(table.folder(seed), replace(begun[seed], steps=config.steps), edited=edited):
+                rows[seed] = outcome(table.folder(seed), edited=edited)
+            elif seed not in seeds:
+                say(f"seed {seed}: {table.folder(seed)} is not a finished run, so it is left out of the table")
+        if before:  # figures of fewer steps must not remain if training is stopped
+            table = _ordered(table, rows, order)
+            table.write(request)
         for number, seed in enumerate(seeds, 1):
             check()
-            folder, one = table.folder(seed), replace(config, seed=seed)
-            began = (folder / "config.json").is_file()
-            if began:
-                stored = TrainConfig.from_dict(read_config(find_run(folder)))
-                one = replace(one, steps=one.steps or stored.steps)
-            if began and finished(folder, replace(stored, steps=one.steps)):
+            folder, began = table.folder(seed), seed in begun
+            if seed in rows:
                 say(f"seed {seed} ({number} of {len(seeds)}): {folder} is finished")
             else:
                 say(f"seed {seed} ({number} of {len(seeds)}): {folder}{' is resumed' if began else ''}")
                 given = data if number == 1 and not began else None
                 fit(
-                    one, data=given, out=folder, resume=began, device=device, dtype=dtype, quiet=quiet,
+                    replace(config, seed=seed), data=given, out=folder, resume=began, device=device, dtype=dtype,
+                    quiet=quiet, changed_data=changed_data and began, edited=edited, redivided=redivided and began,
                     features=features, track=track,
                 )  # fmt: skip
-            table = replace(table, runs={**table.runs, seed: outcome(folder)})
+                rows[seed] = outcome(folder, edited=edited)
+            table = _ordered(table, rows, order)
             table.write(request)
     return table
+
+
+def _ordered(table: SeedTable, rows: Mapping[int, Outcome], order: Sequence[int]) -> SeedTable:
+    """Return the table with the rows that are known, in the given order of their seeds."""
+    return replace(table, runs={seed: rows[seed] for seed in order if seed in rows})
+
+
+def _begun(table: SeedTable, seeds: Iterable[int], edited: bool) -> dict[int, TrainConfig]:
+    """Return the stored configurations of the runs that exist, keyed by seed."""
+    there = [seed for seed in sorted(seeds) if (table.folder(seed) / "config.json").is_file()]
+    return {seed: TrainConfig.from_dict(read_config(find_run(table.folder(seed), edited=edited))) for seed in there}
+
+
+def _same_steps(table: SeedTable, steps: int, begun: Mapping[int, TrainConfig], seeds: Sequence[int]) -> int:
+    """Return the number of steps of all runs: ``steps``, or that of the runs that exist if it is 0.
+
+    Raises:
+        UsageError: If the table would contain runs with different numbers of steps.
+    """
+    known = {seed: stored.steps for seed, stored in begun.items() if not steps or seed not in seeds}
+    if len({*known.values(), *([steps] if steps else [])}) <= 1:
+        return steps or next(iter(known.values()), 0)
+    told = ", ".join(f"{table.folder(seed)} has {count:,} steps" for seed, count in known.items())
+    if not steps:
+        raise UsageError(
+            f"the runs of a table need the same number of steps, but {told}; state the number of steps for all",
+            parameter="steps",
+            value=max(known.values()),
+        )
+    raise UsageError(
+        f"the runs of a table need the same number of steps, but {told}, and {steps:,} are asked for; name the other "
+        "seeds as well, or choose another folder",
+        parameter="out",
+    )
 
 
 def _request(config: TrainConfig, dtype: torch.dtype) -> dict[str, Any]:
@@ -204,7 +260,8 @@ def _request(config: TrainConfig, dtype: torch.dtype) -> dict[str, Any]:
 @contextmanager
 def _requested(table: SeedTable, seeds: Sequence[int], request: Mapping[str, Any]) -> Iterator[None]:
     """Check that the runs belong to the same request, and store the request until the table is written."""
-    if table.file.is_file():
+    new = not table.file.is_file()
+    if not new:
         check_request(request, read_object(table.file).get("request", {}), f"the runs of {table.file}")
     else:
         for folder in map(table.folder, seeds):
@@ -218,17 +275,17 @@ def _requested(table: SeedTable, seeds: Sequence[int], request: Mapping[str, Any
     try:
         yield
     finally:
-        if not any(table.folder(seed).exists() for seed in seeds):
+        if new and not any(table.folder(seed).exists() for seed in seeds):
             table.file.unlink(missing_ok=True)
 
 
 @contextmanager
-def _repeated(table: SeedTable, seeds: Sequence[int]) -> Iterator[None]:
-    """Say in the message of a signal how to continue."""
+def _repeated(seeds: Sequence[int], rows: Mapping[int, Outcome]) -> Iterator[None]:
+    """Say in the message of a signal how to continue. ``rows`` are those of the runs that are finished."""
     try:
         yield
     except (Preempted, Stopped) as stop:
-        done = {run["seed"] for run in read_object(table.file).get("runs", [])} & set(seeds)
+        done = set(rows) & set(seeds)
         stop.args = (f"{stop}; {len(done)} of {len(seeds)} seeds are finished, and the same command continues",)
         stop.parameter = stop.value = None
         raise

@@ -21,6 +21,7 @@ from ..data import Dataset
 from ..data.batch import Batches
 from ..model.network import ScoreModel
 from ..run.config import TrainConfig
+from ..run.profiles import Power
 from ..run.run import Run, warn_of_prior
 from ..run.spec import ModelSpec
 from . import pictures
@@ -28,11 +29,13 @@ from .executing import executable, lanes_of
 from .lanes import one_thread
 from .prepare import averaged_model, begun, measured, operator_of, parts
 from .schedule import affordable, looks, older, previews
+from .snapshots import planned, snapshots
 from .state import TrainState, steps
 from .validation import CHUNK, Validation
 
 __all__ = ["Timing", "timed"]
 
+HEADERS = 2**16  # bytes of a checkpoint or a snapshot, at most, besides the values of its tensors
 TIMED = 3  # training steps that are timed, after one that is not
 
 
@@ -44,8 +47,9 @@ class Timing:
         steps, validations, pictures: Number of training steps, of validations and of pictures.
         step, validation, picture: Duration of each of them, in seconds.
         memory: Peak of the memory, in bytes, or 0 if it is unknown.
-        checkpoint: Size of a checkpoint on the disk, in bytes.
-        weights: Size of the averaged weights, in bytes.
+        checkpoint: Size of a checkpoint on the disk, with all averages of the weights, in bytes.
+        weights: Size of the averaged weights in use, in bytes.
+        snapshots: Size of all snapshots of the averages, in bytes.
     """
 
     steps: int
@@ -57,6 +61,7 @@ class Timing:
     memory: int = 0
     checkpoint: int = 0
     weights: int = 0
+    snapshots: int = 0
 
     @property
     def parts(self) -> dict[str, float]:
@@ -73,8 +78,15 @@ class Timing:
         return sum(self.parts.values())
 
     def disk(self, keep: int) -> int:
-        """Return the largest size of ``keep`` checkpoints, one that is being written and the best weights, in bytes."""
-        return (keep + 1) * self.checkpoint + 2 * self.weights * (self.validations > 0)
+        """Return the largest size of ``keep`` checkpoints, one being written, the best weights and the snapshots.
+
+        The size is in bytes.
+        """
+        return (
+            (keep + 1) * (self.checkpoint + HEADERS)
+            + 2 * (self.weights + HEADERS) * (self.validations > 0)
+            + self.snapshots
+        )
 
 
 def timed(
@@ -132,9 +144,11 @@ def timed(
     drawn = [n for n in previews(config.steps, config.sample_every, most) if n > done]
     run = Run(averaged, spec.codec, info, config, spec, operator=operator)
     picture = pictures.seconds(run, data) if drawn else 0.0
+    taken = {*planned(config.steps, config.snapshots, done), *(() if folder is None else snapshots(folder))}
     return Timing(
-        max(0, config.steps - done), step, validations, validation, len(drawn), picture, _peak(device), *_sizes(state)
-    )
+        max(0, config.steps - done), step, validations, validation, len(drawn), picture, _peak(device),
+        *_sizes(state, len(taken)),
+    )  # fmt: skip
 
 
 def _peak(device: torch.device) -> int:
@@ -152,14 +166,18 @@ def _peak(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _sizes(state: TrainState) -> tuple[int, int]:
-    """Return the sizes of a checkpoint and of the averaged weights in it, in bytes."""
+def _sizes(state: TrainState, taken: int) -> tuple[int, int, int]:
+    """Return the sizes of a checkpoint, of the averaged weights in use and of ``taken`` snapshots, in bytes."""
 
     def size(tensors: Iterable[Tensor]) -> int:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
+    assert state.average is not None
+    profiles, trained = state.average.profiles, state.average.trained.values()
     moments = [v for part in state.optimiser.state_dict()["state"].values() for v in part.values()]
     weights = size(state.averaged().values())
-    return size(state.learned.state_dict().values()) + size(
-        v for v in moments if isinstance(v, Tensor)
-    ) + weights, weights
+    checkpoint = size(state.learned.state_dict().values()) + size(v for v in moments if isinstance(v, Tensor))
+    # A snapshot has the trained weights in float32, and a copy of the rest.
+    each = weights - sum(value.numel() * (value.element_size() - 4) for value in trained)
+    power = sum(isinstance(profile, Power) for profile in profiles)
+    return checkpoint + len(profiles) * weights, weights, taken * (power * each + HEADERS)

@@ -100,7 +100,7 @@ def test_json(shell: Shell, digits: str) -> None:
     told = shell.json(f"info {digits}")
     facts = {
         "run", "checkpoint", "step", "used_step", "parameters", "learned", "end", "last_loss", "training", "config",
-        "data", "environment",
+        "averaged", "data", "environment",
     }  # fmt: skip
     assert told.keys() == facts and told["training"] is None
     assert told["step"] == 3 and told["data"]["levels"] == 17  # type: ignore[index]

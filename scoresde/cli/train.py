@@ -514,9 +514,8 @@ def _dry_run(
     }
     each = f" for each of {runs} seeds" * (runs > 1)
     where = "the GPU" if session.on.type == "cuda" else "the whole process, with the data"
-    disk = (
-        f"{_size(runs * timing.disk(resolved.keep))} at most for {resolved.keep} checkpoints and the best weights{each}"
-    )
+    space = _size(runs * timing.disk(resolved.keep))
+    disk = f"{space} at most for {resolved.keep} checkpoints, the best weights and snapshots{each}"
     memory = f"{_size(timing.memory)} at the peak of {where}" if timing.memory else "unknown"
     session.print(
         facts,

@@ -89,7 +89,7 @@ VERBS = {
     "train": "train --resume {run} --steps 4",
 }
 # The first of these reads only runs with snapshots (test_posthoc.py), and the others read no run.
-RUNLESS = ("ema", "classifier", "data", "list", "demo", "plot schedule", "plot forward")
+RUNLESS = ("config", "ema", "classifier", "data", "list", "demo", "plot schedule", "plot forward")
 
 
 def test_every_verb_is_here():

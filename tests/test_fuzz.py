@@ -408,8 +408,8 @@ def test_what_is_left_is_seen(home: Path) -> None:
 
 
 def test_lines_are_random_and_repeat() -> None:
-    made = [lines.random_line(random.Random(i)) for i in range(200)]
-    assert made == [lines.random_line(random.Random(i)) for i in range(200)]
+    made = [lines.random_line(random.Random(i)) for i in range(500)]
+    assert made == [lines.random_line(random.Random(i)) for i in range(500)]
     assert {line[0][0] for line in made} >= {words.split()[0] for words in lines.commands()}
     assert set(lines.NEEDED) == set(lines.commands())
 

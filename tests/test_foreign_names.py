@@ -88,7 +88,7 @@ VERBS = {
     "interpolate": "interpolate {run} one.npy one.npy --n 2 --rtol 0.1",
     "train": "train --resume {run} --steps 4",
 }
-# The first of these reads only runs with snapshots (test_posthoc.py), and the others read no run.
+# The first two of these have tests of their own (test_settings.py, test_posthoc.py), and the others read no run.
 RUNLESS = ("config", "ema", "classifier", "data", "list", "demo", "plot schedule", "plot forward")
 
 

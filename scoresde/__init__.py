@@ -69,6 +69,7 @@ _HOME = {
     "Likelihood": "likelihood",
     "LogLikelihood": "likelihood",
     "Scores": "likelihood",
+    "MeanLikelihood": "likelihood",
     "log_likelihood": "likelihood",
     "bits_per_dim": "likelihood",
     "Elbo": "likelihood",
@@ -96,7 +97,16 @@ if TYPE_CHECKING:
     from .guidance.classifier_free import Guided, Mixed
     from .guidance.measured import Measured
     from .guidance.steered import Rescaled, Steered, Thresholded
-    from .likelihood import Elbo, Likelihood, LogLikelihood, Scores, bits_per_dim, elbo, log_likelihood
+    from .likelihood import (
+        Elbo,
+        Likelihood,
+        LogLikelihood,
+        MeanLikelihood,
+        Scores,
+        bits_per_dim,
+        elbo,
+        log_likelihood,
+    )
     from .model.convert import convert
     from .model.estimate import Denoiser, Domain, Estimate
     from .model.mixture import GaussianMixture

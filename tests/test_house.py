@@ -31,7 +31,7 @@ PUBLIC = """
     ScoreModel Guided Mixed Steered Measured Thresholded Rescaled Particles convert
     GaussianMixture Noise Condition Codec denoising_loss
     Solver Solution EulerMaruyama PredictorCorrector ProbabilityFlow RungeKutta Multistep FixedStep sample
-    Likelihood LogLikelihood Scores log_likelihood bits_per_dim Elbo elbo
+    Likelihood LogLikelihood Scores MeanLikelihood log_likelihood bits_per_dim Elbo elbo
     Dataset load_data Run load TrainConfig fit averaged reflow straightness __version__
     data metrics nn plot solvers
 """.split()

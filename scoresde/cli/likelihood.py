@@ -25,6 +25,7 @@ from .common import (
     shares_rows,
     together,
 )
+from .within import Within, mean_within, within_options
 from .work import REQUEST, resume_option, work_in
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ def _how(assignments: tuple[str, ...], **typed: Any) -> Likelihood:
     short_help="Compute the likelihood of data under a run.",
     epilog="Examples:\n  scoresde likelihood runs/photos --probes 4 --elbo\n"
     "  scoresde likelihood runs/photos --data photos_test/ --data paintings/ --limit 500\n"
-    "  scoresde likelihood runs/small runs/large --limit 0",
+    "  scoresde likelihood runs/small runs/large --limit 0\n"
+    "  scoresde likelihood runs/photos --within 0.005",
 )
 @option("--data", under="Data", first=True, files=True,
         help="Data to evaluate. The option may be repeated.  [default: the run's own data]")  # fmt: skip
@@ -70,6 +72,7 @@ def _how(assignments: tuple[str, ...], **typed: Any) -> Likelihood:
     set_option("likelihood.NAME=VALUE", "Any other option of the likelihood.", "Likelihood"),
     fields=(HOW,),
 )  # fmt: skip
+@within_options()
 @option("--elbo", under="Likelihood", first=True, is_flag=True,
         help="Also compute the variational bound on the likelihood under the reverse SDE.")  # fmt: skip
 @option("--strata", under="Likelihood", type=Whole(STEPS), default=64,
@@ -86,8 +89,9 @@ def _how(assignments: tuple[str, ...], **typed: Any) -> Likelihood:
 @session(run=True, first=("device",), several=True, processes=True, execution=True)
 @shares_rows
 def likelihood(
-    data: tuple[str, ...], split: str, limit: int, how: Likelihood, elbo: bool, strata: int, check: bool, batch: int,
-    memory: int | None, condition: Conditioning, save: str, out: Path | None, resume: bool, session: Session,
+    data: tuple[str, ...], split: str, limit: int, how: Likelihood, within: Within, elbo: bool, strata: int,
+    check: bool, batch: int, memory: int | None, condition: Conditioning, save: str, out: Path | None, resume: bool,
+    session: Session,
 ) -> None:  # fmt: skip
     """Compute the likelihood of data under a trained RUN (default: the newest).
 
@@ -106,6 +110,9 @@ def likelihood(
     from ..study.report import KINDS, check_comparable, choose, cost_of_precision, how_told, unfair, units, write_scores
 
     kinds = check_kinds(in_list(save), KINDS)
+    if within.within is not None:
+        within.check(how, len(data), 1 + len(session.others), elbo)
+        limit = limit if within.limit is None else within.limit
     runs, seed = session.all_loaded, session.seed
     first = runs[0]
     for run in runs:
@@ -123,6 +130,13 @@ def likelihood(
         return condition.of(run) if part.label is None else condition.each(run, part.label)
 
     asked = [(run, part, bind(run, part)) for part in chosen for run in runs]
+    if within.within is not None:
+        told = "given" if condition.given else "labels" if condition.labels else condition.label
+        mean_within(
+            session, asked[0][2], chosen[0], how, within, split=split, batch=batch, memory=memory, out=out,
+            resume=resume, condition={"condition": told, **{k: v for k, v in condition.facts.items() if k != "label"}},
+        )  # fmt: skip
+        return
     # A run has a likelihood without conditions only if some conditions were dropped in training.
     # In coordinates relative to an image, it has none.
     bare = {id(run): run.config is not None and run.config.cond_drop > 0 and "image" not in run.needs for run in runs}

@@ -106,6 +106,12 @@ class Progress:
         elif time.monotonic() - self._printed_at >= self.every:
             self._print_line(final=self.done >= self.total)
 
+    def expect(self, total: int) -> None:
+        """Change the number of steps in the whole loop, once it is known or known better."""
+        self.total = total
+        if self._bar is not None:
+            self._bar.total = total
+
     def note(self, text: str) -> None:
         """Print ``text`` on a separate line, above the bar if there is one."""
         if self.quiet:

@@ -24,7 +24,8 @@ Densities in model units are computed by the modules ``clock`` (the integration 
 straight frame), ``divergence`` (the divergence and its probes), ``quadrature`` (the integral along a solved
 trajectory), ``coupled`` (the trajectory and the integral as one system) and ``memory`` (the memory that these
 computations need). Other modules cover dequantisation (``dequantise``), likelihoods in data units (``data``), the
-options and the convergence check (``method``), and the variational bounds in continuous time (``elbo``) and for a chain
+options and the convergence check (``method``), a mean to a stated error (``mean``, with ``adams``, ``control`` and
+``levels``), and the variational bounds in continuous time (``elbo``) and for a chain
 (``chain``).
 """
 
@@ -32,7 +33,8 @@ from __future__ import annotations
 
 from .data import Scores
 from .elbo import Elbo, elbo
+from .mean import MeanLikelihood
 from .method import Likelihood, log_likelihood
 from .result import LogLikelihood, bits_per_dim
 
-__all__ = ["Elbo", "Likelihood", "LogLikelihood", "Scores", "bits_per_dim", "elbo", "log_likelihood"]
+__all__ = ["Elbo", "Likelihood", "LogLikelihood", "MeanLikelihood", "Scores", "bits_per_dim", "elbo", "log_likelihood"]

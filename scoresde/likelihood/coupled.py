@@ -19,10 +19,11 @@ Solving one system is more accurate than solving two. With the same steps, the r
 converged value than when the trajectory is solved first (:mod:`scoresde.likelihood.quadrature`), because the errors
 of y and of the log-determinant come from the same stages and partly cancel.
 
-Fixed steps. The methods are Euler, midpoint, Heun and classical Runge-Kutta, with steps of equal size in u. The
-results are then differentiable functions of the data and of the network parameters. The gradient is exactly that of the
-returned value, because backpropagation goes through the same steps. (An adjoint equation solved backward in time would
-have its own error.) A step keeps no graph and is recomputed in the backward pass (:mod:`scoresde.likelihood.repeat`),
+Fixed steps. The methods are Euler, midpoint, Heun and classical Runge-Kutta, with steps of equal size in u, and that of
+Adams and Bashforth (:mod:`scoresde.likelihood.adams`), with steps that grow. The results are then differentiable
+functions of the data and of the network parameters. The gradient is exactly that of the returned value, because
+backpropagation goes through the same steps. (An adjoint equation solved backward in time would have its own error.) A
+step keeps no graph and is recomputed in the backward pass (:mod:`scoresde.likelihood.repeat`),
 so only one step's graph is in memory at a time.
 
 References:
@@ -34,6 +35,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -41,6 +43,7 @@ from torch import Tensor
 from ..core.shapes import sum_flat
 from ..ode.fixed import RULES, rule_step
 from ..ode.integrate import FAILED_NONFINITE, OK, TABLEAUS, integrate
+from .adams import ADAMS, adams_step, places
 from .divergence import Probes
 from .problem import Problem
 from .repeat import leaves, repeated
@@ -116,37 +119,48 @@ def coupled(problem: Problem, probes: Probes, rtol: float, atol: float, scheme: 
 
 
 def by_fixed_steps(problem: Problem, probes: Probes, scheme: str, steps: int) -> LogLikelihood:
-    """Solve for the trajectory and the log-determinant in steps of equal size in u.
+    """Solve for the trajectory and the log-determinant in a given number of steps.
 
     The result is differentiable if ``problem.graph`` is true.
 
     Args:
         problem: The data, the model and the interval.
         probes: The probes of the rows.
-        scheme: A key of :data:`scoresde.ode.fixed.RULES`.
+        scheme: A key of :data:`scoresde.ode.fixed.RULES`, or ``adams``.
         steps: Number of steps.
     """
     rows = torch.arange(len(problem.x), device=problem.x.device)
-    (u0, u1), plain = problem.interval, replace(problem, graph=False)
-    grid = torch.linspace(u0, u1, steps + 1, dtype=torch.float64).to(problem.scales.detach())
-    h = (u1 - u0) / steps
+    plain, multistep = replace(problem, graph=False), scheme == ADAMS
+    u0, u1 = problem.interval
+    grid, sizes = torch.linspace(u0, u1, steps + 1, dtype=torch.float64).tolist(), [(u1 - u0) / steps] * steps
+    if multistep:
+        grid = [u0 + (u1 - u0) * place for place in places(steps)]
+        sizes = [after - before for before, after in pairwise(grid)]
 
     def step(state: Tensor, graph: bool, i: int) -> Tensor:
         place, at = torch.full_like(rows, i), problem if graph else plain
 
         def slope(c: float, state: Tensor) -> Tensor:
-            u = (grid[i] + c * h).clamp(max=u1).expand(len(rows))
+            u = problem.scales.detach().new_full((len(rows),), min(grid[i] + c * sizes[i], u1))
             return _derivative(at, probes, state, u, rows, place)
 
-        return rule_step(scheme, slope, state, h)
+        if not multistep:
+            return rule_step(scheme, slope, state, sizes[i])
+        # The state of a multistep method includes the previous derivative.
+        now, before = (state, None) if i == 0 else state.chunk(2, dim=1)
+        found = slope(0, now)
+        return torch.cat([adams_step(now, found, before, sizes[i], sizes[i - 1]), found], dim=1)
 
     with torch.set_grad_enabled(problem.graph):
         state = _start(problem, probes)
         if problem.graph:
-            parameters = leaves(problem.field(problem.start.detach(), grid[0].expand(len(rows)), rows)[0])
+            first = problem.scales.detach().new_full((len(rows),), u0)
+            parameters = leaves(problem.field(problem.start.detach(), first, rows)[0])
         for i in range(steps):
             one = partial(step, i=i)
             state = repeated(one, state, parameters) if problem.graph else one(state, False)
+        state = state.chunk(2, dim=1)[0] if multistep else state
         finite = torch.isfinite(sum_flat(state.detach() * 0))
-        nfe, status = torch.full_like(rows, steps * len(RULES[scheme].c)), torch.where(finite, OK, FAILED_NONFINITE)
+        calls = steps * (1 if multistep else len(RULES[scheme].c))
+        nfe, status = torch.full_like(rows, calls), torch.where(finite, OK, FAILED_NONFINITE)
         return _finish(plain, probes, state, nfe, nfe, status)  # plain has counted the forward pass

@@ -40,7 +40,7 @@ from .result import ALLOWED, LogLikelihood, bits_per_dim
 if TYPE_CHECKING:
     from .method import Likelihood
 
-__all__ = ["Scores", "begins", "join", "score"]
+__all__ = ["Scores", "States", "begins", "is_density", "join", "piece", "score"]
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ def score(
     dims = codec.dims(x, condition)
     how = likelihood.resolved(model, dims if isinstance(dims, int) else int(dims.max()), codec)
     condition = None if condition is None else condition.to("cpu")
-    states = _States(how, model, codec, x.cpu(), noise, dtype, condition)
+    states = States(how, model, codec, x.cpu(), noise, dtype, condition)
     everyone = torch.arange(len(x), device=noise.indices.device)
     first = states(everyone[:1], 0)[0]
     batch = how.batch_within(memory, model.rows(everyone[:1]), first, batch)
@@ -233,7 +233,7 @@ def score(
         return Scores.unpack(tensors, facts, how, everyone.device)
 
     ranges = torch.split(everyone, batch)
-    solve = partial(_piece, how, states, batch)
+    solve = partial(piece, how, states, batch)
     found = join(pieces(ranges, solve, Scores.pack, unpack, parts, noise.indices, watch))
     if not check:
         return found
@@ -241,7 +241,7 @@ def score(
     return replace(found, model=replace(found.model, change=change))
 
 
-def _piece(how: Likelihood, states: _States, batch: int, rows: Tensor) -> Scores:
+def piece(how: Likelihood, states: States, batch: int, rows: Tensor) -> Scores:
     """Score the samples ``rows``, with R draws per sample and K importance samples per draw."""
     codec, model, noise = states.codec.rows(rows), states.model.rows(rows), states.noise.rows(rows)
     solved: list[LogLikelihood] = []
@@ -264,15 +264,19 @@ def _piece(how: Likelihood, states: _States, batch: int, rows: Tensor) -> Scores
     known = states.known(rows)
     log_det = codec.continuous.log_det(x, known)
     dims = torch.as_tensor(codec.dims(x, known), device=log_prob.device).expand(len(x))
-    # If only some columns are stored as levels, the result in nats combines their probability with a density.
-    density = how.dequantisation == "none" or (isinstance(codec.levels, Levels) and not codec.levels.everywhere)
-    bits = None if density else bits_per_dim(log_prob, dims)
+    bits = None if is_density(how, codec) else bits_per_dim(log_prob, dims)
     scale = math.nan if log_det is None else float((-torch.as_tensor(log_det) / dims.cpu()).mean().exp())
     return Scores(log_prob, bits, _stderr(solved, torch.stack(log_w)), merged, how, scale, dims)
 
 
+def is_density(how: Likelihood, codec: Codec) -> bool:
+    """Return whether a likelihood is a density, in nats, and not a probability, in bits/dim."""
+    # If only some columns are stored as levels, the result in nats combines their probability with a density.
+    return how.dequantisation == "none" or (isinstance(codec.levels, Levels) and not codec.levels.everywhere)
+
+
 @dataclass(frozen=True)
-class _States:
+class States:
     """A callable that draws the states at which the density of the data is evaluated."""
 
     how: Likelihood

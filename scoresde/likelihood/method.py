@@ -28,6 +28,7 @@ from ..core.shared import Shared
 from ..model.estimate import Denoiser
 from ..ode.fixed import RULES
 from ..ode.integrate import TABLEAUS, blamed, check_tolerances
+from .adams import ADAMS
 from .coupled import by_fixed_steps, coupled
 from .data import Scores, begins, score
 from .dequantise import DEQUANTISATIONS
@@ -68,7 +69,8 @@ class Likelihood(Checked):
         rtol: Relative tolerance for the state (in the straight frame) and for the integrals (in nats per dimension).
         atol: Absolute tolerance for the same quantities, or ``None`` to use the value of ``rtol``.
         scheme: A Runge-Kutta method of :mod:`scoresde.ode.integrate` (``auto`` means ``dopri5``) or, if ``steps`` is
-            given, one of ``euler``, ``midpoint``, ``heun`` and ``rk4`` (``auto`` means ``rk4``).
+            given, one of ``euler``, ``midpoint``, ``heun``, ``rk4`` (``auto`` means ``rk4``) and ``adams``
+            (:mod:`scoresde.likelihood.adams`).
         steps: Number of fixed steps, or ``None`` for adaptive steps controlled by the tolerances.
         t_min: The time at which the density is evaluated and the trajectory begins. ``None`` means the beginning of the
             model's domain or, with ``truncated-normal``, the time at which half a cell equals three standard deviations
@@ -111,7 +113,7 @@ class Likelihood(Checked):
         super().__post_init__()
         for name, known in (
             ("method", METHODS), ("divergence", DIVERGENCES), ("dequantisation", ("auto", *DEQUANTISATIONS)),
-            ("scheme", ("auto", *(TABLEAUS if self.steps is None else RULES))),
+            ("scheme", ("auto", *(TABLEAUS if self.steps is None else (*RULES, ADAMS)))),
         ):  # fmt: skip
             if getattr(self, name) not in known:
                 given = f" for {'adaptive steps' if self.steps is None else 'fixed steps'}" if name == "scheme" else ""

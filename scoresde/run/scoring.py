@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from ..codec import undefined
+from ..core.errors import DataError, UsageError
 from ..core.limits import (
     COUNT,
+    POSITIVE,
     SEED,
     STEPS,
     TIME,
@@ -21,10 +23,13 @@ from ..core.limits import (
     checked,
 )
 from ..core.noise import Noise
-from ..core.parts import pieces
-from ..likelihood import Elbo, Likelihood, Scores, elbo
+from ..core.parts import Parts, pieces
+from ..core.shared import silence
+from ..likelihood import Elbo, Likelihood, MeanLikelihood, Scores, elbo
 from ..likelihood.chain import bound
+from ..likelihood.control import MOST
 from ..likelihood.elbo import whose
+from ..likelihood.levels import Progress, check_options, mean_likelihood
 from .plausible import warn_of_units
 from .sampling import Sampling
 
@@ -71,6 +76,80 @@ class Scoring(Sampling):
             self._bound(len(x)), x, noise, self.codec, batch=batch, memory=memory, check=check, watch=watch,
             dtype=self.dtype, parts=parts, condition=self.condition,
         )  # fmt: skip
+
+    @checked(within=POSITIVE, seed=SEED, start=WHOLE, batch=COUNT, memory=WHOLE)
+    def mean_likelihood(
+        self,
+        x: Tensor | npt.ArrayLike,
+        within: float,
+        likelihood: Likelihood | None = None,
+        *,
+        of: str = "population",
+        features: bool = True,
+        seed: int = 0,
+        start: int = 0,
+        batch: int = 256,
+        memory: int | None = None,
+        watch: Callable[[Progress], object] | None = None,
+        keep: str | Path | None = None,
+    ) -> MeanLikelihood:
+        """Estimate the mean log-likelihood of data to a stated standard error (:mod:`scoresde.likelihood.mean`).
+
+        The result is the mean that :meth:`log_likelihood` has for these options, in bits/dim or, for continuous data,
+        in nats. Most samples are solved in a few steps, some are solved twice to correct the error of the few steps,
+        and the numbers of both are chosen so that the error is ``within``. Nothing is said about single samples.
+
+        Args:
+            x: Data in data units, shape ``(n, *event)``. The samples that are solved are chosen at random among them.
+            within: The wanted standard error of the mean, in the unit of the result.
+            likelihood: The method and its settings (default: ``Likelihood()``).
+            of: ``population`` for the mean of the distribution from which the data were drawn, or ``these`` for the
+                mean of these data.
+            features: Whether to use a regression on features of the data, which makes the error smaller
+                (:mod:`scoresde.likelihood.control`). The features include distances to training rows, if these can be
+                read.
+            seed, start, batch, memory: See :meth:`log_likelihood`.
+            watch: Function to call after each batch.
+            keep: A folder in which each batch is saved, as in :meth:`sample`.
+
+        Raises:
+            DataError: If :meth:`checked` rejects the data.
+            UsageError: If an option is not suitable, or ``keep`` contains results computed with other settings or data.
+        """
+        how = likelihood or Likelihood()
+        check_options(how, within, of)
+        x = self._in_space(self.checked(x, dequantise=how.dequantisation != "none"))
+        warn_of_units(x, self.codec, self.info, stacklevel=4)
+        asked = self.score_request(how, seed=seed, start=start, of=of, n=len(x))
+
+        def parts(level: str, order: Tensor) -> Parts | None:
+            if keep is None:
+                return None
+
+            def inputs(places: Tensor) -> list[Tensor]:
+                rows = order[places.cpu()]
+                return [x[rows], *self._known_of(rows.to(self.device))]
+
+            return Parts(Path(keep) / level, {**asked, "level": level}, inputs)
+
+        return mean_likelihood(
+            how, self._bound(len(x)), self.codec, x, Noise.of(len(x), seed, start, self.device), within, of=of,
+            control=features, train=self._training_rows() if features else None, dtype=self.dtype, batch=batch,
+            memory=memory, watch=watch, parts=parts, condition=self.condition,
+        )  # fmt: skip
+
+    def _training_rows(self) -> Tensor | None:
+        """Return some of the training rows in model units, or ``None`` if they cannot be read or need conditions."""
+        if self.config is None or self.needs:
+            return None
+        try:
+            with silence:
+                found = self.data().filled
+        except (DataError, UsageError):
+            return None
+        index = torch.linspace(0, len(found) - 1, min(MOST, len(found)), dtype=torch.float64).round().long()
+        rows = found[index]
+        return self.codec.to_model(rows.double(), None, noise=torch.full(rows.shape, 0.5, dtype=torch.float64))
 
     @checked(strata=STEPS, draws=STEPS, t_min=TIME, seed=SEED, start=WHOLE, batch=COUNT)
     def elbo(

@@ -30,14 +30,15 @@ from ..core.errors import UsageError
 from ..core.noise import Noise
 from ..core.parts import Packed, Parts, pieces
 from ..model.estimate import Denoiser
+from .adams import ADAMS
 from .control import Ridge, features
 from .data import States, is_density, piece
 from .mean import OF, MeanLikelihood, Plan, Solved, Terms, telescoped
 from .method import Likelihood
 
-__all__ = ["BASE", "LOOSE", "Progress", "check_options", "levels_of", "mean_likelihood"]
+__all__ = ["LOOSE", "STEPS", "Progress", "check_options", "levels_of", "mean_likelihood"]
 
-BASE = {"steps": 12, "scheme": "adams"}
+STEPS = 12  # of the base level
 LOOSE = 100.0  # how much looser T is than U
 LOOSEST = 1e-2
 
@@ -85,7 +86,7 @@ def check_options(likelihood: Likelihood, within: float, of: str) -> None:
 
 def levels_of(how: Likelihood) -> dict[str, Likelihood]:
     """Return the options of each level for the resolved options ``how`` of U."""
-    base = replace(how, scheme=str(BASE["scheme"]), steps=int(BASE["steps"]))
+    base = replace(how, scheme=ADAMS, steps=STEPS)
     assert how.atol is not None
     factor = max(1.0, min(LOOSE, LOOSEST / how.rtol))
     fixed = replace(how, redraw=False)

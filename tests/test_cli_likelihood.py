@@ -108,10 +108,10 @@ def test_json_says_all_that_the_figure_depends_on(shell: Shell, digits: str) -> 
     one = figure(found)
     assert one.keys() == {
         "data", "split", "n", "of", "failed", "unit", "mean", "stderr_mean", "stderr_probes", "change", "converged",
-        "checked", "nfe_mean", "nfe_max", "dequantisation", "draws", "importance", "t_min", "method", "divergence",
+        "checked", "shift", "share", "nfe_mean", "nfe_max", "dequantisation", "draws", "importance", "t_min", "method", "divergence",
         "probes", "probe", "redraw", "scheme", "steps", "rtol", "atol", "max_nfe", "scale",
     }  # fmt: skip
-    assert (one["unit"], one["n"], one["of"], one["divergence"], one["probes"]) == ("bits/dim", 3, 180, "hutchinson", 1)
+    assert (one["unit"], one["n"], one["of"], one["divergence"], one["probes"]) == ("bits/dim", 3, 180, "difference", 1)
     assert one["stderr_probes"] is None and one["stderr_mean"] > 0, "one probe says nothing about its error"
     assert one["change"] is not None and one["converged"] is (one["change"] <= 0.01) and one["checked"] == 3
     assert [Path(f).name for f in found["files"]] == ["likelihood.png", "likelihood.csv", "likelihood.json"]
@@ -192,9 +192,14 @@ def arrays_of(run: str) -> np.ndarray:
         ("--dequantisation truncated-normal", {"dequantisation": "truncated-normal"}, "truncated-normal dequant"),
         ("--dequantisation none", {"unit": "nats"}, "no dequantisation"),
         ("--method quadrature --probes 2", {"method": "quadrature", "probes": 2}, "quadrature"),
-        ("--probe gaussian --no-redraw", {"probe": "gaussian", "redraw": False}, "1 gaussian probe, fixed along"),
+        (
+            "--probe gaussian --no-redraw",
+            {"probe": "gaussian", "redraw": False},
+            "1 gaussian probe with finite differences, fixed along",
+        ),
         ("--scheme bosh3 --t-min 1e-3", {"scheme": "bosh3", "t_min": 1e-3}, "rtol 0.3 with bosh3, t_min 0.001"),
-        ("--steps 3 --scheme heun", {"steps": 3, "nfe_max": 6}, "3 steps with heun"),
+        ("--steps 3 --scheme heun", {"steps": 3, "nfe_max": 12}, "3 steps with heun"),
+        ("--steps 3 --scheme adams --divergence hutchinson", {"steps": 3, "nfe_max": 3}, "3 steps with adams"),
         ("--divergence difference", {"divergence": "difference", "probes": 1}, "1 rademacher probe with finite diff"),
         ("--divergence exact --steps 1", {"divergence": "exact", "probes": 0, "stderr_probes": 0}, "exact divergence"),
     ],
@@ -391,7 +396,9 @@ def test_the_check_is_told_and_so_is_that_there_was_none(shell: Shell, moons: st
     )
     word = "passed" if found["converged"] else "FAILED"
     change = f"{found['change']:.2g} nats"
-    assert f"\ncheck {word}: solving 16 samples again changes the likelihoods by at most {change}\n" in out
+    assert f"\ncheck {word}: solving 16 samples again changes the likelihoods by at most {change}, and their" in out
+    assert re.search(r"and their mean by [+-][\d.e-]+, which is [\d.]+ % of its error\n", out)
+    assert found["share"] == pytest.approx(abs(found["shift"]) / found["stderr_mean"])
     out = shell(f"likelihood {moons} --limit 2 --steps 2 --no-check --save csv")
     assert "\nconvergence not checked: a more accurate solution could change the result\n" in out
     assert "solving some" not in shell.err

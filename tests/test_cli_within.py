@@ -13,18 +13,18 @@ FAST = "--rtol 0.1 --threads 1 --split all --limit 200"
 
 
 def test_it_prints_and_writes_the_mean_with_the_parts_of_its_error(shell: Shell, digits: str) -> None:
-    out = shell(f"likelihood {digits} --within 0.2 {FAST} --out found")
+    out = shell(f"likelihood {digits} --within 0.005 {FAST} --out found")
     stored = json.loads(Path("found/likelihood.json").read_text())
     assert sorted(path.name for path in Path("found").iterdir()) == ["likelihood.json", "request.json"]
-    assert re.match(r"\d+\.\d{4} ± 0\.\d{4} bits/dim of the population  \(200 samples of digits, all; ± 0.2 was", out)
+    assert re.match(r"\d+\.\d{4} ± 0\.\d{4} bits/dim of the population  \(200 samples of digits, all; ± 0.005 was", out)
     assert "the error consists of: the samples 0." in out and "forward passes (" in out and "0 tolerance" in out
-    assert stored["reached"] and stored["stderr_mean"] <= 0.2 and stored["parts"].keys() == {
+    assert stored["reached"] and stored["stderr_mean"] <= 0.005 and stored["parts"].keys() == {
         "pictures", "correction", "tolerance",
     }  # fmt: skip
     assert stored["plan"]["plain_cost"] > 0 and "plan: of 200 pictures," in shell.err
-    assert (stored["n"], stored["within"], stored["of"], stored["failed"]) == (200, 0.2, "population", 0)
+    assert (stored["n"], stored["within"], stored["of"], stored["failed"]) == (200, 0.005, "population", 0)
     assert (stored["divergence"], stored["rtol"]) == ("difference", 0.1)
-    again = shell.json(f"likelihood {digits} --within 0.2 {FAST} --out again --batch 17 --quiet")
+    again = shell.json(f"likelihood {digits} --within 0.005 {FAST} --out again --batch 17 --quiet")
     assert again["mean"] == pytest.approx(stored["mean"], abs=1e-4) and again["cost"] == stored["cost"]
     assert again["files"] == [str(Path("again/likelihood.json"))]
 

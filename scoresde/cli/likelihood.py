@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["likelihood"]
 
+LARGE = 0.1  # largest share of the integration in the error of a mean
 FEW = 16  # samples for which the cost of a low precision is measured
 
 HOW = Fields("likelihood", "likelihood", {"likelihood": "scoresde.likelihood:Likelihood"})
@@ -68,7 +69,7 @@ def _how(assignments: tuple[str, ...], **typed: Any) -> Likelihood:
     option("--probes", under="Likelihood", first=True, sets="likelihood", type=Whole(Range(1, 100_000)),
            help="Number of random probes per sample for estimating the divergence.  [default: 1]"),
     option("--rtol", under="Likelihood", first=True, sets="likelihood", type=Real(RTOL),
-           help="Relative tolerance of the solver.  [default: 1e-05]"),
+           help="Relative tolerance of the solver.  [default: 0.0001]"),
     set_option("likelihood.NAME=VALUE", "Any other option of the likelihood.", "Likelihood"),
     fields=(HOW,),
 )  # fmt: skip
@@ -271,7 +272,15 @@ def _check(found: dict[str, Any]) -> str:
     if found["change"] is None:
         return f"check {result}: solving {told} again failed for at least one of them"
     change = f"{found['change']:.2g} {found['unit']}"
-    return f"check {result}: solving {told} again changes the likelihoods by at most {change}"
+    text = f"check {result}: solving {told} again changes the likelihoods by at most {change}"
+    if found.get("share") is None:  # a single sample, or an earlier version
+        return text
+    text += f", and their mean by {found['shift']:+.2g}, which is {_percent(found['share'])} of its error"
+    return text + ("; use a smaller --rtol for an accurate mean" if found["share"] > LARGE else "")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.095 else f"{100 * share:.1f} %"
 
 
 def _lines(found: dict[str, Any], several: bool, given: bool = False) -> str:

@@ -175,6 +175,7 @@ def _shared(domains: Sequence[Domain], exact: bool, kind: str) -> Domain:
         t_max=min(domain.t_max for domain in domains),
         has_score=all(domain.has_score for domain in domains),
         consistent=exact and all(domain.consistent for domain in domains),
+        rounded=any(domain.rounded for domain in domains),
         kind=first.kind if exact else kind,
         twisted=False,
     )

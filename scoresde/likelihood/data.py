@@ -99,9 +99,27 @@ class Scores:
 
         The change is in the unit of ``values``. It is NaN if no samples were solved again.
         """
-        changes = self.model.change / self.nats_per_unit
-        checked = changes[~changes.isnan()]
+        checked = self._changes.abs()
         return float(checked.max()) if len(checked) else math.nan
+
+    @property
+    def _changes(self) -> Tensor:
+        """The changes of the samples that were solved again, float64 ``(m,)``, in the unit of ``values``."""
+        changes = (1 if self.bits_per_dim is None else -1) * self.model.change.double() / self.nats_per_unit
+        return changes[~changes.isnan()]
+
+    @property
+    def shift(self) -> float:
+        """Mean change of the values that were solved again to check convergence, in the unit of ``values``.
+
+        It estimates the error of the integration in :meth:`mean`. It is NaN if no samples were solved again.
+        """
+        return float(self._changes.mean()) if len(self._changes) else math.nan
+
+    @property
+    def share(self) -> float:
+        """The size of :attr:`shift` as a share of :meth:`stderr_mean`, or NaN if either is unknown."""
+        return abs(self.shift) / self.stderr_mean() if self.stderr_mean() > 0 else math.nan
 
     @property
     def checked(self) -> int:
@@ -111,7 +129,7 @@ class Scores:
     @property
     def converged(self) -> bool | None:
         """Whether all checked values changed by at most 0.01 bits per dimension, or ``None`` if none was checked."""
-        bits = self.model.change / (self.dims.double() * math.log(2))
+        bits = self.model.change.abs() / (self.dims.double() * math.log(2))
         checked = bits[~bits.isnan()]
         return bool((checked <= ALLOWED).all()) if len(checked) else None
 

@@ -310,7 +310,7 @@ def telescoped(
         control: The regression on features, or ``None`` for F = 0.
         tolerance: Whether U' differs from T.
         sizes: Fixed numbers of pictures for the three levels, for experiments, or ``None`` to choose them.
-        watch: Function to call after each batch with the terms, the plan (``None`` before it is made) and the number of
+        watch: Function to call after each batch, and after the pilot, with the terms, the plan (``None`` before it is made) and the number of
             forward passes so far.
     """
     work = _Work(solve, count, control, of, tolerance, watch)
@@ -323,6 +323,7 @@ def telescoped(
         asked = work.terms.sizes_for(within) or PILOT
         work.grow(_least(PILOT, most, _most(asked, LEAST)))
         work.plan = work.planned(within)
+        work.tell()
     while not work.done(within):
         plan = work.planned(within)
         if plan.sizes is None:
@@ -389,11 +390,15 @@ class _Work:
         def found(places: Tensor, solved: Solved) -> None:
             self.values[level][places] = solved.values
             self.costs[level][places] = solved.cost
-            if self.watch is not None:
-                self.watch(self.terms, self.plan, self.cost)
+            self.tell()
 
         if last > first:
             self.solve(level, torch.arange(first, last), found)
+
+    def tell(self) -> None:
+        """Call the watch."""
+        if self.watch is not None:
+            self.watch(self.terms, self.plan, self.cost)
 
     def grow(self, sizes: Sizes) -> None:
         """Extend S1 from the front and S2 and S3 from the back of the order."""

@@ -61,12 +61,15 @@ class Likelihood(Checked):
             the cost of an exact divergence or of many probes.
         divergence: ``exact``, ``hutchinson`` (probes and backward passes), ``difference`` (probes and finite
             differences, equation 3 of :mod:`scoresde.likelihood.divergence`) or ``auto``, which means ``exact`` for up
-            to 16 dimensions and ``hutchinson`` for more. ``difference`` is not suitable for models that use autocast.
+            to 16 dimensions and ``difference`` for more. ``difference`` is not suitable for networks in bfloat16 and
+            for gradients, where ``auto`` means ``hutchinson``.
         probes: Number of probes K. The exact divergence uses none.
         probe: ``rademacher`` (random signs) or ``gaussian``.
         redraw: Whether to draw new probes along the trajectory, so that their errors average out. Probes are not
             redrawn if ``importance`` is greater than 1, because importance samples share their probes.
         rtol: Relative tolerance for the state (in the straight frame) and for the integrals (in nats per dimension).
+            The default is the loosest power of ten at which the error of the integration was at most a tenth of the
+            standard error of the mean of 10,000 samples, for a network trained on digits and for an exact mixture.
         atol: Absolute tolerance for the same quantities, or ``None`` to use the value of ``rtol``.
         scheme: A Runge-Kutta method of :mod:`scoresde.ode.integrate` (``auto`` means ``dopri5``) or, if ``steps`` is
             given, one of ``euler``, ``midpoint``, ``heun``, ``rk4`` (``auto`` means ``rk4``) and ``adams``
@@ -99,7 +102,7 @@ class Likelihood(Checked):
     probes: int = 1
     probe: str = "rademacher"
     redraw: bool = True
-    rtol: float = 1e-5
+    rtol: float = 1e-4
     atol: float | None = None
     scheme: str = "auto"
     steps: int | None = None
@@ -158,18 +161,22 @@ class Likelihood(Checked):
     def _default_scheme(self) -> str:
         return "dopri5" if self.steps is None else "rk4"
 
-    def resolved(self, model: Denoiser, dims: int, codec: Codec | None = None) -> Likelihood:
+    def resolved(
+        self, model: Denoiser, dims: int, codec: Codec | None = None, *, differentiable: bool = False
+    ) -> Likelihood:
         """Return a copy in which each ``auto``, and ``None`` for ``atol`` or ``t_min``, is replaced by a value.
 
         Args:
             model: The model.
             dims: Number of dimensions of an event.
             codec: The map from data units to model units. Without a codec, ``dequantisation`` stays unchanged.
+            differentiable: Whether the result is to be differentiated.
 
         Raises:
             UsageError: If an option is not suitable for the data.
         """
-        choice = "exact" if dims <= EXACT_UP_TO else "hutchinson"
+        passes = "hutchinson" if differentiable or model.domain.rounded else "difference"
+        choice = "exact" if dims <= EXACT_UP_TO else passes
         changed = replace(
             self,
             divergence=choice if self.divergence == "auto" else self.divergence,
@@ -321,8 +328,8 @@ class Likelihood(Checked):
             batch: Largest number of rows solved at once.
 
         Returns:
-            The change in nats, shape ``(B,)``. It is NaN for rows that were not solved again, and infinite for rows
-            whose second solve failed.
+            The change in nats with its sign, shape ``(B,)``. It is NaN for rows that were not solved again, and
+            infinite for rows whose second solve failed.
         """
         change = torch.full_like(result.log_prob.detach(), torch.nan)
         good = result.ok.nonzero().flatten()
@@ -339,7 +346,7 @@ class Likelihood(Checked):
         # error.
         again = other.solve(model, x, noise, batch, finer=finer, narrow=0.5)
         # A row that cannot be solved with a tighter tolerance has not converged.
-        off = (again.log_prob - own).abs()
+        off = again.log_prob - own
         change[rows] = torch.where(off.isfinite(), off, torch.inf)
         self._warn(change, dims(x), other)
         return change
@@ -355,7 +362,7 @@ class Likelihood(Checked):
 
     def _warn(self, change: Tensor, dims: int, other: Likelihood) -> None:
         """Warn if any log-likelihood changed too much. ``change`` is in nats, and NaN for unchecked rows."""
-        checked = change[~change.isnan()]
+        checked = change[~change.isnan()].abs()
         bits = checked / (dims * math.log(2))
         if not len(checked) or float(bits.max()) <= ALLOWED:
             return
@@ -418,7 +425,7 @@ def log_likelihood(
     x = as_states(x)
     if x.ndim == 0 or not x.numel():
         raise UsageError(f"the data must have shape (B, *event) and must not be empty; got shape {tuple(x.shape)}")
-    how = (likelihood or Likelihood()).resolved(model, dims(x))
+    how = (likelihood or Likelihood()).resolved(model, dims(x), differentiable=differentiable)
     if differentiable and how.steps is None:
         raise UsageError(
             "a differentiable likelihood needs a fixed number of steps; set steps, for example to 40",

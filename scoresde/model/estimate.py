@@ -125,6 +125,8 @@ class Domain:
         twisted: Whether every estimate has a ``twist``.
         support: Which numbers of each row are real, bool ``(B, *event)`` or ``(1, *event)``, or ``None`` if all are.
             The other numbers of the states, the noise and the estimates are 0, and do not count as dimensions.
+        rounded: Whether the estimates are rounded to fewer digits than the states have, as by a network in bfloat16.
+            Finite differences of such estimates are not accurate.
     """
 
     sde: SDE
@@ -136,6 +138,7 @@ class Domain:
     kind: str = "model"
     twisted: bool = False
     support: Tensor | None = None
+    rounded: bool = False
 
     def dims(self, x: Tensor) -> int | Tensor:
         """Return the dimension of each row of ``x: (B, *event)``: one number for all rows, or int64 ``(B,)``."""

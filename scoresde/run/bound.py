@@ -278,6 +278,7 @@ class Bound:
         # The weights are shared unless they are laid out in another way.
         base = copy.copy(self.base) if last == now.channels_last else copy.deepcopy(self.base)
         base.execution = Execution(asked, now.compiled if compile is None else compile, last)
+        base.domain = replace(base.domain, rounded=asked == "bf16")
         lay_out(base.network, last)
         return replace(self, base=base)
 

@@ -513,6 +513,7 @@ class Scored:
             "failed": int((~model.ok).sum()), "unit": scores.unit, "mean": _number(scores.mean()),
             "stderr_mean": _number(scores.stderr_mean()), "stderr_probes": _number(scores.stderr_sample()),
             "change": _number(scores.change), "converged": scores.converged, "checked": scores.checked,
+            "shift": _number(scores.shift), "share": _number(scores.share),
             "nfe_mean": round(float(nfe.mean()), 2), "nfe_max": int(nfe.max()), **asdict(scores.how),
             "scale": scores.scale,
         }  # fmt: skip

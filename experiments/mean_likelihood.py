@@ -31,7 +31,7 @@ import time
 
 import torch
 
-from scoresde import GaussianMixture, Likelihood, Noise, VPSDE, load, load_data
+from scoresde import VPSDE, GaussianMixture, Likelihood, Noise, load, load_data
 from scoresde.codec import Affine
 from scoresde.core.shapes import as_time
 from scoresde.likelihood.control import features, leave_one_out

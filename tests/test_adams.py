@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from models import F64, density, normals, ring
@@ -24,7 +26,7 @@ def test_a_slope_that_is_linear_in_u_is_integrated_exactly():
 def test_the_steps_grow_from_the_data_to_the_prior():
     ends = places(12)
     assert ends[0] == 0 and ends[-1] == 1 and ends[6] == pytest.approx(0.5**POWER)
-    sizes = [b - a for a, b in zip(ends, ends[1:], strict=False)]
+    sizes = [b - a for a, b in pairwise(ends)]
     assert sizes == sorted(sizes) and sizes[-1] > 2 * sizes[0]
 
 

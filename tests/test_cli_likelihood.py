@@ -108,8 +108,8 @@ def test_json_says_all_that_the_figure_depends_on(shell: Shell, digits: str) -> 
     one = figure(found)
     assert one.keys() == {
         "data", "split", "n", "of", "failed", "unit", "mean", "stderr_mean", "stderr_probes", "change", "converged",
-        "checked", "shift", "share", "nfe_mean", "nfe_max", "dequantisation", "draws", "importance", "t_min", "method", "divergence",
-        "probes", "probe", "redraw", "scheme", "steps", "rtol", "atol", "max_nfe", "scale",
+        "checked", "shift", "share", "nfe_mean", "nfe_max", "dequantisation", "draws", "importance", "t_min", "method",
+        "divergence", "probes", "probe", "redraw", "scheme", "steps", "rtol", "atol", "max_nfe", "scale",
     }  # fmt: skip
     assert (one["unit"], one["n"], one["of"], one["divergence"], one["probes"]) == ("bits/dim", 3, 180, "difference", 1)
     assert one["stderr_probes"] is None and one["stderr_mean"] > 0, "one probe says nothing about its error"

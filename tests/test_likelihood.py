@@ -506,19 +506,34 @@ def test_eight_euler_steps_are_no_figure_and_say_so(divergence):
     assert bool(unchecked.change.isnan().all())
 
 
+def test_the_divergence_suits_the_dimension_the_network_and_gradients():
+    how = Likelihood()
+    small, large = (GaussianMixture(VPSDE(), torch.zeros(1, n), torch.ones(1)) for n in (16, 17))
+    assert how.resolved(small, 16).divergence == "exact" and how.resolved(large, 17).divergence == "difference"
+    assert how.resolved(large, 17, differentiable=True).divergence == "hutchinson"
+
+    class Rounded(Wrapped):
+        @property
+        def domain(self):
+            return replace(self.model.domain, rounded=True)
+
+    assert how.resolved(Rounded(large), 17).divergence == "hutchinson"
+    assert Likelihood(divergence="difference").resolved(Rounded(large), 17).divergence == "difference"
+
+
 def test_the_change_is_that_of_the_tighter_solve():
     model = ring(VPSDE())
     x = model.sample(3, torch.Generator().manual_seed(0))
     loose, tight = (log_likelihood(model, x, Likelihood(rtol=t, atol=t), check=False).log_prob for t in (1e-4, 1e-5))
     change = log_likelihood(model, x, Likelihood(rtol=1e-4, atol=1e-4)).change
-    assert torch.allclose(change, (tight - loose).abs(), rtol=1e-9)
+    assert torch.allclose(change, tight - loose, rtol=1e-9) and bool((change < 0).any()), "with its sign"
 
 
 def test_single_precision_is_compared_with_a_looser_solve_where_it_resolves_no_tighter_one():
     model = GaussianMixture(VPSDE(), torch.zeros(1, 2), torch.ones(1))
     x = torch.tensor([[0.3, -1.2]])
     own, loose = (log_likelihood(model, x, Likelihood(rtol=t, atol=t), check=False).log_prob for t in (1e-6, 1e-5))
-    assert torch.equal(log_likelihood(model, x, Likelihood(rtol=1e-6, atol=1e-6)).change, (loose - own).abs())
+    assert torch.equal(log_likelihood(model, x, Likelihood(rtol=1e-6, atol=1e-6)).change, loose - own)
 
 
 def test_a_row_that_cannot_be_solved_more_tightly_has_not_converged():

@@ -12,7 +12,7 @@ import torch
 from models import F64
 from torch import Tensor
 
-from scoresde import GaussianMixture, Likelihood, Noise, Run, VPSDE, load_data
+from scoresde import VPSDE, GaussianMixture, Likelihood, Noise, Run, load_data
 from scoresde.codec import Affine
 from scoresde.core.errors import UsageError
 from scoresde.data import DataInfo

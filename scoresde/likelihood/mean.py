@@ -310,8 +310,8 @@ def telescoped(
         control: The regression on features, or ``None`` for F = 0.
         tolerance: Whether U' differs from T.
         sizes: Fixed numbers of pictures for the three levels, for experiments, or ``None`` to choose them.
-        watch: Function to call after each batch, and after the pilot, with the terms, the plan (``None`` before it is made) and the number of
-            forward passes so far.
+        watch: Function to call after each batch, and after the pilot, with the terms, the plan (``None`` before it is
+            made) and the number of forward passes so far.
     """
     work = _Work(solve, count, control, of, tolerance, watch)
     if sizes is not None:

@@ -30,9 +30,9 @@ class LogLikelihood:
             (D if the divergence is exact) or, for ``difference``, K pairs of evaluations.
         residual: Residual of the quadrature, as the root mean square over the dimensions in the straight frame
             (equation 2 of :mod:`scoresde.likelihood.quadrature`), or NaN for the ``coupled`` method.
-        change: Change of ``log_prob`` in nats, with its sign, when the tolerances are ten times tighter (ten times looser if the dtype
-            does not resolve tighter ones), or when the number of steps is doubled. It is NaN for rows that were not
-            checked, and infinite for rows whose second solve failed.
+        change: Change of ``log_prob`` in nats, with its sign, when the tolerances are ten times tighter (ten times
+            looser if the dtype does not resolve tighter ones), or when the number of steps is doubled. It is NaN for
+            rows that were not checked, and infinite for rows whose second solve failed.
         status: A key of :data:`scoresde.ode.integrate.STATUS`, where 0 means success.
     """
 

@@ -66,7 +66,7 @@ def _how(assignments: tuple[str, ...], **typed: Any) -> Likelihood:
         help="Maximum number of samples to evaluate, drawn at random (0: all).")  # fmt: skip
 @together(
     "how", _how,
-    option("--probes", under="Likelihood", first=True, sets="likelihood", type=Whole(Range(1, 100_000)),
+    option("--probes", under="Likelihood", sets="likelihood", type=Whole(Range(1, 100_000)),
            help="Number of random probes per sample for estimating the divergence.  [default: 1]"),
     option("--rtol", under="Likelihood", first=True, sets="likelihood", type=Real(RTOL),
            help="Relative tolerance of the solver.  [default: 0.0001]"),

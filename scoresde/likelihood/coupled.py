@@ -39,6 +39,7 @@ import torch
 from torch import Tensor
 
 from ..core.shapes import sum_flat
+from ..core.signals import check
 from ..ode.fixed import RULES, rule_step
 from ..ode.integrate import FAILED_NONFINITE, OK, TABLEAUS, integrate
 from .divergence import Probes
@@ -145,6 +146,7 @@ def by_fixed_steps(problem: Problem, probes: Probes, scheme: str, steps: int) ->
         if problem.graph:
             parameters = leaves(problem.field(problem.start.detach(), grid[0].expand(len(rows)), rows)[0])
         for i in range(steps):
+            check()
             one = partial(step, i=i)
             state = repeated(one, state, parameters) if problem.graph else one(state, False)
         finite = torch.isfinite(sum_flat(state.detach() * 0))

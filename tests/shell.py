@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from scoresde.cli import main
+from scoresde.core import parts
 
 # A module of the user's, which leaves a mark when it is imported.
 OWN = """
@@ -62,3 +67,17 @@ class Shell:
         for word in words:
             assert word in message, f"{word!r} is not in {message!r}"
         return message
+
+
+def stop_after(patch: pytest.MonkeyPatch, count: int, number: int = signal.SIGTERM) -> None:
+    """Have the operating system send a signal once so many parts are written."""
+    real, written = parts.write_tensors, [0]
+
+    def write(*args: Any) -> Path:
+        path = real(*args)
+        written[0] += 1
+        if written[0] == count:
+            os.kill(os.getpid(), number)
+        return path
+
+    patch.setattr(parts, "write_tensors", write)

@@ -9,18 +9,35 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from shell import Shell, stop_after
 from torch import Tensor, nn
 
-from scoresde import TrainConfig, fit
+from scoresde import Likelihood, ScoreModel, TrainConfig, fit, load
 from scoresde.cli.common import Session
 from scoresde.core import threads
+from scoresde.core.errors import Stopped
 from scoresde.core.progress import Progress
-from scoresde.core.threads import BACKWARD, UNIT, Crowd, default_threads, work
+from scoresde.core.signals import check
+from scoresde.core.threads import (
+    BACKWARD,
+    LANE,
+    UNIT,
+    Crowd,
+    default_threads,
+    in_lanes,
+    lanes,
+    most_lanes,
+    one_thread,
+    rows_each,
+    work,
+)
 from scoresde.nn import MLP, UNet
 from scoresde.nn.checkpointing import recompute
-from scoresde.train.lanes import WORK, Lanes, lanes_for, one_thread
+from scoresde.nn.execution import Execution
+from scoresde.train.lanes import Lanes, lanes_for
 
 CONFIG = TrainConfig(data="moons", steps=4, batch=512, sample_every=10**4, decay="none")
 
@@ -69,7 +86,7 @@ def test_lanes_are_said(two_threads: None, capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("rows", "amount", "cores", "lanes"),
     [(64, 1e12, 2, 2), (63, 1e12, 2, 1), (63, 1e12, 3, 3), (64, 1e12, 24, 16), (4, 1e12, 16, 4), (64, 1e12, 1, 1),
-     (64, 2 * WORK, 8, 2), (64, 2 * WORK - 1, 8, 1), (1, 1e12, 8, 1)],
+     (64, 2 * LANE, 8, 2), (64, 2 * LANE - 1, 8, 1), (1, 1e12, 8, 1)],
 )  # fmt: skip
 def test_the_number_of_lanes(rows: int, amount: float, cores: int, lanes: int) -> None:
     assert lanes_for(MLP(dims=2), rows, amount, cores) == lanes
@@ -139,6 +156,125 @@ def test_the_number_of_threads_is_restored(two_threads: None) -> None:
         assert torch.get_num_threads() == 1
         raise ValueError
     assert torch.get_num_threads() == 2
+
+
+# ------------------------------------------------------------------------------------------------------- rows in lanes
+
+
+def test_lanes_yield_in_order_and_in_threads_of_their_own(two_threads: None) -> None:
+    both = threading.Barrier(2)
+
+    def call(item: int) -> tuple[int, int, bool, str]:
+        both.wait(60)  # fails unless two calls run at once
+        return item, torch.get_num_threads(), torch.is_grad_enabled(), threading.current_thread().name
+
+    with lanes(2), torch.no_grad():
+        found = list(in_lanes(call, range(4)))
+        assert torch.get_num_threads() == 1
+    assert [item for item, *_ in found] == [0, 1, 2, 3] and torch.get_num_threads() == 2
+    assert {count for _, count, *_ in found} == {1} and not any(grad for _, _, grad, _ in found)
+    assert len({name for *_, name in found}) == 2
+    assert [name for *_, name in map(call, ())] == [] and list(in_lanes(str, [1, 2])) == ["1", "2"]
+
+
+@pytest.mark.parametrize("ends", ["error", "caller"])
+def test_calls_that_are_not_needed_end_at_their_next_check(two_threads: None, ends: str) -> None:
+    begun, ended = threading.Event(), []
+
+    def call(item: int) -> int:
+        if item == 0:
+            assert begun.wait(60)
+            if ends == "error":
+                raise RuntimeError("out of memory")
+            return item
+        begun.set()
+        try:
+            while True:
+                check()
+        except Stopped:
+            ended.append(item)
+            raise
+
+    with lanes(2):
+        found = in_lanes(call, range(50))
+        if ends == "error":
+            with pytest.raises(RuntimeError, match="out of memory"):
+                list(found)
+        else:
+            assert next(found) == 0
+            found.close()
+    assert 1 in ended and len(ended) < 10  # most calls have not begun
+    check()  # in this thread, nothing has ended
+
+
+@pytest.mark.parametrize("asked", ["likelihood", "check", "elbo"])
+def test_likelihoods_in_lanes_are_those_of_smaller_batches(two_threads: None, trained: Path, asked: str) -> None:
+    run, x = load(trained / "moons"), torch.linspace(-1, 1, 20).reshape(10, 2)
+    seen: list[tuple[str, int]] = []
+
+    def call(batch: int) -> list[Tensor]:
+        if asked == "elbo":
+            return list(run.elbo(x, strata=2, batch=batch).pack()[0].values())
+        found = run.log_likelihood(
+            x, Likelihood(rtol=0.01, divergence="hutchinson"), batch=batch, check=asked == "check",
+            watch=lambda part: seen.append((threading.current_thread().name, len(part.log_prob))),
+        )  # fmt: skip
+        return list(found.pack()[0].values())
+
+    with lanes(2):
+        found = call(6)
+    torch.set_num_threads(1)
+    assert asked == "elbo" or seen == [("MainThread", 3), ("MainThread", 3), ("MainThread", 3), ("MainThread", 1)]
+    assert all(torch.allclose(a, b, 0, 0, equal_nan=True) for a, b in zip(found, call(3), strict=True))
+
+
+def test_rows_are_shared_by_the_lanes(two_threads: None) -> None:
+    assert rows_each(10, 128) == 10
+    with lanes(2):
+        assert [rows_each(*sizes) for sizes in ((10, 128), (11, 128), (1000, 128), (1, 1), (1000, 1))] == [
+            5,
+            6,
+            64,
+            1,
+            1,
+        ]
+    assert [most_lanes(rows, amount * LANE, 8) for rows, amount in ((24, 1.9), (24, 2), (3, 99), (24, math.inf))] == [
+        1, 2, 3, 8
+    ]  # fmt: skip
+
+
+def test_runs_whose_calls_may_change_something_have_one_lane(two_threads: None, trained: Path) -> None:
+    run = load(trained / "moons")
+    assert run.lanes(10**6) == 2 and run.lanes(1) == 1
+    assert run.steered(lambda estimate: estimate.x0.sum(1)).lanes(10**6) == 1
+    base = run.base
+    assert isinstance(base, ScoreModel)
+    base.network = MLP(dims=2, dropout=0.5).eval()
+    assert run.lanes(10**6) == 2  # which draws nothing here
+    base.network = Own(dims=2)
+    assert run.lanes(10**6) == 1
+    base.network = MLP(dims=2)
+    base.execution = Execution(compiled=True)
+    assert run.lanes(10**6) == 1
+
+
+def test_a_likelihood_in_lanes_stops_and_resumes(
+    two_threads: None, shell: Shell, moons: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "LANE", 0.0001)
+    line = f"likelihood {moons} --limit 12 --batch 4 --rtol 0.3 --save npz --threads 2 --out"
+    shell(f"{line} whole")
+    assert "each of 2 threads computes up to 2 samples at once" in shell.err
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        shell(f"{line} half", 75)
+    kept = len(list(Path("half/parts").rglob("*.safetensors")))
+    assert 2 <= kept < 6 and torch.get_num_threads() == 2
+    shell(f"{line} half --resume")
+    with np.load("whole/likelihood.npz") as whole, np.load("half/likelihood.npz") as half:
+        assert set(whole) == set(half)
+        for name in whole:
+            np.testing.assert_array_equal(whole[name], half[name])
 
 
 def test_the_default_number_of_threads_at_its_edges() -> None:

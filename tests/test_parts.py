@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from shell import Shell
+from shell import Shell, stop_after
 
 from scoresde import Likelihood, load
-from scoresde.core import parts
 from scoresde.core.errors import UsageError
 from scoresde.core.parts import Parts, batch_kept, digest, rows_kept
 from scoresde.likelihood import data as likelihood_data
@@ -22,20 +20,6 @@ from scoresde.solvers import base
 
 SAMPLE = "sample M --n 10 --batch 4 --solver pc --steps 2"
 SCORE = "likelihood M --limit 10 --batch 4 --rtol 0.3 --elbo --strata 2"
-
-
-def stop_after(patch: pytest.MonkeyPatch, count: int, number: int = signal.SIGTERM) -> None:
-    """Have the operating system send a signal once so many parts are written."""
-    real, written = parts.write_tensors, [0]
-
-    def write(*args: Any) -> Path:
-        path = real(*args)
-        written[0] += 1
-        if written[0] == count:
-            os.kill(os.getpid(), number)
-        return path
-
-    patch.setattr(parts, "write_tensors", write)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -218,6 +218,20 @@ class Session:
             torch.set_num_threads(threads)
             few = f"{threads} thread{'s' * (threads > 1)} of {cores}"
             self.say(f"using {few}, because a call of this network is too little work for more (--threads)")
+
+    def lanes(self, runs: Sequence[Run], rows: int) -> AbstractContextManager[None]:
+        """Return a context in which each thread computes rows of its own, if all runs allow it, and say so.
+
+        Otherwise, the number of threads is one that suits calls with ``rows`` rows and a backward pass.
+        """
+        from ..core.threads import lanes
+
+        count = min(run.lanes(rows) for run in runs)
+        if count == 1:
+            self.share_threads(runs, rows, backward=True)
+        else:
+            self.say(f"each of {count} threads computes up to {-(-rows // count)} samples at once")
+        return lanes(count)
 
     @property
     def folder(self) -> Path:

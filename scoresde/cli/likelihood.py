@@ -180,9 +180,10 @@ def likelihood(
                     f"--split {split} leaves out {part.left:,} samples of {part.name}; use --split all to include "
                     "every sample that has no empty cells"
                 )
-        session.share_threads(runs, min(batch, max(len(part.x) for part in chosen)), backward=True)
+        rows = min(batch, max(len(part.x) for part in chosen))
         began = time.monotonic()
         with (
+            session.lanes([bound for _, _, bound in asked], rows),
             warnings.catch_warnings(record=True) as caught,
             Progress(total, "likelihood", quiet=session.quiet) as progress,
         ):

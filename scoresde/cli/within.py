@@ -131,9 +131,9 @@ def mean_within(
             f"estimating the mean likelihood of {len(part.x):,} of {part.total:,} samples of {part.name} ({split}) "
             f"under {run.folder} to ± {bar:g}"
         )
-        session.share_threads([run], min(batch, len(part.x)), backward=how.divergence != "difference")
         began = time.monotonic()
         with (
+            session.lanes([run], min(batch, len(part.x))),
             warnings.catch_warnings(record=True) as caught,
             Progress(1, "likelihood", quiet=session.quiet) as progress,
         ):

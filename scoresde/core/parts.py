@@ -27,6 +27,7 @@ from .errors import CheckpointError, UsageError
 from .files import read_metadata, read_tensors, write_tensors
 from .parallel import sharing
 from .signals import check
+from .threads import in_lanes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -140,22 +141,23 @@ def pieces(
         check()
         rows = ranges[number]
         if parts is None:
-            found = solve(rows)
-        else:
-            assert index is not None
-            found = parts.piece(index[rows], partial(solve, rows), pack, unpack)
+            return solve(rows)
+        assert index is not None
+        return parts.piece(index[rows], partial(solve, rows), pack, unpack)
+
+    def seen(piece: T) -> T:
         if watch is not None:
-            watch(found)
-        return found
+            watch(piece)
+        return piece
 
     everything = range(len(ranges))
     if not world.several:
-        return [piece(number) for number in everything]
+        return [seen(one) for one in in_lanes(piece, everything)]
     own = everything[world.rows(len(ranges))]
-    found = {number: piece(number) for number in own}
+    found = {number: seen(one) for number, one in zip(own, in_lanes(piece, own), strict=True)}
     if parts is not None:
         world.wait()
-        return [found[number] if number in found else piece(number) for number in everything]
+        return [found[number] if number in found else seen(piece(number)) for number in everything]
     packed = {}
     for number in own:
         tensors, facts = pack(found[number])
@@ -163,9 +165,7 @@ def pieces(
     for others in world.exchange(packed):
         for number, (tensors, facts) in others.items():
             if number not in found:
-                found[number] = unpack(tensors, facts)
-                if watch is not None:
-                    watch(found[number])
+                found[number] = seen(unpack(tensors, facts))
     return [found[number] for number in everything]
 
 

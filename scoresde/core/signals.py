@@ -29,7 +29,7 @@ from typing import Any, Self
 
 from .errors import Preempted, Stopped
 
-__all__ = ["Interrupts", "Limit", "check", "held", "keeps"]
+__all__ = ["Interrupts", "Limit", "check", "ending", "held", "keeps"]
 
 NUMBERS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 OVER = 1000  # added to the signal of a time limit
@@ -38,6 +38,7 @@ PATIENCE = 200  # maximum number of times to wait for an import to finish
 
 _entered: list[Interrupts] = []  # the handlers of the main thread, innermost last
 _limit: Limit | None = None  # the time limit of this process
+_own = threading.local()  # an event at which the work of a thread ends
 elsewhere: Callable[[], int | None] | None = None  # the signal that another process of the same work has received
 
 
@@ -208,11 +209,24 @@ def held() -> Iterator[None]:
             raise now.error()
 
 
+@contextmanager
+def ending(event: threading.Event) -> Iterator[None]:
+    """Let :func:`check` raise an exception in this thread once ``event`` is set, because its result is not needed."""
+    _own.event = event
+    try:
+        yield
+    finally:
+        del _own.event
+
+
 def check() -> None:
     """Raise the exception of a signal that other code has swallowed, or that another process has received.
 
-    Long loops call this.
+    Long loops call this. In a thread of :func:`ending`, it raises an exception when the event is set.
     """
+    event: threading.Event | None = getattr(_own, "event", None)
+    if event is not None and event.is_set():
+        raise Stopped("the result of this thread is not needed any more")
     now = _current()
     if now is None:
         return

@@ -41,6 +41,7 @@ import torch
 from torch import Tensor
 
 from ..core.shapes import sum_flat
+from ..core.signals import check
 from ..ode.fixed import RULES, rule_step
 from ..ode.integrate import FAILED_NONFINITE, OK, TABLEAUS, integrate
 from .adams import ADAMS, adams_step, places
@@ -157,6 +158,7 @@ def by_fixed_steps(problem: Problem, probes: Probes, scheme: str, steps: int) ->
             first = problem.scales.detach().new_full((len(rows),), u0)
             parameters = leaves(problem.field(problem.start.detach(), first, rows)[0])
         for i in range(steps):
+            check()
             one = partial(step, i=i)
             state = repeated(one, state, parameters) if problem.graph else one(state, False)
         state = state.chunk(2, dim=1)[0] if multistep else state

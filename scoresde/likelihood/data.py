@@ -32,6 +32,7 @@ from ..core.condition import Condition
 from ..core.errors import UsageError
 from ..core.noise import Noise
 from ..core.parts import Packed, Parts, pieces
+from ..core.threads import rows_each
 from ..model.estimate import Denoiser
 from ..sde.check import check_scalar
 from .dequantise import log_mean_exp, start_time, truncated_normal
@@ -245,6 +246,7 @@ def score(
     everyone = torch.arange(len(x), device=noise.indices.device)
     first = states(everyone[:1], 0)[0]
     batch = how.batch_within(memory, model.rows(everyone[:1]), first, batch)
+    batch = rows_each(len(x), batch)
     batch = batch if parts is None else parts.batch(batch)
 
     def unpack(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Scores:

@@ -29,6 +29,7 @@ from ..core.condition import Condition
 from ..core.errors import UsageError
 from ..core.noise import Noise
 from ..core.parts import Packed, Parts, pieces
+from ..core.threads import rows_each
 from ..model.estimate import Denoiser
 from .adams import ADAMS
 from .control import Ridge, features
@@ -139,6 +140,7 @@ def mean_likelihood(
     known = None if condition is None else condition.to("cpu")
     states = {name: States(level, model, codec, x.cpu(), noise, dtype, known) for name, level in levels.items()}
     batch = how.batch_within(memory, model.rows(rows[:1]), states["plain"](rows[:1], 0)[0], batch)
+    batch = rows_each(len(x), batch)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(noise.seed % 2**63))
     kept: dict[str, Parts | None] = {}
 

@@ -25,6 +25,7 @@ from ..core.noise import Noise
 from ..core.parts import Parts
 from ..core.shapes import as_states, as_tensor, dims
 from ..core.shared import Shared
+from ..core.threads import in_lanes
 from ..model.estimate import Denoiser
 from ..ode.fixed import RULES
 from ..ode.integrate import TABLEAUS, blamed, check_tolerances
@@ -340,11 +341,13 @@ class Likelihood(Checked):
         same = self.divergence == "exact" or not self.redraw
         fixed = replace(self, redraw=False)
         model, x, noise = part(rows)
-        own = result.log_prob.detach()[rows] if same else fixed.solve(model, x, noise, batch).log_prob
         other, finer = fixed._other(x.dtype)
         # Halve the width of the differences, which leaves a quarter of their truncation error and doubles the rounding
         # error.
-        again = other.solve(model, x, noise, batch, finer=finer, narrow=0.5)
+        solves = [partial(other.solve, model, x, noise, batch, finer=finer, narrow=0.5)]
+        solves += [] if same else [partial(fixed.solve, model, x, noise, batch)]
+        again, *first = in_lanes(lambda solve: solve(), solves)
+        own = result.log_prob.detach()[rows] if same else first[0].log_prob
         # A row that cannot be solved with a tighter tolerance has not converged.
         off = again.log_prob - own
         change[rows] = torch.where(off.isfinite(), off, torch.inf)

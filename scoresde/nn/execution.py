@@ -23,8 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import UsageError
+from .dropout import Dropout, draws_by_dropout
 
-__all__ = ["LAYOUTS", "PRECISIONS", "Execution", "faster_with_channels_last", "lay_out", "precision_on"]
+__all__ = ["LAYOUTS", "PRECISIONS", "Execution", "faster_with_channels_last", "lay_out", "precision_on", "shareable"]
 
 PRECISIONS = ("auto", "float32", "bf16")
 LAYOUTS = ("auto", "yes", "no")
@@ -101,6 +102,18 @@ def _keep_buffers() -> None:
     import torch._inductor.config as generated
 
     traced.donated_buffer = traced.enable_autograd_cache = generated.fx_graph_cache = False
+
+
+def shareable(network: nn.Module, *, training: bool) -> bool:
+    """Return whether several threads may call a network at once.
+
+    This is false for own networks, and for networks that compute blocks again, are compiled or, in training, draw
+    dropout masks, because their calls may change something that the threads share.
+    """
+    drops = training and any(isinstance(module, Dropout) and module.p for module in network.modules())
+    again = any(hasattr(type(module), "computed_once") for module in network.modules())
+    compiled = getattr(network, "_compiled_call_impl", None) is not None
+    return draws_by_dropout(network) and not (drops or again or compiled)
 
 
 def precision_on(device: torch.device, dtype: torch.dtype, asked: str) -> str:

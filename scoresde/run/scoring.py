@@ -25,11 +25,14 @@ from ..core.limits import (
 from ..core.noise import Noise
 from ..core.parts import Parts, pieces
 from ..core.shared import silence
+from ..core.threads import available, most_lanes, rows_each
 from ..likelihood import Elbo, Likelihood, MeanLikelihood, Scores, elbo
 from ..likelihood.chain import bound
 from ..likelihood.control import MOST
 from ..likelihood.elbo import whose
 from ..likelihood.levels import Progress, check_options, mean_likelihood
+from ..model.network import ScoreModel
+from ..nn.execution import shareable
 from .plausible import warn_of_units
 from .sampling import Sampling
 
@@ -38,6 +41,18 @@ __all__ = ["Scoring"]
 
 class Scoring(Sampling):
     """A run under which data have a likelihood."""
+
+    def lanes(self, rows: int) -> int:
+        """Return how many threads can each compute some of ``rows`` rows (:func:`scoresde.core.threads.lanes`).
+
+        This is 1 on a GPU, and for models whose calls may change something that the threads would share.
+        """
+        base = self.base
+        if self.device.type != "cpu" or not isinstance(base, ScoreModel) or not self.model.domain.consistent:
+            return 1
+        if base.execution.compiled or not shareable(base.network, training=False):
+            return 1
+        return most_lanes(rows, self.work * rows, available())
 
     @checked(seed=SEED, start=WHOLE, batch=COUNT, memory=WHOLE)
     def log_likelihood(
@@ -201,6 +216,7 @@ class Scoring(Sampling):
         encoded = self.to_model(x, u)
         asked = {"strata": strata, "draws": draws, "t_min": t_min, "dequantise": dequantise}
         parts = self._parts_of(x, keep, self.request({**asked, "seed": seed, "start": start}), start)
+        batch = rows_each(len(x), batch)
         batch = batch if parts is None else parts.batch(batch)
 
         def solved(rows: Tensor) -> Elbo:

@@ -10,13 +10,13 @@ import torch
 from ..core.errors import UsageError
 from ..core.noise import keyed
 from ..core.parallel import ALONE, World
-from ..core.threads import work
+from ..core.threads import available, work
 from ..data.batch import Batches, Rows
 from ..model.network import ScoreModel
 from ..nn.execution import Execution, faster_with_channels_last, precision_on
 from ..objective.coupling import Pairs
 from ..run.config import TrainConfig
-from .lanes import available, lanes_for
+from .lanes import lanes_for
 from .prepare import begun
 
 __all__ = ["executable", "lanes_of"]

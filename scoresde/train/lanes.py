@@ -10,25 +10,22 @@ times as fast as two threads that share each operation. Beside a busy process th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from ..nn.dropout import Dropout, draws_by_dropout
+from ..core.threads import most_lanes
+from ..nn.execution import shareable
 
-__all__ = ["Lanes", "available", "lanes_for", "one_thread"]
-
-WORK = 1e8  # least number of multiplications and additions of each lane in a forward pass
+__all__ = ["Lanes", "lanes_for"]
 
 
 def lanes_for(network: nn.Module, rows: int, amount: float, threads: int) -> int:
     """Return the number of lanes: the largest divisor of the number of rows that the threads and the work allow.
 
-    Own networks, and networks that draw dropout masks or compute blocks again, have one lane, because their calls may
-    change something that the lanes share.
+    A network that threads cannot share (:func:`scoresde.nn.execution.shareable`) has one lane.
 
     Args:
         network: The network.
@@ -36,33 +33,8 @@ def lanes_for(network: nn.Module, rows: int, amount: float, threads: int) -> int
         amount: The work of a forward pass of these rows (:func:`scoresde.core.threads.work`).
         threads: Number of threads.
     """
-    drops = any(isinstance(module, Dropout) and module.p for module in network.modules())
-    again = any(hasattr(type(module), "computed_once") for module in network.modules())
-    if not draws_by_dropout(network) or drops or again:
-        return 1
-    most = min(threads, rows, int(amount / WORK))
+    most = most_lanes(rows, amount, threads) if shareable(network, training=True) else 1
     return next((count for count in range(most, 1, -1) if rows % count == 0), 1)
-
-
-_BEFORE: list[int] = []  # numbers of threads before each context below that is active
-
-
-def available() -> int:
-    """Return the number of threads of an operation outside :func:`one_thread`, even while that is active elsewhere."""
-    return max([torch.get_num_threads(), *_BEFORE])
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Return a context manager in which each operation has one thread."""
-    before = available()
-    _BEFORE.append(before)
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        _BEFORE.remove(before)
-        torch.set_num_threads(before)
 
 
 class Lanes:

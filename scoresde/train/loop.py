@@ -37,6 +37,7 @@ from ..core.parts import digest
 from ..core.progress import Progress
 from ..core.signals import Interrupts, keeps
 from ..core.text import printable
+from ..core.threads import available, one_thread
 from ..data import DataInfo, Dataset
 from ..data.batch import Batches, Rows
 from ..metrics import Measurement
@@ -62,7 +63,6 @@ from ..run.seen import keep_mask
 from ..run.spec import ModelSpec
 from .executing import executable, lanes_of
 from .frechet import Features, Frechet, pixels
-from .lanes import available, one_thread
 from .levels import ByLevel, Levels
 from .pictures import evaluations, few_samples, loss_figure, sample_sheet, sheet_path
 from .prepare import averaged_model, begun, measured, operator_of, parts, prepared

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..core.threads import one_thread
 from ..data import Dataset
 from ..data.batch import Batches
 from ..model.network import ScoreModel
@@ -26,7 +27,6 @@ from ..run.run import Run, warn_of_prior
 from ..run.spec import ModelSpec
 from . import pictures
 from .executing import executable, lanes_of
-from .lanes import one_thread
 from .prepare import averaged_model, begun, measured, operator_of, parts
 from .schedule import affordable, looks, older, previews
 from .snapshots import planned, snapshots

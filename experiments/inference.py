@@ -54,7 +54,7 @@ from scoresde.metrics.answers import ranks
 from scoresde.plot.base import BLUE, GREY, new_figure, save_figure, set_title, tidy
 
 F64 = torch.float64
-EXACT = Likelihood(divergence="exact")
+EXACT = Likelihood(divergence="exact", rtol=1e-5)
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -64,3 +64,11 @@ def test_what_does_not_suit_it_is_refused_before_any_work(shell: Shell, digits: 
     before = sorted(Path(digits).iterdir())
     assert said in shell.refuses(f"likelihood {digits} {options.format(run=digits)} --threads 1", 2)
     assert sorted(Path(digits).iterdir()) == before
+
+
+def test_a_single_sample_has_no_error(shell: Shell, moons: str) -> None:
+    found = shell.json(f"likelihood {moons} --within 9 --limit 1 --rtol 0.3 --threads 1")
+    assert found["stderr_mean"] is None and found["reached"] is False and found["unit"] == "nats"
+    assert "unknown" in shell(f"likelihood {moons} --within 9 --limit 1 --rtol 0.3 --threads 1")
+    found = shell.json(f"likelihood {moons} --within 0.2 --limit 150 --rtol 0.3 --threads 1")
+    assert found["divergence"] == "exact" and found["stderr_mean"] <= 0.2

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Conditioning", "Session", "SolverChoice", "builds", "conditioning", "counted", "edited_option", "in_list",
-    "out_option", "reading_options", "sde_option", "session", "set_option", "solver_options", "together",
+    "out_option", "reading_options", "sde_option", "session", "set_option", "solver_options", "strict", "together",
     "whole_numbers",
 ]  # fmt: skip
 
@@ -263,7 +263,7 @@ class Session:
         """Print the result to standard output, as one JSON object or as lines."""
         if not self.main:
             return
-        echo(json.dumps(_strict(facts), default=str) if self.json else "\n".join(lines))
+        echo(json.dumps(strict(facts), default=str) if self.json else "\n".join(lines))
 
 
 def session(
@@ -388,12 +388,12 @@ edited_option = option(
 )
 
 
-def _strict(value: Any) -> Any:
+def strict(value: Any) -> Any:
     """Replace NaN and infinity, which JSON cannot represent, with ``None``."""
     if isinstance(value, Mapping):
-        return {k: _strict(v) for k, v in value.items()}
+        return {k: strict(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_strict(v) for v in value]
+        return [strict(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

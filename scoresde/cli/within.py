@@ -15,7 +15,7 @@ from ..core.errors import NumericalError, UsageError
 from ..core.limits import Range
 from ..core.parallel import sharing
 from .command import Real, echo, option, warned
-from .common import Decorator, Session, together
+from .common import Decorator, Session, strict, together
 from .work import REQUEST, work_in
 
 if TYPE_CHECKING:
@@ -150,11 +150,11 @@ def mean_within(
             return
         for text in dict.fromkeys(warned(w.message) for w in caught):
             echo(text, err=True)
-        facts = {
+        facts = strict({
             "run": str(session.folder), "step": run.step, "data": part.name, "split": split, "n": len(part.x),
             "total": part.total, **_facts(found), **condition, "seed": session.seed, "dtype": session.dtype,
             "device": str(run.device), "seconds": round(time.monotonic() - began, 2),
-        }  # fmt: skip
+        })  # fmt: skip
         from ..core.files import write_json
 
         write_json(work.folder / REQUEST, {"requests": requests()})
@@ -204,10 +204,10 @@ def _report(session: Session, facts: dict[str, Any], folder: Path) -> None:
     of = "these samples" if facts["of"] == "these" else "the population"
     missed = "" if facts["reached"] else "  NOT REACHED"
     plan = facts["plan"]
-    parts = ", ".join(f"{NAMES[k]} {v:.4f}" for k, v in facts["parts"].items())
+    parts = ", ".join(f"{NAMES[k]} {_told(v)}" for k, v in facts["parts"].items())
     levels = ", ".join(f"{n:,} {k}" for k, n in facts["sizes"].items())
     lines = [
-        f"{facts['mean']:.4f} ± {facts['stderr_mean']:.4f} {facts['unit']} of {of}  "
+        f"{_told(facts['mean'])} ± {_told(facts['stderr_mean'])} {facts['unit']} of {of}  "
         f"({facts['n']:,} samples of {facts['data']}, {facts['split']}; ± {facts['within']:g} was asked for){missed}",
         f"the error consists of: {parts}",
         f"{facts['cost']:,} forward passes ({levels})"
@@ -222,10 +222,15 @@ def _report(session: Session, facts: dict[str, Any], folder: Path) -> None:
         raise NumericalError(f"{facts['failed']:,} solves failed, and were left out")
 
 
+def _told(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.4f}"
+
+
 def too_small(facts: dict[str, Any]) -> str:
     """Say that the data set is too small for the bar, and what to do."""
+    floor = "an unknown error" if facts["floor"] is None else f"± {facts['floor']:.2g}"
     return (
-        f"± {facts['within']:g} WAS NOT REACHED: the {facts['n']:,} samples allow ± {facts['floor']:.2g} at best "
+        f"± {facts['within']:g} WAS NOT REACHED: the {facts['n']:,} samples allow {floor} at best "
         "(sd/sqrt(N)), and then only if nearly all of them are solved; use a larger --within, or more samples "
         "(--limit 0, --split all or other data)"
     )

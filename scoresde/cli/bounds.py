@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PILOT", "bounds_table", "cost_of_bounds"]
 
-PILOT = 4  # samples whose likelihoods are computed to estimate the cost
+PILOT = 16  # samples whose likelihoods are computed to estimate the cost
 
 
 def cost_of_bounds(

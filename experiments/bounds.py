@@ -6,9 +6,9 @@
 
 mixture: Three Gaussians on a line, exact scores, three SDEs. The table shows the mean of each row minus the mean of the
 true log density, in nats, with the paired standard error. The chain's row is shown for 250, 500 and 1,000 nodes.
-lattice: Nine levels with the probabilities of a Gaussian, and the exact model of these levels. The table shows the bound
-on the levels minus the entropy of the levels, in nats, next to the same difference by numerical integration: what the
-softmax loses to the exact decoder, and what is left of the data at the prior.
+lattice: Nine levels with the probabilities of a Gaussian, and the exact model of these levels. The table shows the
+bound on the levels minus the negative log probability, in nats, next to the same difference by numerical integration:
+what the softmax loses to the exact decoder, and what is left of the data at the prior.
 RUN: The table of ``scoresde likelihood RUN --all-bounds``.
 """
 

@@ -16,7 +16,7 @@ from scoresde.core.errors import UsageError
 from scoresde.likelihood.bounds import Bounds, Row, table
 from scoresde.likelihood.weights import Weights
 
-FAST = Likelihood(rtol=0.03, divergence="difference")
+FAST = Likelihood(steps=2, divergence="difference")
 KEYS = ["flow", "k2", "k8", "truncated_normal", "elbo", "elbo_levels", "chain"]
 
 

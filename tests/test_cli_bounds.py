@@ -17,7 +17,7 @@ from shell import Shell
 from scoresde import Likelihood, load, load_data
 from scoresde.run import bounding
 
-FAST = "--rtol 0.3 --divergence difference --no-check --threads 1 --all-bounds --strata 3 --chain-steps 3"
+FAST = "--steps 2 --divergence difference --no-check --threads 1 --all-bounds --strata 3 --chain-steps 3"
 COLUMNS = [f"bound_{key}" for key in ("flow", "k2", "k8", "truncated_normal", "elbo", "elbo_levels", "chain")]
 
 
@@ -51,12 +51,11 @@ def test_the_table_is_printed_and_written(shell: Shell, digits: str) -> None:
     index = arrays_index(digits)
     run = load(digits)
     alone = run.all_bounds(
-        load_data("digits").test[index], Likelihood(rtol=0.3, divergence="difference"), strata=3, chain_steps=3,
+        load_data("digits").test[index], Likelihood(steps=2, divergence="difference"), strata=3, chain_steps=3,
         check=False,
     )  # fmt: skip
-    torch.testing.assert_close(
-        torch.tensor(-alone["elbo_levels"].log_prob / 64 / np.log(2)), torch.tensor(bits["bound_elbo_levels"])
-    )
+    expected = torch.from_numpy(bits["bound_elbo_levels"])
+    torch.testing.assert_close(-alone["elbo_levels"].log_prob / 64 / np.log(2), expected)
 
 
 def arrays_index(run: str) -> Any:
@@ -68,15 +67,13 @@ def test_the_cost_is_said_before_the_work(shell: Shell, digits: str) -> None:
     shell(f"likelihood {digits} --limit 2 {FAST} --save csv")
     told = re.search(
         r"all bounds cost 10 solves of the flow of about (\d+) forward passes, and 3 \+ 3 \+ 3 evaluations: about "
-        r"(\d+) forward passes per sample, (\d+) in all, which may take \d+ seconds", shell.err,
+        r"(\d+) forward passes per sample, (\d+) in all, which may take \d+ second", shell.err,
     )  # fmt: skip
     assert told is not None, shell.err
-    each, sample, total = map(int, told.groups())
-    assert abs(sample - (10 * each + 9)) <= 5 and abs(total - 2 * sample) <= 1
+    assert [int(n) for n in told.groups()] == [16, 169, 338], "two steps of four pairs"
     assert told.start() < shell.err.index("computing all bounds: flow, K")
-    shell(f"likelihood {digits} --limit 2 {FAST.replace('--divergence difference', '--divergence exact')} --save csv")
-    exact = int(re.search(r"about (\d+) forward passes", shell.err)[1])  # type: ignore[index]
-    assert exact > 64 * each / 4, "64 backward passes at each point"
+    shell(f"likelihood {digits} --limit 2 {FAST.replace('--divergence difference', '--probes 4')} --save csv")
+    assert "of the flow of about 72 forward passes" in shell.err, "8 evaluations, each with 4 backward passes"
 
 
 def test_continuous_data_and_chains(shell: Shell, moons: str, tmp_path: Path) -> None:
@@ -102,10 +99,10 @@ def test_continuous_data_and_chains(shell: Shell, moons: str, tmp_path: Path) ->
 
 
 def test_options_that_do_not_go_together(shell: Shell, digits: str) -> None:
-    shell.refuses(f"likelihood {digits} --chain-steps 10", 2, "--chain-steps is 10", "add --all-bounds")
+    shell.refuses(f"likelihood {digits} --chain-steps 10", 2, "chain_steps is 10", "add --all-bounds")
     shell.refuses(f"likelihood {digits} --all-bounds --importance 2", 2, "importance = 2")
     shell.refuses(f"likelihood {digits} --all-bounds --dequantisation none", 2, "'none'")
-    shell.refuses(f"likelihood {digits} --all-bounds --chain-steps 1", 2, "--chain-steps", ">= 2")
+    shell.refuses(f"likelihood {digits} --all-bounds --chain-steps 1", 2, "--chain-steps", "x>=2")
     assert not list(Path(digits).glob("likelihood*"))
 
 
@@ -128,7 +125,13 @@ def test_an_interrupted_table_is_resumed(shell: Shell, digits: str, monkeypatch:
     shell(f"{line} --out o --resume")
     assert calls == [] and not Path("o/parts").exists()
     with np.load("whole/likelihood.npz") as whole, np.load("o/likelihood.npz") as resumed:
-        assert whole.files == resumed.files and all(np.array_equal(whole[k], resumed[k]) for k in whole.files)
+        assert (
+            whole.files == resumed.files
+            and [
+                k for k in whole.files if not np.array_equal(whole[k], resumed[k], equal_nan=whole[k].dtype.kind == "f")
+            ]
+            == []
+        )
     first = shell(f"{line} --out o --resume")
     assert "already finished" in shell.err and "chain, T = 3, uniform" in first
     shell.refuses(f"{line.replace('--chain-steps 3', '--chain-steps 4')} --out o --resume", 2, "chain_steps 4 instead")

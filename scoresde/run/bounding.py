@@ -196,14 +196,17 @@ class _Asked:
             for k in WEIGHTED
         ]  # fmt: skip
 
+    def elbo(self) -> Elbo:
+        """Compute the variational bounds of the run, which are those of a chain if the model has nodes."""
+        return self.run.elbo(
+            self.x, dequantise=self.how.dequantisation != "none", strata=self.strata, t_min=self.how.t_min,
+            seed=self.seed, start=self.start, batch=self.batch, keep=self.folder("elbo"),
+        )  # fmt: skip
+
     def continuous(self) -> list[Row]:
         """Compute the row of the reverse SDE with uniform dequantisation."""
         t_min = begins(self.run.model) if self.how.t_min is None else self.how.t_min
-        terms = self.run.elbo(
-            self.x, strata=self.strata, t_min=self.how.t_min, seed=self.seed, start=self.start, batch=self.batch,
-            keep=self.folder("elbo"),
-        )  # fmt: skip
-        return [_row("elbo", CONTINUOUS + self.uniform, f"{self.strata} strata, t_min {t_min:.3g}", terms)]
+        return [_row("elbo", CONTINUOUS + self.uniform, f"{self.strata} strata, t_min {t_min:.3g}", self.elbo())]
 
     def levels(self) -> list[Row]:
         """Compute the row of the reverse SDE on the levels."""
@@ -222,10 +225,7 @@ class _Asked:
         """Compute the row of a chain: that of the model's own nodes, or of nodes even in the log-SNR."""
         run, own = self.run, self.run.model.domain.nodes
         nodes = even_nodes(run.model, self.chain_steps or CHAIN) if own is None else own
-        if own is None:
-            terms = self._chained(nodes)
-        else:
-            terms = run.elbo(self.x, seed=self.seed, start=self.start, batch=self.batch, keep=self.folder("elbo"))
+        terms = self._chained(nodes) if own is None else self.elbo()
         kind = "even in the log-SNR, posterior variance," if own is None else "of the model,"
         how = f"T = {len(nodes):,} nodes {kind} from t = {float(nodes[0]):.3g}"
         return [_row("chain", f"chain, T = {len(nodes):,}{self.uniform}", how, terms)]

@@ -75,7 +75,7 @@ def _how(assignments: tuple[str, ...], **typed: Any) -> Likelihood:
         help="Also compute the variational bound on the likelihood under the reverse SDE.")  # fmt: skip
 @option("--strata", under="Likelihood", type=Whole(STEPS), default=64,
         help="Number of model evaluations per sample for the variational bound.")  # fmt: skip
-@option("--all-bounds", under="Likelihood", first=True, is_flag=True,
+@option("--all-bounds", under="Likelihood", is_flag=True,
         help="Also print a table of all bounds: of the flow, the reverse SDE and a chain.")  # fmt: skip
 @option("--chain-steps", under="Likelihood", type=Whole(Range(2, STEPS.high)),
         help="Number of nodes of the chain among all bounds, even in the log-SNR.  [default: 1000]")  # fmt: skip

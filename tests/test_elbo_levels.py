@@ -83,7 +83,7 @@ def test_levels_of_their_own_for_each_column() -> None:
     assert float(softmax_nll(off, index, spacing, count, std)) == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("t_min", [None, 0.03])
+@pytest.mark.parametrize("t_min", [None, 0.3])
 @pytest.mark.parametrize("sde", [VPSDE(), FlowMatching(), VESDE(0.01, 20.0)], ids=["vp", "flow", "ve"])
 def test_with_the_exact_score_only_the_two_ends_are_left(sde, t_min: float | None) -> None:
     model, rows = lattice(sde), 2000

@@ -118,8 +118,6 @@ def likelihood(
         check_comparable(run, first, by_class=condition.labels)
         if not (condition.labels or condition.given):
             condition.of(run).model  # noqa: B018  # report an invalid condition before reading the data
-            if all_bounds:
-                condition.of(run).bounds_left_out(how, chain_steps)
     if chain_steps is not None and not all_bounds:
         raise UsageError(
             f"chain_steps is {chain_steps:,}, but the chain is one of the bounds of all_bounds; add --all-bounds",
@@ -148,6 +146,8 @@ def likelihood(
             )
     for run, part, bound in asked:
         bound.model  # noqa: B018
+        if all_bounds:
+            bound.bounds_left_out(how, chain_steps)  # report options that do not go with it before any work
         reason = unfair(run, first, part)
         if reason is not None:
             warnings.warn(reason, stacklevel=1)

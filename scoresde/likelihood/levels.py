@@ -38,7 +38,7 @@ from ..codec import Codec, Levels, as_affine
 from ..core.errors import UsageError
 from ..core.limits import COUNT, STEPS, TIME, checked
 from ..core.noise import Noise
-from ..core.shapes import as_states, sum_flat
+from ..core.shapes import as_states, sum_flat, time_dtype
 from ..model.estimate import Denoiser
 from ..sde.check import check_scalar
 from .dequantise import start_time
@@ -100,21 +100,21 @@ def elbo_on_levels(
     t_min = decode_from(model, codec) if t_min is None else t_min
     levels, affine = codec.levels, as_affine(codec, WHAT)
     assert isinstance(levels, Levels)
-    x = as_states(x).double()
-    centres = affine.to_model(x + levels.width / 2)
     device = x.device if noise is None else noise.indices.device
+    x, wide = as_states(x).cpu().double(), time_dtype(device)
+    centres = affine.to_model(x + levels.width / 2)
     noise = Noise.of(len(x), device=device) if noise is None else noise
     states = centres.to(device=device, dtype=dtype)
     terms = elbo(model, states, strata=strata, draws=draws, t_min=t_min, noise=noise, batch=batch)
 
     alpha, sigma = (float(c) for c in model.domain.sde.coefficients(torch.tensor(t_min, dtype=torch.float64)))
     width = torch.as_tensor(levels.width, dtype=torch.float64)
-    index = ((x - levels.low) / width).round().to(device)
-    spacing, count = (width / affine.scale).to(device), torch.as_tensor(levels.count).to(device)
+    index = ((x - levels.low) / width).round().to(device, wide)
+    spacing, count = (width / affine.scale).to(device, wide), torch.as_tensor(levels.count).to(device)
     found = []
     for draw in range(draws):
         # z/alpha - a_k, with noise at the addresses after those of the diffusion term
-        eps = noise.normal(tuple(x.shape[1:]), 2 * draws * strata + draw, "elbo", torch.float64)
+        eps = noise.normal(tuple(x.shape[1:]), 2 * draws * strata + draw, "elbo", wide)
         off = sigma / alpha * eps
         found.append(softmax_nll(off, index, spacing, count, sigma / alpha))
     return replace(terms, reconstruction=torch.stack(found).mean(0).to(dtype))

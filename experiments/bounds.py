@@ -1,7 +1,7 @@
 """Compare the table of all bounds with the truth, where it is known, and print the table of a trained run.
 
-    python experiments/bounds.py mixture              # about a minute on one CPU core
-    python experiments/bounds.py lattice              # half a minute
+    python experiments/bounds.py mixture              # half a minute on one CPU core
+    python experiments/bounds.py lattice              # ten seconds
     python experiments/bounds.py RUN [--limit 180]    # with rtol 1e-3 and finite differences, as in docs/reporting.md
 
 mixture: Three Gaussians on a line, exact scores, three SDEs. The table shows the mean of each row minus the mean of the

@@ -41,7 +41,7 @@ NEEDED: dict[str, tuple[tuple[str, ...], ...]] = {
               ("--steps 1", "--steps 5"), ("", "", "--dry-run")),
     "sample": SAMPLERS,
     "likelihood": (("", *RUNS, "runs/points runs/points"), ("--limit 2",), ("--rtol 0.1", "--set likelihood.steps=3"),
-                   ("", "--no-check"), ("", "--elbo --strata 2", "--save npz")),
+                   ("", "--no-check"), ("", "--elbo --strata 2", "--save npz", "--all-bounds --chain-steps 2")),
     "evaluate": ((*RUNS, "--samples points.npy --data points.npy", "runs/photos --samples photos"), ("--n 4",),
                  ("--limit 20",), ("--features pixels",), (SOLVER,), ("", "--metrics frechet,copies")),
     "bench": (RUNS, ("--n 2", "--n 4"), ("--nfe 2", "--nfe 2,3"),

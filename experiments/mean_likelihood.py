@@ -35,8 +35,8 @@ from scoresde import VPSDE, GaussianMixture, Likelihood, Noise, load, load_data
 from scoresde.codec import Affine
 from scoresde.core.shapes import as_time
 from scoresde.likelihood.control import features, leave_one_out
-from scoresde.likelihood.levels import levels_of, mean_likelihood
 from scoresde.likelihood.mean import Solved, telescoped
+from scoresde.likelihood.telescope import levels_of, mean_likelihood
 from scoresde.model.estimate import Estimate
 
 F64 = torch.float64

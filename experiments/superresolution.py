@@ -179,7 +179,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="the folder of the IDX files of Fashion-MNIST")
     parser.add_argument("--cond", default="pool:2", help="the operator: pool:2, pool:4, hole, ...")
-    parser.add_argument("--steps", type=int, default=5_200, help="training steps")
+    parser.add_argument("--steps", type=int, default=6_400, help="training steps")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--n", type=int, default=1_000, help="number of test images")

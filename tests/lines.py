@@ -41,7 +41,8 @@ NEEDED: dict[str, tuple[tuple[str, ...], ...]] = {
               ("--steps 1", "--steps 5"), ("", "", "--dry-run")),
     "sample": SAMPLERS,
     "likelihood": (("", *RUNS, "runs/points runs/points"), ("--limit 2",), ("--rtol 0.1", "--set likelihood.steps=3"),
-                   ("", "--no-check"), ("", "--elbo --strata 2", "--save npz", "--within 9")),
+                   ("", "--no-check"),
+                   ("", "--elbo --strata 2", "--save npz", "--all-bounds --chain-steps 2", "--within 9")),
     "evaluate": ((*RUNS, "--samples points.npy --data points.npy", "runs/photos --samples photos"), ("--n 4",),
                  ("--limit 20",), ("--features pixels",), (SOLVER,), ("", "--metrics frechet,copies")),
     "bench": (RUNS, ("--n 2", "--n 4"), ("--nfe 2", "--nfe 2,3"),
@@ -83,7 +84,8 @@ PLAUSIBLE: dict[str, tuple[str, ...]] = {
     "dtype": ("float32", "float64"), "lr": ("0.001", "1"), "size": ("8", "12"), "seed": ("0", "7"),
     "config_file": (*RUNS, "runs/points/config.json"), "seeds": ("0", "0,1", "3,0"), "source": RUNS, "first": RUNS,
     "second": RUNS, "max_time": ("1h", "45m"), "accumulate": ("1", "2"), "keep": ("1", "3"), "shard": ("ddp", "fsdp"),
-    "sigma_rel": ("0.1", "0.05,0.2"), "within": ("9", "0.5"), "of": ("population", "these"), "ema": ("0.9", "0.9999,power:0.05,power:0.1"),
+    "sigma_rel": ("0.1", "0.05,0.2"), "within": ("9", "0.5"),
+    "of": ("population", "these"), "ema": ("0.9", "0.9999,power:0.05,power:0.1"),
     "track": ("tensorboard", "module:Class"), "decay": ("cosine", "wsd", "rsqrt", "none"),
 }  # fmt: skip
 

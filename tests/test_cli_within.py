@@ -54,6 +54,7 @@ def test_it_resumes_and_knows_a_finished_result(shell: Shell, digits: str) -> No
         ("--within 0.1 --data digits --data digits", "several data sets"),
         ("{run} --within 0.1", "several runs"),
         ("--within 0.1 --elbo", "does not support --elbo"),
+        ("--within 0.1 --all-bounds", "does not support --all-bounds"),
         ("--within 0.1 --save csv", "does not support --save"),
         ("--within 0", "0"),
         ("--of these", "--of needs --within"),

@@ -59,7 +59,7 @@ def commands(page: Path) -> list[str]:
 SMALL = {
     "train": {"--steps": 2, "--batch": 8, "--size": 8},
     "sample": {"--n": 4, "--steps": 5, "--frames": 3, "--each": 2},
-    "likelihood": {"--limit": 3, "--probes": 2, "--importance": 2},
+    "likelihood": {"--limit": 3, "--probes": 2, "--importance": 2, "--chain-steps": 3},
     "evaluate": {"--n": 30, "--limit": 30, "--steps": 2, "--each": 3},
     "bench": {"--nfe": "2,3"},
     "plot": {"--n": 20},

@@ -16,8 +16,8 @@ from scoresde import VPSDE, GaussianMixture, Likelihood, Noise, Run, load_data
 from scoresde.codec import Affine
 from scoresde.core.errors import UsageError
 from scoresde.data import DataInfo
-from scoresde.likelihood.levels import LOOSEST, levels_of, mean_likelihood
 from scoresde.likelihood.mean import MeanLikelihood, Solved, Terms, telescoped
+from scoresde.likelihood.telescope import LOOSEST, levels_of, mean_likelihood
 
 COSTS = {"base": 24.0, "fixed": 24.0, "rough": 92.0, "fine": 190.0, "plain": 190.0}
 TRUTH = 1.8563  # the mean of U in the world below

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from models import F64, OnNodes, gaussian, normals, ring
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from scoresde import DDPM, EDM, SMLD, VPSDE, X0, Eps, Noise, ScoreModel
+from scoresde import DDPM, EDM, SMLD, VESDE, VPSDE, X0, Eps, FlowMatching, Noise, Parts, ScoreModel
 from scoresde.core.errors import UsageError
 from scoresde.core.shapes import expand
 from scoresde.likelihood.chain import (
@@ -20,6 +21,7 @@ from scoresde.likelihood.chain import (
     bound,
     decoder_nll,
     discretised_nll,
+    even_nodes,
     prior_kl,
     step_kl,
     variance_loss,
@@ -211,6 +213,99 @@ def test_the_bound_with_levels_and_without_nodes():
     assert torch.allclose(bins.data, discretised_nll(lowest, x0, chain.nodes, 2 / 16))
     with pytest.raises(UsageError, match=r"VPSDE, the path of this model, has no nodes; train with the 'ddpm' or"):
         bound(ring(VPSDE()), x0)
+
+
+# ----------------------------------------------------------------------------- chains of models in continuous time
+
+
+class Hermite(Noise):
+    """Noise whose rows are the points of a quadrature rule, the same at every node: weighted sums are expectations."""
+
+    def normal(self, shape, step=0, stream="solver", dtype=torch.float32):
+        return hermite()[0][:, None].to(dtype)
+
+
+def expected_terms(sde, nodes: Tensor, x: float, mu: float, s0: float) -> tuple[float, Tensor, float]:
+    """The terms of the bound of x for data N(mu, s0^2): the exact denoiser is linear, so each has a closed form.
+
+    x0_hat - x_0 = (sigma^2 (mu - x) + alpha s0^2 sigma eps) / V with V = alpha^2 s0^2 + sigma^2.
+    """
+    alpha, sigma = sde.coefficients(nodes)
+    v = alpha**2 * s0**2 + sigma**2
+    wrong = (sigma**4 * (mu - x) ** 2 + alpha**2 * s0**4 * sigma**2) / v**2
+    snr = (alpha / sigma) ** 2
+    steps = (snr[:-1] - snr[1:]) * wrong[1:] / 2
+    w = sigma[0] ** 2
+    prior = kl_divergence(Normal(alpha[-1] * x, sigma[-1]), normal(0.0, sde.prior_std))
+    return float(prior), steps, float((wrong[0] / w + torch.log(2 * math.pi * w)) / 2)
+
+
+@pytest.mark.parametrize("sde", [VPSDE(), FlowMatching(), VESDE(0.01, 20.0)], ids=["vp", "flow", "ve"])
+def test_a_chain_of_a_continuous_gaussian_has_known_terms(sde):
+    mu, s0, x = 0.3, 0.5, -0.4
+    model, (z, w) = gaussian(sde, 1, mu, s0), hermite()
+    nodes = even_nodes(model, 20)
+    terms = bound(model, torch.full((len(z), 1), x, dtype=F64), Hermite.of(len(z)), nodes=nodes, decoder="beta")
+    prior, steps, data = expected_terms(sde, nodes, x, mu, s0)
+    assert float(w @ terms.prior) == pytest.approx(prior, rel=1e-9, abs=1e-12)
+    torch.testing.assert_close(w @ terms.steps, steps, rtol=1e-9, atol=1e-12)
+    assert float(w @ terms.data) == pytest.approx(data, rel=1e-9)
+    assert terms.nfe.unique().tolist() == [20]
+    # by draws, as reports have them
+    many = bound(model, torch.full((4000, 1), x, dtype=F64), Noise.of(4000, 2), nodes=nodes, decoder="beta").total
+    error = float(many.std()) / math.sqrt(4000)
+    assert float(many.mean()) == pytest.approx(prior + float(steps.sum()) + data, abs=4 * error)
+
+
+def test_the_chain_converges_to_continuous_time_at_first_order():
+    sde, mu, s0, x = VPSDE(), 0.3, 0.5, -0.4
+    model, (z, w) = gaussian(sde, 1, mu, s0), hermite()
+    x0 = torch.full((len(z), 1), x, dtype=F64)
+
+    def total(count: int, decoder: str = "beta") -> float:
+        return float(w @ bound(model, x0, Hermite.of(len(z)), nodes=even_nodes(model, count), decoder=decoder).total)
+
+    # The limit: the sum of the steps is the integral of 1/2 SNR E (x_0 - x0_hat)^2 over the log-SNR.
+    fine = even_nodes(model, 20_001)
+    snr = sde.log_snr(fine)
+    alpha, sigma = sde.coefficients(fine)
+    wrong = (sigma**4 * (mu - x) ** 2 + alpha**2 * s0**4 * sigma**2) / (alpha**2 * s0**2 + sigma**2) ** 2
+    prior, _, data = expected_terms(sde, fine, x, mu, s0)
+    limit = prior + float(-torch.trapezoid(snr.exp() * wrong / 2, snr)) + data
+    off = [total(count) - limit for count in (101, 201, 401, 801)]
+    assert all(error > 0 for error in off) and off[-1] < 0.1
+    assert [a / b for a, b in pairwise(off)] == pytest.approx([2.08, 2.04, 2.02], abs=0.01)
+    # With the posterior's variance of a short step, the decoder is far too sure of itself.
+    assert total(401, "posterior") > total(101, "posterior") + 1 > total(101) + 2
+
+
+def test_nodes_even_in_the_log_snr():
+    for sde in (VPSDE(), VESDE(0.01, 20.0)):
+        model = gaussian(sde, 1)
+        nodes = even_nodes(model, 30)
+        assert (float(nodes[0]), float(nodes[-1])) == model.domain.interval("likelihood") and len(nodes) == 30
+        gaps = sde.log_snr(nodes).diff()
+        torch.testing.assert_close(gaps, gaps.mean().expand(29), rtol=1e-3, atol=0)
+    steep = even_nodes(gaussian(FlowMatching(), 1), 10)  # no signal is left at t = 1
+    assert float(steep[-1]) == 1.0 and bool((steep.diff() > 0).all())
+    with pytest.raises(UsageError, match="differ between coordinates"):
+        even_nodes(gaussian(Parts("vp", "flow", split=1, shape=(2,)), 2), 10)
+    with pytest.raises(UsageError, match="count is 1; it must be an integer >= 2"):
+        even_nodes(gaussian(VPSDE(), 1), 1)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "words"),
+    [
+        ([0.5], "at least two ascending"),
+        ([0.5, 0.2, 1.0], "ascending"),
+        ([0.1, 0.9], "end at 1"),
+        ([0.0, 1.0], "begin"),
+    ],
+)
+def test_nodes_that_make_no_chain_are_refused(nodes, words):
+    with pytest.raises(UsageError, match=words):
+        bound(gaussian(VPSDE(), 1), torch.zeros(1, 1, dtype=F64), nodes=torch.tensor(nodes, dtype=F64))
 
 
 # --------------------------------------------------------------------------------------------------------- training

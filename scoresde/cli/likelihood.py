@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..core.errors import NumericalError
+from ..core.errors import NumericalError, UsageError
 from ..core.limits import COUNT, RTOL, STEPS, WHOLE, Range
 from ..core.parallel import sharing
+from .bounds import PILOT, bounds_table, cost_of_bounds
 from .command import Fields, Real, Whole, echo, option, settings, verb, warned
 from .common import (
     Conditioning,
@@ -78,6 +79,10 @@ def _how(assignments: tuple[str, ...], **typed: Any) -> Likelihood:
         help="Also compute the variational bound on the likelihood under the reverse SDE.")  # fmt: skip
 @option("--strata", under="Likelihood", type=Whole(STEPS), default=64,
         help="Number of model evaluations per sample for the variational bound.")  # fmt: skip
+@option("--all-bounds", under="Likelihood", is_flag=True,
+        help="Also print a table of all bounds: of the flow, the reverse SDE and a chain.")  # fmt: skip
+@option("--chain-steps", under="Likelihood", type=Whole(Range(2, STEPS.high)),
+        help="Number of nodes of the chain among all bounds, even in the log-SNR.  [default: 1000]")  # fmt: skip
 @option("--check/--no-check", under="Likelihood", default=True,
         help="Solve up to 16 samples again with higher accuracy, and warn if the results change.")  # fmt: skip
 @option("--batch", under="Likelihood", type=Whole(COUNT), default=128, help="Maximum number of samples per batch.")
@@ -91,8 +96,8 @@ def _how(assignments: tuple[str, ...], **typed: Any) -> Likelihood:
 @shares_rows
 def likelihood(
     data: tuple[str, ...], split: str, limit: int, how: Likelihood, within: Within, elbo: bool, strata: int,
-    check: bool, batch: int, memory: int | None, condition: Conditioning, save: str, out: Path | None, resume: bool,
-    session: Session,
+    all_bounds: bool, chain_steps: int | None, check: bool, batch: int, memory: int | None, condition: Conditioning,
+    save: str, out: Path | None, resume: bool, session: Session,
 ) -> None:  # fmt: skip
     """Compute the likelihood of data under a trained RUN (default: the newest).
 
@@ -112,7 +117,8 @@ def likelihood(
 
     kinds = check_kinds(in_list(save), KINDS)
     if within.within is not None:
-        within.check(how, len(data), 1 + len(session.others), elbo)
+        bound = "--elbo" if elbo else "--all-bounds" if all_bounds else None
+        within.check(how, len(data), 1 + len(session.others), bound)
         limit = limit if within.limit is None else within.limit
     runs, seed = session.all_loaded, session.seed
     first = runs[0]
@@ -120,6 +126,11 @@ def likelihood(
         check_comparable(run, first, by_class=condition.labels)
         if not (condition.labels or condition.given):
             condition.of(run).model  # noqa: B018  # report an invalid condition before reading the data
+    if chain_steps is not None and not all_bounds:
+        raise UsageError(
+            f"chain_steps is {chain_steps:,}, but the chain is one of the bounds of all_bounds; add --all-bounds",
+            parameter="chain_steps",
+        )
     chosen = [
         choose(first, name, split, limit, seed, by_class=condition.labels, dequantise=how.dequantisation != "none")
         for name in data or (None,)
@@ -150,6 +161,8 @@ def likelihood(
             )
     for run, part, bound in asked:
         bound.model  # noqa: B018
+        if all_bounds:
+            bound.bounds_left_out(how, chain_steps)  # report options that do not go with it before any work
         reason = unfair(run, first, part)
         if reason is not None:
             warnings.warn(reason, stacklevel=1)
@@ -158,6 +171,7 @@ def likelihood(
     def requests() -> list[dict[str, Any]]:
         return [
             {**part.identity, **bound.score_request(how, seed=seed), "strata": strata if elbo else 0, "check": check,
+             **({"all_bounds": strata, "chain_steps": chain_steps} if all_bounds else {}),
              **({"given": bound.told_digest} if condition.given else {})}
             for _, part, bound in asked
         ]  # fmt: skip
@@ -192,6 +206,13 @@ def likelihood(
             for k, (run, part, bound) in enumerate(asked, 1):
                 if elbo:
                     progress.note(f"computing the variational bounds of {len(part.x):,} samples of {part.name}")
+                if all_bounds:
+                    few = part.first(PILOT)
+                    progress.note(
+                        cost_of_bounds(
+                            bind(run, few), few, len(part.x), how, strata=strata, chain_steps=chain_steps, seed=seed
+                        )
+                    )
                 done: list[Tensor] = []
                 until = progress.done + len(part.x)
 
@@ -206,6 +227,12 @@ def likelihood(
                     memory=default_budget(run.device) if memory is None else memory * 2**20, watch=watch,
                     keep=work.parts / str(k), without=run if plain[id(run)] else None,
                 )  # fmt: skip
+                if all_bounds:
+                    scored = part.with_bounds(
+                        scored, bound, how, seed=seed, batch=batch, strata=strata, chain_steps=chain_steps,
+                        memory=default_budget(run.device) if memory is None else memory * 2**20,
+                        told=lambda row: progress.note(f"computing all bounds: {row}"), keep=work.parts / str(k),
+                    )  # fmt: skip
                 sets.append(replace(scored, run=str(run.folder) if n > 1 else None))
         sharing().wait()
         if not session.main:  # the first process writes the result
@@ -244,6 +271,7 @@ def _report(session: Session, facts: dict[str, Any], files: list[Path], how: lis
     session.print(
         {**facts, "files": [str(f) for f in files]},
         *(_lines(found, len(sets) > len(how), facts["condition"] == "given") for found in sets),
+        *(line for found in sets for line in bounds_table(found, _name(found, len(sets) > len(how)))),
         *_checks(sets, len(sets) > len(how)),
         *(text if len(depends) == 1 else f"{run}: {text}" for text, run in reversed(depends.items())),
         f"{files[0]}  {facts['seconds']:.1f} s  seed {facts['seed']}",

@@ -20,7 +20,7 @@ from .work import REQUEST, work_in
 
 if TYPE_CHECKING:
     from ..likelihood import Likelihood, MeanLikelihood
-    from ..likelihood.levels import Progress as Step
+    from ..likelihood.telescope import Progress as Step
     from ..run.run import Run
     from ..study.report import Chosen
 
@@ -48,25 +48,25 @@ class Within:
                     parameter="within",
                 )
 
-    def check(self, likelihood: Likelihood, data: int, runs: int, elbo: bool) -> None:
+    def check(self, likelihood: Likelihood, data: int, runs: int, bound: str | None) -> None:
         """Check that the other options of the command suit a mean to a stated error.
 
         Args:
             likelihood: The options of the likelihood.
             data, runs: Number of data sets and of runs.
-            elbo: Whether the variational bound was requested.
+            bound: The option by which a bound was requested, such as ``--elbo``, or ``None``.
 
         Raises:
             UsageError: If an option does not suit it.
         """
-        from ..likelihood.levels import check_options
+        from ..likelihood.telescope import check_options
 
         assert self.within is not None
         check_options(likelihood, self.within, self.of)
         for wrong, what, instead in (
             (data > 1, "several data sets, whose AUROC needs the likelihood of each sample", "one --data"),
             (runs > 1, "several runs, which are compared sample by sample", "one run"),
-            (elbo, "--elbo", "a second command with --elbo"),
+            (bound is not None, f"{bound}", f"a second command with {bound}"),
             (_typed("save"), "--save, because no sample has a likelihood of its own", "likelihood.json"),
         ):
             if wrong:

@@ -25,8 +25,7 @@ straight frame), ``divergence`` (the divergence and its probes), ``quadrature`` 
 trajectory), ``coupled`` (the trajectory and the integral as one system) and ``memory`` (the memory that these
 computations need). Other modules cover dequantisation (``dequantise``), likelihoods in data units (``data``), the
 options and the convergence check (``method``), a mean to a stated error (``mean``, with ``adams``, ``control`` and
-``levels``), and the variational bounds in continuous time (``elbo``) and for a chain
-(``chain``).
+``telescope``), and the variational bounds in continuous time (``elbo``) and for a chain (``chain``).
 """
 
 from __future__ import annotations

@@ -27,6 +27,11 @@ for f = 0 and log sigma_{t_0}^2 for f = 1. For continuous or dequantised data, L
 decoder. For data stored as discrete levels that are ``bin_width`` apart, L_0 can instead be the negative log
 probability of the bin around the level (Ho et al. 2020, eq. 13). The outermost bins then extend to infinity.
 
+A model that was trained in continuous time has no nodes of its own, but any nodes make a chain of it
+(:func:`even_nodes`). With N nodes that are even in the log-SNR, the bound of the chain exceeds the bound in continuous
+time (:mod:`scoresde.likelihood.elbo`) by an amount that falls like 1/N. With f = 0, the variance of the decoder would
+also fall like 1/N, far below the error of x0_hat, and L_0 would grow like N. For such a chain, the decoder has f = 1.
+
 Training. A model that learns f (Nichol and Dhariwal 2021, arXiv:2102.09672, sec. 3.1) is trained at uniformly drawn
 nodes to minimise
 
@@ -45,29 +50,33 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UsageError
+from ..core.limits import STEPS, Range, checked
 from ..core.noise import Noise
 from ..core.shapes import dims, expand, sum_flat, time_dtype
 from ..model.estimate import Counted, Denoiser, Estimate, Tally
 from ..sde.base import SDE
-from ..sde.grids import nearest_node
+from ..sde.check import check_scalar
+from ..sde.grids import make_grid, nearest_node
 from ..sde.marginal import posterior
 
 __all__ = [
-    "HYBRID_WEIGHT", "Bound", "bound", "decoder_nll", "discretised_nll", "prior_kl", "step_kl", "variance_loss",
+    "HYBRID_WEIGHT", "Bound", "bound", "decoder_nll", "discretised_nll", "even_nodes", "prior_kl", "step_kl",
+    "variance_loss",
 ]  # fmt: skip
 
 # Weight of L_vlb in equation 3.
 HYBRID_WEIGHT = 0.001
 
 
-def prior_kl(sde: SDE, x0: Tensor, count: int | Tensor | None = None) -> Tensor:
+def prior_kl(sde: SDE, x0: Tensor, count: int | Tensor | None = None, t: float | None = None) -> Tensor:
     """Compute ``L_T``, the KL divergence of ``q(x_T | x_0)`` from the prior, for each row of ``x0: (B, *event)``.
 
     The result has shape ``(B,)``. ``count`` is the number of dimensions, one number or ``(B,)``, if not all elements
-    are real (the others must be 0).
+    are real (the others must be 0). ``t`` is the time T of the prior (default: the end of the path).
     """
     count = dims(x0) if count is None else count.to(time_dtype(x0.device)) if isinstance(count, Tensor) else count
-    alpha, sigma = sde.coefficients(torch.tensor([sde.t_max], dtype=time_dtype(x0.device), device=x0.device))
+    t = sde.t_max if t is None else t
+    alpha, sigma = sde.coefficients(torch.tensor([t], dtype=time_dtype(x0.device), device=x0.device))
     # KL(N(m, s^2) | N(0, S^2)) = 1/2 [ (m/S)^2 + q - 1 - log q ],  q = (s/S)^2
     excess = (sigma / sde.prior.std).square() - 1
     shift, constant = (alpha / sde.prior.std).square(), count * (excess - torch.log1p(excess))
@@ -181,12 +190,36 @@ class Bound:
         return self.prior + self.steps.sum(1) + self.data
 
 
+@checked(count=Range(2, STEPS.high))
+def even_nodes(model: Denoiser, count: int) -> Tensor:
+    """Return ``count`` nodes that are even in the log-SNR, from the data to the prior, float64 ``(count,)``.
+
+    If no signal is left at the end of the path, where the log-SNR is infinite, the nodes are even down to a log-SNR of
+    -20, and the last one is the end of the path.
+
+    Raises:
+        UsageError: If ``count`` is invalid, or alpha and sigma differ between the elements of an event.
+
+    >>> from scoresde import GaussianMixture, VESDE
+    >>> normal = GaussianMixture(VESDE(0.01, 100.0), torch.zeros(1, 1), torch.ones(1))
+    >>> even_nodes(normal, 5).sub(1e-5).abs().round(decimals=4)  # uniform in t, as the log-SNR of VE is linear in t
+    tensor([0.0000, 0.2500, 0.5000, 0.7500, 1.0000], dtype=torch.float64)
+    """
+    sde, (t0, t1) = model.domain.sde, model.domain.interval("likelihood")
+    check_scalar(sde, "the bound of a chain", "the bound in continuous time")
+    if not bool(sde.coefficients(torch.tensor(t0, dtype=torch.float64))[1] > 0):
+        raise UsageError(f"a chain needs noise at its lowest node, but {type(sde).__name__} has none at t = {t0:g}")
+    return make_grid("logsnr", sde, count - 1, t0, t1)
+
+
 def bound(
     model: Denoiser,
     x0: Tensor,
     noise: Noise | None = None,
     *,
+    nodes: Tensor | None = None,
     variance: str = "auto",
+    decoder: str | None = None,
     bin_width: float | None = None,
     low: float = -1.0,
     high: float = 1.0,
@@ -194,16 +227,18 @@ def bound(
     """Compute the terms of equation 1. Each term except ``L_T`` is estimated from one draw of the noise.
 
     Args:
-        model: A discrete model, that is, a model whose domain has nodes.
+        model: A denoiser.
         x0: Data in model units, shape ``(B, *event)``.
         noise: Noise addresses of the rows (default: samples 0 to B-1 of seed 0).
-        variance: The choice of the variance for the steps and the decoder, one of
-            :data:`scoresde.model.estimate.VARIANCES`.
+        nodes: The nodes of the chain in ascending order, shape ``(N,)``, such as those of :func:`even_nodes` (default:
+            the nodes of a discrete model). The last node is the end of the path, at which the prior is.
+        variance: The choice of the variance for the steps, one of :data:`scoresde.model.estimate.VARIANCES`.
+        decoder: The choice of the variance for the decoder (default: the same as ``variance``).
         bin_width, low, high: See :func:`discretised_nll`. If ``bin_width`` is ``None``, ``L_0`` is computed by
             :func:`decoder_nll` instead.
 
     Raises:
-        UsageError: If the model has no nodes.
+        UsageError: If there are no nodes, or the given nodes do not ascend within the domain of the model to its end.
 
     Example:
         >>> from scoresde import DDPM, Eps, ScoreModel
@@ -213,13 +248,9 @@ def bound(
         >>> terms.steps.shape, terms.total.shape
         (torch.Size([5, 29]), torch.Size([5]))
     """
-    sde, nodes = model.domain.sde, model.domain.nodes
-    if nodes is None:
-        raise UsageError(
-            f"the variational bound is a sum over the nodes of a chain, but {type(sde).__name__}, the path of this "
-            "model, has no nodes; train with the 'ddpm' or 'smld' SDE, or compute the likelihood under the probability "
-            "flow"
-        )
+    sde = model.domain.sde
+    nodes = _nodes(model) if nodes is None else _checked(model, nodes)
+    decoder = variance if decoder is None else decoder
     support = model.domain.support
     noise = (Noise.of(len(x0), device=x0.device) if noise is None else noise).within(support)
     each = None if support is None else support.to(x0)
@@ -234,11 +265,36 @@ def bound(
         steps = [step_kl(at(i), x0, nodes[i - 1].to(x0.device), variance, each) for i in range(1, len(nodes))]
         lowest = at(0)
         if bin_width is None:
-            data = decoder_nll(lowest, x0, nodes, variance, each)
+            data = decoder_nll(lowest, x0, nodes, decoder, each)
         else:
-            data = discretised_nll(lowest, x0, nodes, bin_width, low, high, variance)
+            data = discretised_nll(lowest, x0, nodes, bin_width, low, high, decoder)
     nfe = torch.zeros(len(x0), dtype=torch.int64, device=x0.device) + counted.tally.total
-    return Bound(prior_kl(sde, x0, model.domain.dims(x0)), torch.stack(steps, 1), data, nfe)
+    prior = prior_kl(sde, x0, model.domain.dims(x0), float(nodes[-1]))
+    return Bound(prior, torch.stack(steps, 1), data, nfe)
+
+
+def _nodes(model: Denoiser) -> Tensor:
+    """Return the nodes of a discrete model, shape ``(N,)``."""
+    if model.domain.nodes is None:
+        raise UsageError(
+            f"the variational bound is a sum over the nodes of a chain, but {type(model.domain.sde).__name__}, the "
+            "path of this model, has no nodes; train with the 'ddpm' or 'smld' SDE, pass the nodes, or compute the "
+            "likelihood under the probability flow"
+        )
+    return model.domain.nodes
+
+
+def _checked(model: Denoiser, nodes: Tensor) -> Tensor:
+    """Return given nodes ``(N,)``, after checking that they make a chain of a model."""
+    low, high = model.domain.interval("likelihood")
+    if nodes.ndim != 1 or len(nodes) < 2 or not bool((nodes.diff() > 0).all()):
+        raise UsageError(f"the nodes must be at least two ascending times, shape (N,); got {nodes!r}")
+    if float(nodes[0]) < low - 1e-12 or abs(float(nodes[-1]) - high) > 1e-9:
+        raise UsageError(
+            f"the nodes go from t = {float(nodes[0]):g} to {float(nodes[-1]):g}; for this model, they must begin at or "
+            f"after {low:g} and end at {high:g}"
+        )
+    return nodes
 
 
 def variance_loss(estimate: Estimate, x0: Tensor, nodes: Tensor, each: Tensor | None = None) -> Tensor:

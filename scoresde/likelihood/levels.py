@@ -1,210 +1,154 @@
-"""The levels of a mean likelihood, as :class:`~scoresde.Likelihood` objects, and the call that estimates the mean.
+r"""The variational bound on the probability of discrete levels, without dequantisation.
 
-Each level of :mod:`scoresde.likelihood.mean` is a :class:`~scoresde.Likelihood` with other options. From the options
-U that were asked for follow
+The levels k = 0 ... n - 1 of an element of the data are represented by the centres of their cells, a_k in model units.
+The model has a latent state z = x_t at t_min, which a softmax over all levels decodes (Kingma et al. 2021, eq. 10):
 
-    L   steps=12, scheme="adams"                L'  the same, with redraw=False
-    T   rtol 100 times looser, at most 1e-2, and redraw=False                    U'  redraw=False.
+    P(k | z) = q(z | k) / sum_j q(z | j),      q(z | k) = N( z; alpha a_k, sigma^2 ).                             (1)
 
-The estimate is that of the mean of U: U' has its tolerance, and its expectation over the probes. If U is no tighter
-than 1e-2, T and U' are the same, and there is no third level.
+The elements of an event are decoded independently. With the centres a in the place of the data, the probability of the
+levels has the bound
 
-All random numbers of a picture have the address that they have in :meth:`scoresde.Run.log_likelihood`, so the levels
-share the dequantisation of a picture, and its fixed probe. The order of the pictures is a random permutation by the
-seed. Nothing depends on the batch, except by rounding.
+    -log P(k)  <=  KL( q(x_T | a) || prior )  +  1/2 int_l(t_max)^l(t_min) E |eps - eps_hat(x_t)|^2 dl
+                   +  E[ -log P(k | x_{t_min}) ],                                                                 (2)
+
+whose first two terms are those of :mod:`scoresde.likelihood.elbo`. Only the last term differs, and it needs no
+evaluation of the network. No volume of a cell occurs in equation 2, because it bounds a probability, not a density.
+
+The choice of t_min. Below t_min, the levels can be told apart, and the integral would only grow, as the network has
+been trained on dequantised data and does not know that nothing lies between the levels. By default, t_min is therefore
+the time at which half a cell equals three standard deviations sigma/alpha, where the last term is about 0.005 nats for
+each element, or the model's t_min if that is later.
+
+A network that was trained on dequantised data was never told the centres of the cells, so its bound (2) is looser than
+the bound with uniform dequantisation. For a network trained on the levels themselves, it is the tighter one.
+
+References:
+    Kingma, Salimans, Poole and Ho (2021), Variational diffusion models, arXiv:2107.00630, sec. 3.3 and eq. 10.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ..codec import Codec
-from ..core.condition import Condition
+from ..codec import Codec, Levels, as_affine
 from ..core.errors import UsageError
+from ..core.limits import COUNT, STEPS, TIME, checked
 from ..core.noise import Noise
-from ..core.parts import Packed, Parts, pieces
-from ..core.threads import rows_each
+from ..core.shapes import as_states, sum_flat, time_dtype
 from ..model.estimate import Denoiser
-from .adams import ADAMS
-from .control import Ridge, features
-from .data import States, is_density, piece
-from .mean import OF, MeanLikelihood, Plan, Solved, Terms, telescoped
-from .method import Likelihood
+from ..sde.check import check_scalar
+from .dequantise import start_time
+from .elbo import Elbo, elbo
 
-__all__ = ["LOOSE", "STEPS", "Progress", "check_options", "levels_of", "mean_likelihood"]
+__all__ = ["decode_from", "elbo_on_levels", "softmax_nll"]
 
-STEPS = 12  # of the base level
-LOOSE = 100.0  # how much looser T is than U
-LOOSEST = 1e-2
+WHAT = "the bound on the levels"
+FAR = 9.0  # standard deviations beyond which a level has no weight in equation 1: exp(-9^2/2) is 3e-18
 
 
-@dataclass(frozen=True)
-class Progress:
-    """The state of an estimate after a batch.
-
-    Attributes:
-        terms: The figure and its error so far.
-        plan: The plan, or ``None`` during the pilot.
-        cost: Number of forward passes so far.
-    """
-
-    terms: Terms
-    plan: Plan | None
-    cost: float
-
-
-def check_options(likelihood: Likelihood, within: float, of: str) -> None:
-    """Check that a mean likelihood can be estimated with these options.
+def decode_from(model: Denoiser, codec: Codec) -> float:
+    """Return the default time at which the levels are decoded.
 
     Raises:
-        UsageError: If it cannot.
+        UsageError: If the data are not stored as levels in every element, the codec does more than shift and scale, or
+            alpha and sigma differ between the elements of an event.
     """
-    if of not in OF:
-        raise UsageError(f"unknown mean {of!r}; choose from: {', '.join(OF)}", parameter="of")
-    if not (within > 0 and math.isfinite(within)):
-        raise UsageError(f"within is {within:g}; it must be a positive number, such as 0.005", parameter="within")
-    for name, usual, why in (
-        ("importance", 1, "the logarithm of a mean is not a sum over levels"),
-        ("draws", 1, "each picture is dequantised once, and more pictures are solved instead"),
-        ("steps", None, "the levels choose their own steps"),
-        ("method", "coupled", "the levels are solved by the 'coupled' method"),
-        ("redraw", True, "the levels choose which probes are redrawn"),
-    ):
-        value = getattr(likelihood, name)
-        if value != usual:
-            raise UsageError(
-                f"{name} is {value}, but a mean within a stated error needs {name} {usual}, because {why}; leave out "
-                f"{name}, or the stated error",
-                parameter=name,
-            )
+    levels, sde = codec.levels, model.domain.sde
+    if not isinstance(levels, Levels):
+        raise UsageError(f"{WHAT} needs data that are stored as discrete levels, and these data are continuous")
+    if not levels.everywhere:
+        raise UsageError(f"{WHAT} needs discrete levels in every column, and some columns are continuous")
+    check_scalar(sde, WHAT, "the bound with uniform dequantisation")
+    spacing = torch.as_tensor(levels.width) / as_affine(codec, WHAT).scale
+    return start_time(sde, model.domain.interval("likelihood")[0], float(spacing.min()))
 
 
-def levels_of(how: Likelihood) -> dict[str, Likelihood]:
-    """Return the options of each level for the resolved options ``how`` of U."""
-    base = replace(how, scheme=ADAMS, steps=STEPS)
-    assert how.atol is not None
-    factor = max(1.0, min(LOOSE, LOOSEST / how.rtol))
-    fixed = replace(how, redraw=False)
-    rough = replace(fixed, rtol=factor * how.rtol, atol=factor * how.atol)
-    return {"base": base, "fixed": replace(base, redraw=False), "rough": rough, "fine": fixed, "plain": how}
-
-
-def mean_likelihood(
-    likelihood: Likelihood,
+@checked(strata=STEPS, draws=STEPS, batch=COUNT, t_min=TIME)
+@torch.no_grad()
+def elbo_on_levels(
     model: Denoiser,
     codec: Codec,
     x: Tensor,
-    noise: Noise,
-    within: float,
     *,
-    of: str = "population",
-    control: bool = True,
-    train: Tensor | None = None,
-    dtype: torch.dtype = torch.float32,
+    strata: int = 64,
+    draws: int = 1,
+    t_min: float | None = None,
+    noise: Noise | None = None,
     batch: int = 256,
-    memory: int | None = None,
-    watch: Callable[[Progress], object] | None = None,
-    parts: Callable[[str, Tensor], Parts | None] | None = None,
-    condition: Condition | None = None,
-    sizes: tuple[int, int, int] | None = None,
-) -> MeanLikelihood:
-    """Estimate the mean likelihood of data in data units to a stated standard error.
+    dtype: torch.dtype = torch.float32,
+) -> Elbo:
+    """Compute the bound of equation 2 on the log probability of each row under the reverse SDE.
+
+    The times and the noise of the diffusion term are those of :func:`scoresde.elbo` for the same ``noise``. The
+    ``reconstruction`` of the result is the last term of equation 2, estimated from ``draws`` states of its own.
 
     Args:
-        likelihood: The options of the likelihood whose mean is estimated.
-        model, codec, x, noise, dtype, batch, memory, condition: See :func:`scoresde.likelihood.data.score`.
-        within: The wanted standard error, in bits/dim or, for continuous data, in nats.
-        of: The mean to estimate: that of the ``population`` from which the data were drawn, or of ``these`` data.
-        control: Whether to use a regression on features of the data (:mod:`scoresde.likelihood.control`).
-        train: Training rows in model units, for these features, shape ``(M, *event)``.
-        watch: Function to call after each batch.
-        parts: Function that returns the store for the batches of a level, given its name and the row of each picture,
-            in the order in which they are solved.
-        sizes: Fixed numbers of pictures for the three levels, for experiments.
+        model: A denoiser that has a score.
+        codec: The map from data units to model units.
+        x: Data in data units, all of which are levels, shape ``(B, *event)``.
+        strata, draws, noise, batch: See :func:`scoresde.elbo`.
+        t_min: The time at which the state is decoded (default: :func:`decode_from`).
+        dtype: Floating-point dtype of the states.
 
     Raises:
-        UsageError: If an option is not suitable.
+        UsageError: If :func:`decode_from` rejects the data, or the model has no score.
     """
-    check_options(likelihood, within, of)
-    if not len(x):
-        raise UsageError("the data set x contains no samples; pass the samples whose mean likelihood is wanted")
-    dims = codec.dims(x, condition)
-    how = likelihood.resolved(model, dims if isinstance(dims, int) else int(dims.max()), codec)
-    levels, rows = levels_of(how), torch.arange(len(x), device=noise.indices.device)
-    known = None if condition is None else condition.to("cpu")
-    states = {name: States(level, model, codec, x.cpu(), noise, dtype, known) for name, level in levels.items()}
-    batch = how.batch_within(memory, model.rows(rows[:1]), states["plain"](rows[:1], 0)[0], batch)
-    batch = rows_each(len(x), batch)
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(noise.seed % 2**63))
-    kept: dict[str, Parts | None] = {}
+    t_min = decode_from(model, codec) if t_min is None else t_min
+    levels, affine = codec.levels, as_affine(codec, WHAT)
+    assert isinstance(levels, Levels)
+    device = x.device if noise is None else noise.indices.device
+    x, wide = as_states(x).cpu().double(), time_dtype(device)
+    centres = affine.to_model(x + levels.width / 2)
+    noise = Noise.of(len(x), device=device) if noise is None else noise
+    states = centres.to(device=device, dtype=dtype)
+    terms = elbo(model, states, strata=strata, draws=draws, t_min=t_min, noise=noise, batch=batch)
 
-    def solve(name: str, places: Tensor, found: Callable[[Tensor, Solved], object]) -> None:
-        level = levels[name]
-
-        def solved(index: Tensor) -> _Batch:
-            scores = piece(level, states[name], batch, order[index].to(rows.device))
-            values = torch.where(scores.model.ok, scores.values.double(), torch.nan)
-            cost = scores.model.nfe.double() + _backward(level, scores.dims) * scores.model.divergences.double()
-            return _Batch(index, Solved(values.cpu(), cost.cpu()))
-
-        if parts is not None and name not in kept:
-            kept[name] = parts(name, order)
-        store = kept.get(name)
-        size = batch if store is None else store.batch(batch)
-        ranges = [places[part] for part in torch.split(torch.arange(len(places)), size)]
-        everywhere = torch.arange(len(x))
-        pieces(
-            ranges, solved, _Batch.pack, _Batch.unpack, store, everywhere,
-            lambda solved: found(solved.places, solved.solved),
-        )  # fmt: skip
-
-    def told(terms: Terms, plan: Plan | None, cost: float) -> None:
-        if watch is not None:
-            watch(Progress(terms, plan, cost))
-
-    ridge = _ridge(states["plain"], order, train, of) if control else None
-    unit = "nats" if is_density(how, codec) else "bits/dim"
-    found = telescoped(
-        solve, len(x), within, unit=unit, of=of, control=ridge, tolerance=levels["rough"] != levels["fine"],
-        sizes=sizes, watch=told,
-    )  # fmt: skip
-    return replace(found, how=how)
+    alpha, sigma = (float(c) for c in model.domain.sde.coefficients(torch.tensor(t_min, dtype=torch.float64)))
+    width = torch.as_tensor(levels.width, dtype=torch.float64)
+    index = ((x - levels.low) / width).round().to(device, wide)
+    spacing, count = (width / affine.scale).to(device, wide), torch.as_tensor(levels.count).to(device)
+    found = []
+    for draw in range(draws):
+        # z/alpha - a_k, with noise at the addresses after those of the diffusion term
+        eps = noise.normal(tuple(x.shape[1:]), 2 * draws * strata + draw, "elbo", wide)
+        off = sigma / alpha * eps
+        found.append(softmax_nll(off, index, spacing, count, sigma / alpha))
+    return replace(terms, reconstruction=torch.stack(found).mean(0).to(dtype))
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """The results of one level for the pictures at ``places``."""
+def softmax_nll(off: Tensor, index: Tensor, spacing: Tensor, count: Tensor, std: float) -> Tensor:
+    """Return ``-log P(k | z)`` of equation 1, summed over the elements of an event. The result has shape ``(B,)``.
 
-    places: Tensor
-    solved: Solved
+    With a_j = a_k + (j - k) h, the logarithm of the sum in equation 1, relative to its term j = k, is
 
-    def pack(self) -> Packed:
-        return {"places": self.places, "values": self.solved.values, "cost": self.solved.cost}, {}
+        log sum_j exp( ( d^2 - (d - (j - k) h)^2 ) / (2 s^2) ),      d = z/alpha - a_k,   s = sigma/alpha.          (3)
 
-    @classmethod
-    def unpack(cls, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> _Batch:
-        return cls(tensors["places"], Solved(tensors["values"], tensors["cost"]))
+    The sum runs over the levels near z, because the others have no weight.
 
+    Args:
+        off: The distances d, in model units, shape ``(B, *event)``.
+        index: The levels k, whole numbers of the dtype of ``off``, shape ``(B, *event)``.
+        spacing: The distance h between adjacent levels in model units, which broadcasts to ``(B, *event)``.
+        count: The number of levels n, which broadcasts to ``(B, *event)``.
+        std: The standard deviation s.
 
-def _backward(how: Likelihood, dims: Tensor) -> Tensor | float:
-    """Return the cost of the backward passes at a point with a divergence, in forward passes."""
-    if how.divergence == "exact":
-        return 2.0 * dims
-    return 2.0 * how.probes if how.divergence == "hutchinson" else 0.0
-
-
-def _ridge(states: States, order: Tensor, train: Tensor | None, of: str) -> Ridge:
-    """Compute the features of the pictures in the given order."""
-
-    def of_draw(draw: int) -> Tensor:
-        rows = states.noise.indices.new_tensor(order.tolist())
-        drawn = torch.cat([states(part, draw)[0].cpu() for part in torch.split(rows, 1024)])
-        return features(drawn, None if train is None else train.cpu())
-
-    return Ridge(of_draw(0), of_draw(1) if of == "these" and states.how.dequantisation != "none" else None)
+    >>> off = torch.zeros(1, 1, dtype=torch.float64)  # at the middle one of three levels, one standard deviation apart
+    >>> one = torch.ones(1, dtype=torch.float64)
+    >>> nll = softmax_nll(off, torch.tensor([[1.0]]), one, 3 * one, 1.0)
+    >>> f"{float(nll):.4f} is log(1 + 2 exp(-1/2))"
+    '0.7944 is log(1 + 2 exp(-1/2))'
+    """
+    last = count - 1
+    nearest = (index + (off / spacing).round()).clamp(min=torch.zeros_like(last), max=last)
+    reach = min(math.ceil(FAR * std / float(spacing.min())) + 1, int(last.max()))
+    total = torch.full_like(off, -torch.inf)
+    for step in range(-reach, reach + 1):
+        level = nearest + step
+        gain = (off.square() - (off - (level - index) * spacing).square()) / (2 * std**2)
+        inside = (level >= 0) & (level <= last)
+        total = torch.logaddexp(total, torch.where(inside, gain, -torch.inf))
+    return sum_flat(total)

@@ -33,18 +33,18 @@ from ..model.parametrization import Parametrization
 from ..operators import OneOf, Operator, parse
 from ..sde.base import SDE
 from .bound import reach
+from .bounding import Bounding
 from .config import TrainConfig
 from .files import checkpoint_at, chosen_checkpoint, find_run, load_weights, read_config
 from .identity import outline
 from .sampling import Samples, warn_of_prior
-from .scoring import Scoring
 from .seen import kept_mask
 from .spec import ModelSpec
 
 __all__ = ["Run", "Samples", "described", "load", "outline", "reach", "warn_of_prior"]
 
 
-class Run(Scoring):
+class Run(Bounding):
     """A model with the units of its data and the settings that are bound to it.
 
     Args:

@@ -30,7 +30,7 @@ from ..likelihood import Elbo, Likelihood, MeanLikelihood, Scores, elbo
 from ..likelihood.chain import bound
 from ..likelihood.control import MOST
 from ..likelihood.elbo import whose
-from ..likelihood.levels import Progress, check_options, mean_likelihood
+from ..likelihood.telescope import Progress, check_options, mean_likelihood
 from ..model.network import ScoreModel
 from ..nn.execution import shareable
 from .plausible import warn_of_units

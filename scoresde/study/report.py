@@ -52,6 +52,7 @@ from ..data.given import Sources
 from ..data.rows import part
 from ..data.rows import pieces as in_pieces
 from ..likelihood import Elbo, Likelihood, Scores
+from ..likelihood.bounds import Bounds
 from ..metrics.measurement import Measurement
 from ..metrics.shares import share_above
 from ..operators import choices
@@ -214,6 +215,35 @@ class Chosen:
             self.name, self.split, self.total, self.index, scores, bound, begins, row=self.row, files=self.files,
             plain=plain,
         )  # fmt: skip
+
+    def with_bounds(
+        self,
+        scored: Scored,
+        run: Run,
+        likelihood: Likelihood,
+        *,
+        seed: int,
+        strata: int,
+        chain_steps: int | None,
+        batch: int,
+        memory: int | None,
+        told: Callable[[str], object],
+        keep: Path,
+    ) -> Scored:
+        """Return ``scored``, the result of :meth:`scored` for the same arguments, with a table of all bounds.
+
+        The finished batches in ``keep`` are not computed again, so the flow's row costs nothing.
+
+        Args:
+            scored: The samples with their likelihoods.
+            run, likelihood, seed, strata, batch, memory, keep: See :meth:`scored`.
+            chain_steps, told: See :meth:`scoresde.Run.all_bounds`.
+        """
+        bounds = self.padded(run).all_bounds(
+            self.x, likelihood, strata=strata, chain_steps=chain_steps, seed=seed, batch=batch, memory=memory,
+            check=False, told=told, keep=keep,
+        )  # fmt: skip
+        return replace(scored, bounds=bounds)
 
 
 def choose(
@@ -436,6 +466,7 @@ class Scored:
         row, files: Position of each sample in its source, int64 ``(n,)``, and the file of each sample (see
             :class:`Chosen`).
         plain: Likelihoods without conditions, or ``None`` if they were not requested.
+        bounds: The table of all bounds, or ``None`` if it was not requested.
     """
 
     name: str
@@ -449,6 +480,7 @@ class Scored:
     row: Tensor | None = None
     files: tuple[Path, ...] = ()
     plain: Scores | None = None
+    bounds: Bounds | None = None
 
     @property
     def gain(self) -> Measurement | None:
@@ -521,6 +553,8 @@ class Scored:
             facts["probes"] = 0
         if self.elbo is not None:
             facts["elbo"] = self._elbo(self.elbo)
+        if self.bounds is not None:
+            facts["bounds"] = {"rows": self.bounds.summary(), "left_out": dict(self.bounds.left_out)}
         if self.gain is not None and self.plain is not None:
             facts["gain"] = {
                 "mean": _number(self.gain.value), "stderr": _number(self.gain.stderr),
@@ -632,7 +666,13 @@ def units(sets: Sequence[Scored]) -> dict[str, str]:
         "elbo": any(s.elbo is not None for s in sets),
         "log_prob_without": any(s.plain is not None for s in sets),
     }
-    return {name: unit for name, unit in UNITS.items() if there.get(name, True)}
+    known = {name: unit for name, unit in UNITS.items() if there.get(name, True)}
+    return known | dict.fromkeys(_bound_columns(sets), "nats")
+
+
+def _bound_columns(sets: Sequence[Scored]) -> list[str]:
+    """Return the columns for the rows of the tables of all bounds."""
+    return list(dict.fromkeys(f"bound_{row.key}" for s in sets if s.bounds is not None for row in s.bounds.rows))
 
 
 def _label(scored: Scored, sets: Sequence[Scored]) -> str:
@@ -666,6 +706,9 @@ def _columns(sets: Sequence[Scored]) -> dict[str, np.ndarray]:
             "change": model.change,
             "status": model.status,
         }
+        rows = {} if scored.bounds is None else {f"bound_{one.key}": one.log_prob for one in scored.bounds.rows}
+        missing = torch.full_like(scores.log_prob.double(), torch.nan)
+        row |= {name: rows.get(name, missing) for name in _bound_columns(sets)}
         if scored.run is not None:
             found.setdefault("run", []).append(np.full(len(scored.index), scored.run))
         found.setdefault("data", []).append(np.full(len(scored.index), _label(scored, sets)))

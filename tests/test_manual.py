@@ -62,6 +62,7 @@ SMALL = {
     "likelihood": {"--limit": 3, "--probes": 2, "--importance": 2},
     "evaluate": {"--n": 30, "--limit": 30, "--steps": 2, "--each": 3},
     "bench": {"--nfe": "2,3"},
+    "tune": {"--nfe": "2,3", "--rows": 8},
     "plot": {"--n": 20},
 }
 ADDED = {
@@ -70,6 +71,7 @@ ADDED = {
     "likelihood": {"--limit": 3, "--rtol": 0.1},
     "evaluate": {"--n": 30, "--limit": 30, "--features": "pixels"},
     "bench": {"--nfe": "2,3", "--n": 4},
+    "tune": {"--nfe": "2,3", "--rows": 8},
     "reflow": {"--pairs": 16, "--steps": 2},
     "classifier": {"--steps": 2},
 }

@@ -161,11 +161,11 @@ def test_the_gradient_and_the_curvature_are_those_of_the_real_solver(sde) -> Non
     j = jacobian(solver, given)
     r = (solver(given.model, x, t0=ENDS[0], t1=ENDS[1]).x - given.target) / 2**0.5
     w = torch.linspace(0.2, 1, 6, dtype=F64)
-    g, h = normal_equations(solver, given, w, 4000, Noise.of(6), True)
+    g, h = normal_equations(solver, given, w, 40, Noise.of(6), True)
     assert low <= ENDS[1] and high == ENDS[0]
     torch.testing.assert_close(g, torch.einsum("b,bd,bdp->p", w, r, j), rtol=1e-5, atol=1e-7)
     exact = torch.einsum("b,bdp,bdq->pq", w, j, j)
-    assert float((h - exact).norm() / exact.norm()) < 0.05  # an estimate from 4,000 probes
+    assert float((h - exact).norm() / exact.norm()) < 0.2  # an estimate from 40 probes
 
 
 def test_the_solve_that_is_differentiated_is_the_solver() -> None:
@@ -289,7 +289,7 @@ def test_what_differs_is_refused(classes: str) -> None:
     assert run.sample(2, Tuned(5)).solution.nfe.tolist() == [6, 6]
     for other, why in (
         (run.given(3), "the condition none, but this run has label"),
-        (run.on("flow"), r"the path VPSDE\(.*but this run has FlowMatching"),
+        (run.on("flow"), r"the path VPSDE\(.*but this run has Stretch"),
         (run.given(3).guided(2.0), "the condition"),
         (run.near(torch.full((1, 1, 8, 8), 8.0), each=2), "from t = 1 to 0.001, but is used from"),
         (run.measured("half", torch.zeros(1, 1, 8, 8)), "measurement none, but this run has"),

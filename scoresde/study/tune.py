@@ -47,7 +47,7 @@ FEW = 64  # number of rows of the first fits
 GAIN = 0.8  # the largest ratio of the error to that of the best fixed solver with which a fit is kept
 START = 2**40  # the index of the first row, beyond those of samples
 NODES = 64  # number of steps of the fine grid
-ROUNDS = 7, 10  # most steps of the fits to a few rows and to all rows
+ROUNDS = 5, 14  # most steps of the fits to a few rows and to all rows
 MOST = 40  # most steps of a solver: beyond that, a fixed solver is as good as exact
 
 FIXED = {
@@ -224,7 +224,7 @@ def fit(teacher: Teacher, steps: int, *, seed: int = 0) -> Outcome:
     fits = [(one[0], levenberg(one[2], few, ROUNDS[0], times=times, seed=seed)) for one in best]
     start, solver = fits[_better([squares(made, teacher.apart) for _, made in fits])]
     if len(few) < len(teacher.rows):
-        solver = levenberg(solver, teacher.rows, ROUNDS[1], times=times, seed=seed + 1)
+        solver = levenberg(solver, teacher.rows, ROUNDS[1], times=times, seed=seed + 1, probes=1)
     theta = [six_digits(number) for number in numbers(solver, True).tolist()]
     solver = with_numbers(solver, torch.tensor(theta, dtype=torch.float64), True)
     fixed = {name: squares(made, teacher.apart) for name, _, made, _ in on_fixed}

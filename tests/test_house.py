@@ -144,6 +144,7 @@ READS_THE_CLOCK = {
     "solvers/trajectory.py": "interpolates in the straight frame",
     "solvers/tuned.py": "fitted times are stored as log-SNRs",
     "run/fitted.py": "the times of a fitted grid are stored as log-SNRs",
+    "study/levenberg.py": "fitted times are stored as log-SNRs",
     "study/tune.py": "local errors of steps in the straight frame",
     "likelihood/problem.py": "its variable of integration is a clock",
     "likelihood/elbo.py": "an integral over the clock",

@@ -42,7 +42,7 @@ from ..solvers.tuned import Tuned
 __all__ = ["Rows", "levenberg", "normal_equations", "numbers", "squares", "with_numbers"]
 
 DAMPING = 1e-2  # mu at the start
-C2 = 9  # the square of the scale c over the median of e_b^2
+ROBUST = 3  # the scale c over the median of e_b
 ATTEMPTS = 5  # with ever larger mu, before a fit ends
 ENOUGH = 4e-3  # a fit ends after two steps in a row that each lower the loss by less than this share
 
@@ -173,7 +173,7 @@ def levenberg(solver: Tuned, rows: Rows, rounds: int, *, times: bool = True, see
     """
     mu, idle, e2, curve = DAMPING, 0, squares(solver, rows), None
     for number in range(rounds):
-        c2 = C2 * float(e2.median())
+        c2 = ROBUST**2 * float(e2.median())
 
         def loss(e2: Tensor, c2: float = c2) -> float:
             return float((c2 / 2 * torch.log1p(e2 / c2)).sum())

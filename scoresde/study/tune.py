@@ -37,7 +37,7 @@ from ..sde.check import check_scalar
 from ..sde.grids import default_grid, make_grid
 from ..solvers import Multistep, ProbabilityFlow
 from ..solvers.tuned import Tuned, unrolled
-from .levenberg import Rows, levenberg, numbers, squares, with_numbers
+from .levenberg import ROBUST, Rows, levenberg, numbers, squares, with_numbers
 from .shortest import local_errors, shortest_path
 
 __all__ = ["APART", "GAIN", "Outcome", "Teacher", "fit", "teach", "tune"]
@@ -50,10 +50,13 @@ NODES = 64  # number of steps of the fine grid
 ROUNDS = 5, 14  # most steps of the fits to a few rows and to all rows
 MOST = 40  # most steps of a solver: beyond that, a fixed solver is as good as exact
 
+
+def _rule(order: int, correct: bool) -> str:
+    return f"order {order}{', correct' * correct}"
+
+
 FIXED = {
-    f"order {order}{', correct' * correct}": Multistep(order=order, correct=correct)
-    for order in (2, 3)
-    for correct in (False, True)
+    _rule(order, correct): Multistep(order=order, correct=correct) for order in (2, 3) for correct in (False, True)
 }
 
 
@@ -184,10 +187,9 @@ def _fine(model: Denoiser, t0: float, t1: float) -> Tensor:
     return torch.cat([found[apart][:-1], found.new_tensor([t1])]) if not apart[-1] else found[apart]
 
 
-def _starts(teacher: Teacher, model: Denoiser, steps: int) -> Iterator[tuple[str, bool, Tuned]]:
+def _starts(teacher: Teacher, steps: int) -> Iterator[tuple[str, bool, Tuned]]:
     """Yield solvers of a given number of steps: a name, whether the grid was found by programming, and the solver."""
-    t0, t1 = teacher.ends
-    domain = model.domain
+    (t0, t1), domain = teacher.ends, teacher.rows.model.domain
     grids: dict[str, str | tuple[float, ...]] = {name: name for name in (default_grid(domain.sde), "logsnr", "uniform")}
     grids |= {"found, p = 2": teacher.grid(steps, 2), "found, p = 1": teacher.grid(steps, 1)}
     for grid, times in grids.items():
@@ -213,30 +215,54 @@ def fit(teacher: Teacher, steps: int, *, seed: int = 0) -> Outcome:
     """
     began = time.process_time()
     model, few = teacher.rows.model, teacher.rows.part(0, min(FEW, len(teacher.rows)))
-    times = model.domain.nodes is None
-    tried = [
-        (name, found, made, float(squares(made, few).mean())) for name, found, made in _starts(teacher, model, steps)
-    ]
-    if not any(not found for _, found, *_ in tried):
+    tried = [_Start(*start, float(squares(start[-1], few).mean())) for start in _starts(teacher, steps)]
+    on_fixed, on_found = ([one for one in tried if one.found == found] for found in (False, True))
+    if not on_fixed:
         raise UsageError(f"no grid of this path has {steps} steps; use fewer steps", parameter="nfe")
-    on_fixed, on_found = ([one for one in tried if one[1] == found] for found in (False, True))
-    best = [min(group, key=lambda one: one[3]) for group in ((on_fixed, on_found) if times else (tried,)) if group]
-    fits = [(one[0], levenberg(one[2], few, ROUNDS[0], times=times, seed=seed)) for one in best]
-    start, solver = fits[_better([squares(made, teacher.apart) for _, made in fits])]
-    if len(few) < len(teacher.rows):
-        solver = levenberg(solver, teacher.rows, ROUNDS[1], times=times, seed=seed + 1, probes=1)
+    name, solver = _fitted(teacher, few, on_fixed, on_found, seed)
     theta = [six_digits(number) for number in numbers(solver, True).tolist()]
     solver = with_numbers(solver, torch.tensor(theta, dtype=torch.float64), True)
-    fixed = {name: squares(made, teacher.apart) for name, _, made, _ in on_fixed}
-    name = min(fixed, key=lambda name: float(fixed[name].mean()))
+    fixed = {one.name: squares(one.solver, teacher.apart) for one in on_fixed}
+    best = min(fixed, key=lambda name: float(fixed[name].mean()))
+    errors = map(six_digits, (*_errors(squares(solver, teacher.apart)), *_errors(fixed[best])))
+    rms, median, fixed_rms, fixed_median = errors
+    grid = tuple(map(six_digits, _grid(on_found, steps) if on_found else solver.log_snr))
+    made = Fit(solver, grid, rms, median, best, fixed_rms, fixed_median, len(teacher.rows), seed)
     usual = squares(unrolled(Multistep(steps), model.domain, *teacher.ends), teacher.apart)
-    grid = min((one for one in tried if one[1]), key=lambda one: one[3])[2].log_snr if on_found else solver.log_snr
-    errors = [six_digits(value) for value in (*_errors(squares(solver, teacher.apart)), *_errors(fixed[name]))]
-    made = Fit(
-        solver, tuple(map(six_digits, grid)), errors[0], errors[1], name, errors[2], errors[3], len(teacher.rows), seed
-    )  # fmt: skip
-    median = _errors(squares(solver, teacher.rows))[1]
-    return Outcome(made, _errors(usual)[0], median, start, time.process_time() - began)
+    fitted = _errors(squares(solver, teacher.rows))[1]
+    return Outcome(made, _errors(usual)[0], fitted, name, time.process_time() - began)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """A solver with which a fit may start: whether its grid was found by programming, and its mean square error."""
+
+    name: str
+    found: bool
+    solver: Tuned
+    error: float
+
+
+def _fitted(
+    teacher: Teacher, few: Rows, on_fixed: Sequence[_Start], on_found: Sequence[_Start], seed: int
+) -> tuple[str, Tuned]:
+    """Fit the better of the two starts, and return its name and the fitted solver."""
+    times = teacher.rows.model.domain.nodes is None
+    groups = [group for group in (on_fixed, on_found) if group] if times else [[*on_fixed, *on_found]]
+    best = [min(group, key=lambda one: one.error) for group in groups]
+    fits = [levenberg(one.solver, few, ROUNDS[0], times=times, seed=seed) for one in best]
+    chosen = _better([squares(made, teacher.apart) for made in fits])
+    solver = fits[chosen]
+    if len(few) < len(teacher.rows):
+        solver = levenberg(solver, teacher.rows, ROUNDS[1], times=times, seed=seed + 1, probes=1)
+    return best[chosen].name, solver
+
+
+def _grid(on_found: Sequence[_Start], steps: int) -> tuple[float, ...]:
+    """Return the log-SNRs of the found grid that is better for ``multistep`` with its default options."""
+    order, correct, _ = Multistep(steps).choice(steps)
+    usual = [one for one in on_found if one.name.startswith(f"multistep {_rule(order, correct)}, found")]
+    return min(usual or on_found, key=lambda one: one.error).solver.log_snr
 
 
 def _errors(e2: Tensor) -> tuple[float, float]:
@@ -246,7 +272,7 @@ def _errors(e2: Tensor) -> tuple[float, float]:
 
 def _better(found: Sequence[Tensor]) -> int:
     """Return which of several solvers is best, given the mean squares of their rows, by the loss of the fit."""
-    c2 = 9 * min(float(e2.median()) for e2 in found)
+    c2 = ROBUST**2 * min(float(e2.median()) for e2 in found)
     losses = [float(torch.log1p(e2 / c2).mean()) for e2 in found]
     return losses.index(min(losses))
 

@@ -1,13 +1,14 @@
 """Compare the solvers of this and other libraries on a trained network, by their distance to the converged solution.
 
-    make demo && python experiments/bench_solvers.py demo/runs/digits-vp      # a few minutes on two CPU cores
+    make demo && scoresde tune demo/runs/digits-vp --nfe 5,6,8,10,20          # optional, several minutes
+    python experiments/bench_solvers.py demo/runs/digits-vp                   # a few minutes on two CPU cores
 
 All solvers use the same starting points (draws from the prior) and the same network, in float32. The distance is the
 root mean square, over samples and pixels, of the difference from the probability flow solved at rtol 1e-6, in model
 units and without a final denoising step. Solvers of other libraries (experiments/peers.py) are optional. The script
 lists the libraries that are not installed, and leaves them out. Their solvers use the uniform log-SNR grid. The solvers
-of this library use both that grid and the SDE's default grid. Times are in seconds for one batch with the largest
-number of evaluations, including the network.
+of this library use both that grid and the default grid of the SDE. The solvers that `scoresde tune` has fitted to the run
+are marked as fitted. Times are in seconds for one batch with the largest number of evaluations, including the network.
 
 For the expected results, see docs/choosing-a-solver.md.
 """
@@ -23,11 +24,12 @@ from peers import PEERS, missing
 from torch import Tensor
 
 from scoresde import Multistep, Noise, ProbabilityFlow, RungeKutta, load
+from scoresde.core.errors import UsageError
 from scoresde.model.estimate import Denoiser
 from scoresde.sde.grids import default_grid
 from scoresde.solvers import DDIM, EDMHeun, Solver
 
-BUDGETS = (5, 10, 20, 50)
+BUDGETS = (5, 6, 8, 10, 20)
 COUNT = 128
 
 OURS: dict[str, Callable[[str], Solver]] = {
@@ -76,6 +78,16 @@ def main() -> None:
 
             label = "log-SNR grid" if grid == "logsnr" else f"{default_grid(model.domain.sde)} grid"
             row(f"{name}, {label}", ours)
+
+    def fitted(n: int, grid: bool = False) -> Tensor | None:
+        try:
+            solver = run.fitted(Multistep(n, grid="fitted")) if grid else run.tuned(n)
+        except UsageError:  # not fitted for this number of evaluations
+            return None
+        return solver(model, x, t0=high, t1=low).x
+
+    row("multistep, **fitted** grid", lambda n: fitted(n, grid=True))
+    row("**fitted** (tuned)", fitted)
     for name, peer in PEERS.items():
         row(name, lambda n, peer=peer: peer(model, x, n))  # type: ignore[misc]
     for tolerance in (1e-1, 1e-2, 1e-3, 1e-4):

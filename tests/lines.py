@@ -47,6 +47,7 @@ NEEDED: dict[str, tuple[tuple[str, ...], ...]] = {
                  ("--limit 20",), ("--features pixels",), (SOLVER,), ("", "--metrics frechet,copies")),
     "bench": (RUNS, ("--n 2", "--n 4"), ("--nfe 2", "--nfe 2,3"),
               ("--solvers euler", "--solvers ddim,multistep", "--solvers sde")),
+    "tune": (RUNS, ("--nfe 2", "--nfe 2,3"), ("--rows 8",)),
     "classifier": (("--data labelled.npz", "--data photos"), ("--steps 2",), ("--width 4",), ("--batch 4",)),
     "reflow": (("runs/points", "runs/table"), ("--pairs 4",), ("--steps 1",), ("--rtol 0.1", SOLVER)),
     "ema": (("", *RUNS), ("--sigma-rel 0.1", "--sigma-rel 0.08,0.15")),

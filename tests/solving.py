@@ -32,7 +32,9 @@ FIVE = ("vp", "subvp", "ve", "user_cosine", "flow")
 SLOW = [pytest.mark.slow]
 FOUR_AND_COSINE = ["vp", "subvp", "ve", "flow", pytest.param("user_cosine", marks=SLOW)]
 FEW_AND_ALL = ["vp", "flow", *(pytest.param(name, marks=SLOW) for name in ("subvp", "ve", "user_cosine"))]
-OURS = [name for name in SOLVERS if name not in ("original", "torchsde", "particles")]
+OURS = [
+    name for name in SOLVERS if name not in ("original", "torchsde", "particles", "tuned")
+]  # which need more than a model
 
 
 def prior(name: str, *shape: int) -> Tensor:

@@ -80,7 +80,7 @@ from scoresde.solvers.exponential import unipc
 
 TARGETS = [Eps(), X0(), Score(), V(), Velocity(), EDM(0.5)]
 
-ALONE = [name for name in SOLVERS if name != "particles"]  # particles need something to be weighted by
+ALONE = [name for name in SOLVERS if name not in ("particles", "tuned")]  # which need something more
 
 
 # ---------------------------------------------------------------------------------------------------- order (1, 2, B5)

@@ -110,7 +110,7 @@ def network(dims: int = 3) -> MLP:
 
 
 NET = network()
-SCALAR = {"edm", "dpm2s", "dpm3s", "dpm++2s", "dpm++3s", "singlestep", "er-sde", "original", "particles"}
+SCALAR = {"edm", "dpm2s", "dpm3s", "dpm++2s", "dpm++3s", "singlestep", "er-sde", "original", "particles", "tuned"}
 
 
 # ------------------------------------------------------------------------------------------ equal and independent bands

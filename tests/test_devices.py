@@ -187,7 +187,9 @@ def measured(place: Callable[[Any], Any]) -> Any:
 
 WALK: dict[str, Act] = {
     **{
-        f"sample {solver}": solved("vp", solver) for solver in tables.SOLVERS if solver not in ("torchsde", "particles")
+        f"sample {solver}": solved("vp", solver)
+        for solver in tables.SOLVERS
+        if solver not in ("torchsde", "particles", "tuned")
     },
     **{f"sample {name} {s}": solved(name, s) for name in ("ve", "flow") for s in ("heun", "multistep", "em", "ode")},
     "sample chain ancestral": solved("chain", "ancestral", variance="learned"),

@@ -337,7 +337,7 @@ def test_training_draws_every_node_as_often(monkeypatch):
         assert torch.bincount(nearest_node(t, run.model.domain.nodes), minlength=30).tolist() == [2] * 30
 
 
-@pytest.mark.parametrize("grid", [*GRIDS, "auto"])
+@pytest.mark.parametrize("grid", [*(g for g in GRIDS if g != "fitted"), "auto"])
 def test_fixed_grids_visit_nodes_only(grid):
     model = watched(OnNodes(ring(DDPM(200))))
     solver = DDIM(6, grid=grid)
@@ -533,7 +533,7 @@ def test_a_chain_that_ends_in_noise_is_a_path(chain):
     )
 
 
-OTHERS = ("original", "edm", "ald", "torchsde", "adaptive-sde", "particles")
+OTHERS = ("original", "edm", "ald", "torchsde", "adaptive-sde", "particles", "tuned")
 
 
 @pytest.mark.parametrize("solver", [name for name in SOLVERS if name not in OTHERS])

@@ -202,7 +202,9 @@ class Rough(torch.nn.Module):
 
 
 STEPPING = [
-    n for n in SOLVERS if "steps" in fields_of(resolve(n, SOLVERS)) and n not in ("torchsde", "original", "particles")
+    n
+    for n in SOLVERS
+    if "steps" in fields_of(resolve(n, SOLVERS)) and n not in ("torchsde", "original", "particles", "tuned")
 ]
 
 

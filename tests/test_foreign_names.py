@@ -78,6 +78,7 @@ VERBS = {
     "likelihood": "likelihood {run} --limit 2 --steps 2 --no-check",
     "evaluate": "evaluate {run} --n 20 --steps 2 --metrics frechet",
     "bench": "bench {run} --solvers ddim --nfe 2 --n 4",
+    "tune": "tune {run} --nfe 2 --rows 8",
     "plot reverse": "plot reverse {run} --n 2 --steps 2 --no-gif --columns 2",
     "plot trajectories": "plot trajectories {run} --n 2 --steps 2",
     "plot score-field": "plot score-field {run}",

@@ -142,6 +142,10 @@ READS_THE_CLOCK = {
     "solvers/singlestep.py": "a stage lies at a clock time",
     "solvers/edm.py": "nodes of its own, in sigma/alpha",
     "solvers/trajectory.py": "interpolates in the straight frame",
+    "solvers/tuned.py": "fitted times are stored as log-SNRs",
+    "run/fitted.py": "the times of a fitted grid are stored as log-SNRs",
+    "study/levenberg.py": "fitted times are stored as log-SNRs",
+    "study/tune.py": "local errors of steps in the straight frame",
     "likelihood/problem.py": "its variable of integration is a clock",
     "likelihood/elbo.py": "an integral over the clock",
     "likelihood/dequantise.py": "where the path begins, as a noise level",
@@ -242,8 +246,8 @@ def test_import_loads_nothing() -> None:
 
 
 VERBS = [
-    "data", "train", "sample", "interpolate", "bench", "likelihood", "evaluate", "classifier", "plot", "reflow", "ema",
-    "info", "config", "list", "demo",
+    "data", "train", "sample", "interpolate", "tune", "bench", "likelihood", "evaluate", "classifier", "plot", "reflow",
+    "ema", "info", "config", "list", "demo",
 ]  # fmt: skip
 
 

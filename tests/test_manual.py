@@ -29,7 +29,10 @@ PAGES = [
     *(page for folder in ("", "mathematics", "notebooks") for page in sorted((ROOT / "docs" / folder).glob("*.md"))),
 ]
 # What a command needs that is not here, or why it is expected to fail.
-NEEDS = {"inception": "torch-fidelity and its weights", "--n 50000": "a call that was interrupted"}
+NEEDS = {
+    "inception": "torch-fidelity and its weights", "--n 50000": "a call that was interrupted",
+    "scoresde tune": "a network whose flow bends", "--solver tuned": "a fit", "--grid fitted": "a fit",
+}  # fmt: skip
 REFUSED = {"--snr 1 ": 2}
 
 
@@ -62,6 +65,7 @@ SMALL = {
     "likelihood": {"--limit": 3, "--probes": 2, "--importance": 2, "--chain-steps": 3},
     "evaluate": {"--n": 30, "--limit": 30, "--steps": 2, "--each": 3},
     "bench": {"--nfe": "2,3"},
+    "tune": {"--nfe": "2,3", "--rows": 8},
     "plot": {"--n": 20},
 }
 ADDED = {
@@ -70,6 +74,7 @@ ADDED = {
     "likelihood": {"--limit": 3, "--rtol": 0.1},
     "evaluate": {"--n": 30, "--limit": 30, "--features": "pixels"},
     "bench": {"--nfe": "2,3", "--n": 4},
+    "tune": {"--nfe": "2,3", "--rows": 8},
     "reflow": {"--pairs": 16, "--steps": 2},
     "classifier": {"--steps": 2},
 }

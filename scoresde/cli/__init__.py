@@ -35,6 +35,7 @@ from .plot import plot
 from .reflow import reflow
 from .sample import sample
 from .train import train
+from .tune import tune
 
 __all__ = ["cli", "main"]
 
@@ -72,6 +73,7 @@ for _verb in (
     train,
     sample,
     interpolate,
+    tune,
     bench,
     likelihood,
     evaluate,

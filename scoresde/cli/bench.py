@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
-from ..core.errors import DataError
+from ..core.errors import CheckpointError, DataError, UsageError
 from ..core.limits import COUNT, SEVERAL
 from ..core.tables import GRIDS, SOLVERS
 from .command import Whole, option, verb
@@ -40,6 +41,8 @@ def bench(
     The command measures how far each solver's samples are from the converged solution and from held-out data. It prints
     a table and the path to the figure.
 
+    If solvers were fitted to the run with the command tune, they are compared, too, and marked as fitted.
+
     Fixed-step solvers run once for each number of model evaluations in --nfe. Adaptive solvers run with tolerances from
     0.1 down to 0.0001, or down to 0.01 if they are stochastic.
     """
@@ -50,12 +53,16 @@ def bench(
     from ..study.bench import bench_table, plan, solvers_by_name, write_bench
 
     built = solvers_by_name(in_list(solvers), grid)
-    count = len(plan(built, budgets)) + 1
+    plan(built, budgets)  # report a wrong option before anything else
     run = session.loaded
     from ..core.progress import Progress
 
     asked = condition.all_of(run, n, session.seed)
     asked.model  # noqa: B018  # report an invalid condition before reading the data
+    with suppress(UsageError, CheckpointError):  # unless solvers were fitted to the run as it is conditioned
+        if set(asked.fits.steps) & set(budgets):
+            built |= solvers_by_name(["tuned"])
+    count = len(plan(built, budgets)) + 1
     try:
         data = run.data()
     except DataError as error:

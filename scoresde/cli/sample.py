@@ -92,6 +92,7 @@ def sample(
     from ..core.progress import Progress
     from ..run.questions import Asked, complete, left_empty
     from ..run.samples import kinds_of, write_samples
+    from ..solvers import Tuned
 
     kinds = kinds_of(run.info, None if save is None else in_list(save))
     typed = click.get_current_context().get_parameter_source("frames") is click.core.ParameterSource.COMMANDLINE
@@ -109,7 +110,7 @@ def sample(
         asked, count = _started(asked, asking, n, session)
     asked.model  # noqa: B018  # report an invalid condition before anything else
     solver = solver.for_run(asked)
-    built = solver.build()
+    built = asked.fitted(solver.build())
     # The numbers of answers start at `start`, so the samples of all questions start at the same multiple of it.
     first = start if questions is None else start * len(questions)
     if run.config is not None and run.config.sources.rich and asked.condition is None and asked.rule is None:
@@ -141,7 +142,10 @@ def sample(
         if work.finished is not None:
             _again(work, count, session)
             return
-        session.say(f"drawing {count} sample{'s' * (count > 1)} from {session.whence} with the {solver.short} solver")
+        session.say(
+            f"drawing {count} sample{'s' * (count > 1)} from {session.whence} with the {solver.short} solver"
+            f"{', which was fitted to this run' * isinstance(built, Tuned)}"
+        )
         session.share_threads([run], min(count, batch))
         began = time.monotonic()
         with Progress(count, "sample", quiet=session.quiet) as progress:
@@ -162,6 +166,7 @@ def sample(
             **({} if asking.classifier is None else {"label": known_class, "guidance": strength,
                                                      "classifier": str(asking.classifier)}),
             **({"from": path_text(asking.near), "at": asked.at} if asking.near else {}),
+            **({"fitted": True} if isinstance(built, Tuned) else {}),
             "nfe_mean": round(float(nfe.mean()), 2), "nfe_max": int(nfe.max()),
             "accepted_mean": round(float(solution.accepted.double().mean()), 2),
             "rejected_mean": round(float(solution.rejected.double().mean()), 2),
@@ -377,6 +382,7 @@ def _report(session: Session, folder: Path, facts: dict[str, Any], files: list[P
     main = next((file for file in files if file.name == "filled.csv"), files[0] if files else folder)
     n = facts.get("lines")
     lines = "" if n is None else f"{n:,} row{'s' * (n != 1)}  "
+    steps += "fitted  " if facts.get("fitted") else ""
     if "ess_mean" in facts:
         steps += f"effective particles mean {facts['ess_mean']:g} min {facts['ess_min']:g}  "
     session.print(

@@ -301,12 +301,16 @@ def remove_empty(folder: Path, above: Iterable[Path] = ()) -> bool:
 # ----------------------------------------------------------------------------------------------------------------- JSON
 
 
-def write_json(path: Path, content: Any, *, signed: bool = False) -> Path:
-    """Write JSON to a file. With ``signed``, the content must be an object, and a checksum is added to it."""
+def write_json(path: Path, content: Any, *, signed: bool = False, compact: bool = False) -> Path:
+    """Write JSON to a file, on a single line if ``compact``.
+
+    With ``signed``, the content must be an object, and a checksum is added to it.
+    """
     if signed:
         content = {**content, CHECKSUM: _checksum(parse_json(json.dumps(content)))}
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(content, separators=(",", ":")) if compact else json.dumps(content, indent=1)
+        temporary.write_text(text + "\n", encoding="utf-8")
     return path
 
 

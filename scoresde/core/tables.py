@@ -122,6 +122,7 @@ GRIDS = {
     "linspace": "scoresde.sde.grids:linspace",
     "leading": "scoresde.sde.grids:leading",
     "trailing": "scoresde.sde.grids:trailing",
+    "fitted": "scoresde.sde.grids:FittedGrid",
 }
 
 SOLVERS = {
@@ -132,6 +133,7 @@ SOLVERS = {
     "edm": "scoresde.solvers.edm:EDMHeun",
     "ddim": "scoresde.solvers.stochastic:DDIM",
     "multistep": "scoresde.solvers.exponential:Multistep",
+    "tuned": "scoresde.solvers.tuned:Tuned",
     "dpm++2m": "scoresde.solvers.exponential:dpmpp_2m",
     "dpm++3m": "scoresde.solvers.exponential:dpmpp_3m",
     "deis": "scoresde.solvers.exponential:deis",

@@ -1,11 +1,13 @@
 """Work-precision plots, which show the errors of solvers against the number of model evaluations on logarithmic axes.
 
-There are two panels, with a line for each solver. The first panel shows the distance to the converged solution
+There are up to three panels, with a line for each solver. The first panel shows the distance to the converged solution
 (:mod:`scoresde.study.bench`). This distance falls with slope -k for a solver of order k, until it is limited by
-rounding or by the error of the converged solution. The second panel shows the sliced W2 distance to held-out data. The
+rounding or by the error of the converged solution. The second panel shows the distance of the median sample, which a
+few samples near borders between modes do not affect. The last panel shows the sliced W2 distance to held-out data. The
 grey band shows the distances of real data to the held-out data, and the dotted line shows the distance of the converged
 solution. Once a solver is at the dotted line, more evaluations do not improve the samples. Lines differ in marker and
-colour, and also in dash pattern if there are more than seven solvers.
+colour, and also in dash pattern if there are more than seven solvers. Solvers that were fitted to the run have "fitted"
+in their names, and thicker lines.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ __all__ = ["work_precision"]
 
 MARKERS = "osD^vPX*<>p"
 DASHES = ("-", "--", "-.")
-TITLES = {1: "distance to the converged solution", 2: "sliced W2 to held-out data"}
+TITLES = {1: "distance to the converged solution", 3: "the same, median sample", 2: "sliced W2 to held-out data"}
 
 
 def work_precision(
@@ -38,9 +40,10 @@ def work_precision(
     """Plot the distances to the converged solution and to data against the number of model evaluations.
 
     Args:
-        curves: A curve of shape ``(K, 3)`` for each solver, keyed by the solver's name. The columns are the number of
-            evaluations, the distance to the converged solution, and the sliced W2 distance to data. NaN marks a missing
-            value. A panel without any values is left out.
+        curves: A curve of shape ``(K, 3)`` or ``(K, 4)`` for each solver, keyed by the solver's name. The columns are
+            the number of evaluations, the distance to the converged solution, the sliced W2 distance to data and, if
+            there is a fourth, the first distance of the median sample. NaN marks a missing value. A panel without any
+            values is left out.
         floor: The lowest and highest sliced W2 distances of real data to the held-out data.
         converged: The sliced W2 distance of the converged solution to the held-out data.
         ax: Axes on which to draw only the first panel, or ``None`` for a new figure with all panels.
@@ -49,10 +52,11 @@ def work_precision(
         UsageError: If a shape is wrong, or there is nothing to draw.
     """
     found = {literal(name): np.asarray(plain(points), dtype=np.float64) for name, points in curves.items()}
-    wrong = {name: points.shape for name, points in found.items() if points.ndim != 2 or points.shape[1] != 3}
+    wrong = {name: points.shape for name, points in found.items() if points.ndim != 2 or points.shape[1] not in (3, 4)}
     if wrong:
         raise UsageError(
-            f"each curve must have shape (K, 3), got {wrong}; the columns are evaluations, distance and sliced W2"
+            f"each curve must have shape (K, 3) or (K, 4), got {wrong}; the columns are evaluations, distance, sliced "
+            "W2 and, if there is a fourth, the distance of the median sample"
         )
     columns = [c for c in TITLES if any(len(_shown(points, c)) for points in found.values())]
     if not columns:
@@ -84,6 +88,8 @@ def work_precision(
 
 def _shown(points: Floats, column: int) -> Floats:
     """Return the points that logarithmic axes can show, as pairs of evaluations and distance."""
+    if column >= points.shape[1]:
+        return points[:0, :2]
     pairs = points[:, [0, column]]
     return pairs[(np.isfinite(pairs) & (pairs > 0)).all(axis=1)]
 
@@ -98,7 +104,8 @@ def _draw(ax: Axes, found: Mapping[str, Floats], column: int) -> None:
         pairs = _shown(points, column)
         if len(pairs):
             ax.plot(
-                pairs[:, 0], pairs[:, 1], label=name, color=COLOURS[i % len(COLOURS)], linewidth=1.3,
+                pairs[:, 0], pairs[:, 1], label=name, color=COLOURS[i % len(COLOURS)],
+                linewidth=2.2 if "fitted" in name else 1.3,
                 linestyle=DASHES[i // len(COLOURS) % len(DASHES)], marker=MARKERS[i % len(MARKERS)], markersize=5.5,
                 markeredgecolor="white", markeredgewidth=0.5,
             )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from ..core.limits import (
     RTOL,
     SEED,
     SEVERAL,
+    STEPS,
     WHOLE,
     checked,
     enough_memory,
@@ -30,9 +31,11 @@ from ..core.shapes import as_tensor
 from ..core.tables import SOLVERS
 from ..data import DataInfo
 from ..model.estimate import Domain
-from ..solvers import Ancestral, Multistep, ProbabilityFlow, Solution, Solver, sample
-from ..solvers.base import Watch
+from ..sde.grids import FittedGrid, as_grid
+from ..solvers import Ancestral, Multistep, ProbabilityFlow, Solution, Solver, Tuned, sample
+from ..solvers.base import OnGrid, Watch
 from .bound import reach
+from .fitted import Fits
 from .keeping import Kept
 
 __all__ = ["Samples", "Sampling", "warn_of_prior"]
@@ -94,6 +97,43 @@ class Sampling(Kept):
             return Multistep(STEPS_STEERED)
         return ProbabilityFlow() if self.condition is None and self.scale == 1.0 else Multistep(STEPS_GIVEN)
 
+    @checked(steps=STEPS)
+    def tuned(self, steps: int) -> Tuned:
+        """Return the solver with ``steps`` steps that was fitted to this run with the command ``tune``.
+
+        Args:
+            steps: Number of steps, one of those that were fitted.
+
+        Raises:
+            UsageError: If no solver with this number of steps was fitted to the run, or if the weights, the path, the
+                ends, the condition or the guidance are not those to which it was fitted.
+            CheckpointError: If the file ``tuned.json`` of the run is damaged.
+        """
+        return self.fits.at(steps).solver
+
+    def fitted(self, solver: Solver) -> Solver:
+        """Return a solver with the numbers that were fitted to this run, if it needs any.
+
+        A :class:`~scoresde.solvers.Tuned` solver without numbers is replaced by :meth:`tuned`, and the grid ``fitted``
+        by its times. Any other solver is returned as it is.
+
+        Raises:
+            UsageError, CheckpointError: As in :meth:`tuned`.
+        """
+        if isinstance(solver, Tuned) and not solver.fitted:
+            return self.tuned(solver.steps)
+        if isinstance(solver, OnGrid) and isinstance(as_grid(solver.grid), FittedGrid):
+            found = self.fits.at(solver.steps)
+            return replace(solver, grid=found.times(self.model.domain.sde))
+        return solver
+
+    @property
+    def fits(self) -> Fits:
+        """All solvers that were fitted to this run, with their errors. The errors raised are those of :meth:`tuned`."""
+        found = Fits.read(self.folder)
+        found.check(self)
+        return found
+
     @checked(n=COUNT, seed=SEED, start=WHOLE, batch=COUNT)
     def sample(
         self,
@@ -138,7 +178,7 @@ class Sampling(Kept):
                 record=record, keep=keep,
             )  # fmt: skip
         chosen = self.default_solver if solver is None else solver
-        built: Solver = build(chosen, SOLVERS, "solver", typed=True, kind=Solver)
+        built: Solver = self.fitted(build(chosen, SOLVERS, "solver", typed=True, kind=Solver))
         if brownian and not built.stochastic:
             raise UsageError(f"{type(built).__name__} draws no noise; brownian requires a stochastic solver")
         model = self._bound(n)

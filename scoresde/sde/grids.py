@@ -11,7 +11,8 @@ the first and the last time to exactly ``t0`` and ``t1``. Most grids are uniform
 
 The ``linspace``, ``leading`` and ``trailing`` grids visit some of the nodes i/N of a discrete model with N noise
 levels. They use the three spacings that are common in DDPM samplers (Lin et al. 2024, arXiv:2305.08891, tab. 2). A list
-of times can also be used as a grid.
+of times can also be used as a grid. The grid ``fitted`` is computed from the trajectories of a run
+(:mod:`scoresde.study.shortest`) and stored with it.
 
 A model on a chain (:mod:`scoresde.sde.chains`) is trained only at the nodes of the chain. For such a model, the times
 of every grid are moved to the nearest nodes. In training, :func:`snap` moves each random time to a node.
@@ -36,8 +37,8 @@ from .continuous import EDMSDE, VDMSDE, VESDE, FlowMatching
 from .modified import Shifted, Stretch
 
 __all__ = [
-    "Discrete", "GivenGrid", "Grid", "Karras", "LogSNR", "SqrtT", "UniformGrid", "as_grid", "default_grid", "leaps",
-    "make_grid", "nearest_node", "snap",
+    "Discrete", "FittedGrid", "GivenGrid", "Grid", "Karras", "LogSNR", "SqrtT", "UniformGrid", "as_grid",
+    "default_grid", "leaps", "make_grid", "nearest_node", "snap",
 ]  # fmt: skip
 
 
@@ -224,6 +225,22 @@ class GivenGrid(Grid):
                 f"from t = {t0:g} to {t1:g}; change the ends of the grid, or t0 and t1, so that they agree"
             )
         return times
+
+
+@dataclass(frozen=True)
+class FittedGrid(Grid):
+    """The grid with the smallest local errors, which belongs to a run and was fitted to it with ``tune``.
+
+    A run replaces this grid by its times (:meth:`scoresde.Run.fitted`) before a solver uses it.
+    """
+
+    def __call__(self, sde: SDE, steps: int, t0: float, t1: float) -> Tensor:
+        raise UsageError(
+            "the grid 'fitted' belongs to a run, but this solver is not used with a run; fit the grid to a run with "
+            "tune, and use it with that run, or choose another grid",
+            parameter="grid",
+            value="auto",
+        )
 
 
 def as_grid(grid: str | Grid | Sequence[float]) -> Grid | None:

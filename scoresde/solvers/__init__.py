@@ -18,6 +18,7 @@ name                      class                 what it integrates              
 ``edm``                   `EDMHeun`             the flow in the VE frame, order 2                ``2 * steps``
 ``ddim``                  `DDIM`                the flow, order 1, with noise if ``eta`` > 0     ``steps``
 ``multistep``             `Multistep`           the flow on any variable, orders 1 to 6          ``steps``
+``tuned``                 `Tuned`               the flow, fitted to one run with ``tune``         ``steps``
 ``dpm++2m``               `Multistep`           the flow on x0, order 2                          ``steps``
 ``dpm++3m``               `Multistep`           the flow on x0, order 3                          ``steps``
 ``deis``                  `Multistep`           the flow on eps, order 3                         ``steps``
@@ -56,6 +57,7 @@ from .singlestep import Singlestep
 from .stochastic import DDIM, Ancestral, EulerMaruyama, StochasticHeun
 from .torchsde import TorchSDE
 from .trajectory import Step, Trajectory
+from .tuned import Tuned
 
 __all__ = [
     "DDIM",
@@ -79,5 +81,6 @@ __all__ = [
     "StochasticHeun",
     "TorchSDE",
     "Trajectory",
+    "Tuned",
     "sample",
 ]

@@ -7,7 +7,11 @@ Two distances are measured, both in model units. The first is the distance betwe
 
 The converged solution is the solution of the probability flow from the same prior samples with a tolerance of 1e-6
 (1e-8 in float64). Both x and x* are taken before the final noise-free step of :func:`scoresde.sample`. Stochastic
-solvers do not approximate x*, so this distance is not computed for them.
+solvers do not approximate x*, so this distance is not computed for them. A few samples, which pass near a border
+between modes of the data, can hold half of this mean, so the *median* over samples of the distance of each sample is
+also reported.
+
+Solvers that were fitted to the run (:mod:`scoresde.study.tune`) are marked as "fitted" in all results.
 
 The second distance depends on both the solver and the model. It is the sliced 2-Wasserstein distance
 (:mod:`scoresde.metrics`) between the samples and held-out data. The samples are taken after the noise-free step, and
@@ -45,7 +49,9 @@ from ..data.rows import Stored, part
 from ..metrics import sliced_wasserstein
 from ..model.estimate import Denoiser
 from ..run.run import Run
-from ..solvers import ProbabilityFlow, Solution, Solver, sample
+from ..sde.grids import FittedGrid, as_grid
+from ..solvers import ProbabilityFlow, Solution, Solver, Tuned, sample
+from ..solvers.base import OnGrid
 
 __all__ = ["Bench", "BenchRow", "Case", "Floor", "bench", "bench_table", "plan", "solvers_by_name", "write_bench"]
 
@@ -78,6 +84,7 @@ class BenchRow:
         tolerance: Value of ``rtol`` and ``atol`` for a solver whose budget is a tolerance.
         nfe: Number of evaluations that the solver used, averaged over the samples.
         rms: Root-mean-square distance per dimension between the samples that succeeded and the converged solution.
+        median: Median over these samples of the distance of each sample.
         sliced_w2: Sliced W2 distance between the samples and held-out data.
         seconds: Time that the solver took for all samples, in seconds.
         failed: Number of samples that failed.
@@ -89,6 +96,7 @@ class BenchRow:
     tolerance: float | None = None
     nfe: float | None = None
     rms: float | None = None
+    median: float | None = None
     sliced_w2: float | None = None
     seconds: float | None = None
     failed: int = 0
@@ -99,7 +107,8 @@ class BenchRow:
         head = f"{self.solver:19}{f'{self.asked} evaluations' if self.asked else budget:18}"
         if self.note:
             return head + self.note
-        text = f"{head}distance {_short(self.rms):9} sliced W2 {_short(self.sliced_w2):9} {self.seconds:.2f} s"
+        text = f"{head}distance {_short(self.rms):9} median {_short(self.median):9} "
+        text += f"sliced W2 {_short(self.sliced_w2):9} {self.seconds:.2f} s"
         text += "" if self.nfe == self.asked else f"  {self.nfe:.1f} evaluations"
         return text + (f"  failed samples: {self.failed}" if self.failed else "")
 
@@ -138,7 +147,8 @@ class Bench:
 def solvers_by_name(names: Iterable[str], grid: str | None = None) -> dict[str, Solver]:
     """Build solvers with default settings, keyed by name. If ``grid`` is given, it replaces the default time grids.
 
-    Solvers without a time grid ignore ``grid``.
+    Solvers without a time grid ignore ``grid``. The name of a solver that will be fitted to the run, or that uses the
+    grid of the run, says so.
 
     Raises:
         UsageError: If a name is unknown.
@@ -146,7 +156,10 @@ def solvers_by_name(names: Iterable[str], grid: str | None = None) -> dict[str, 
     found: dict[str, Solver] = {}
     for name in names:
         takes = grid is not None and "grid" in fields_of(resolve(name, SOLVERS, "solver", typed=True))
-        found[name] = build(name, SOLVERS, "solver", {"grid": grid} if takes else {}, typed=True, kind=Solver)
+        made = build(name, SOLVERS, "solver", {"grid": grid} if takes else {}, typed=True, kind=Solver)
+        of_run = isinstance(made, Tuned) or (isinstance(made, OnGrid) and isinstance(as_grid(made.grid), FittedGrid))
+        told = "" if not of_run else " (fitted)" if isinstance(made, Tuned) else " (fitted grid)"
+        found[f"{name}{told}"] = made
     return found
 
 
@@ -257,13 +270,15 @@ class _Common:
 
     def solve(self, row: BenchRow, solver: Solver, converged: Solution | None = None) -> tuple[BenchRow, Solution]:
         """Run a solver, and return the completed row and the solution before the noise-free step."""
+        solver = self.run.fitted(solver)
         model, shape, dtype = self.model, self.run.codec.model_shape(self.run.info.shape), self.run.dtype
         began = time.monotonic()
         solution = sample(model, solver, shape, self.noise, denoise=False, batch=self.batch, dtype=dtype)
         failed = int((~solution.ok).sum())  # this also waits for the device
         row = replace(row, seconds=time.monotonic() - began, nfe=float(solution.nfe.double().mean()), failed=failed)
         if converged is not None and not solver.stochastic:
-            row = replace(row, rms=_rms(solution, converged))
+            rms, median = _distances(solution, converged)
+            row = replace(row, rms=rms, median=median)
         if self.real is not None and self.floor is not None:
             x0 = solution.x if solver.denoises else _denoised(model, solution.x, self.batch)
             x0 = x0[solution.ok & torch.isfinite(x0).flatten(1).all(dim=1)][: self.floor.samples]
@@ -277,11 +292,11 @@ def _at(solver: Solver, tolerance: float) -> Solver:
     return found
 
 
-def _rms(solution: Solution, converged: Solution) -> float | None:
-    """Return the RMS distance per dimension over the samples that succeeded in both solutions, or ``None``."""
+def _distances(solution: Solution, converged: Solution) -> tuple[float | None, float | None]:
+    """Return the rms and the median row of the distance per dimension over the samples that succeeded in both."""
     ok = solution.ok & converged.ok
-    gap = (solution.x[ok].double() - converged.x[ok].double()).square()
-    return float(gap.mean().sqrt()) if bool(ok.any()) else None
+    each = (solution.x[ok].double() - converged.x[ok].double()).square().flatten(1).mean(1)
+    return (float(each.mean().sqrt()), float(each.median().sqrt())) if bool(ok.any()) else (None, None)
 
 
 def _denoised(model: Denoiser, x: Tensor, batch: int) -> Tensor:
@@ -365,6 +380,7 @@ def bench_table(found: Bench) -> str:
     odd = [name for name, rows in by_solver.items() if any(r.nfe not in (None, r.asked) for r in rows)]
     lost = [name for name, rows in by_solver.items() if any(r.failed for r in rows)]
     lines = block("distance to the converged solution (RMS per dimension)", lambda r: _short(r.rms), by_solver)
+    lines += block("distance of the median sample (RMS per dimension)", lambda r: _short(r.median), by_solver)
     if floor is not None:
         lines += block(
             f"sliced W2 distance to held-out data ({floor.samples} samples, {floor.held_out} held-out rows)",
@@ -398,7 +414,7 @@ def write_bench(folder: Path, found: Bench, made: Mapping[str, Any]) -> list[Pat
         return files
     curves: dict[str, list[list[float]]] = {}
     for row in found.rows:
-        point = (row.nfe, row.rms, row.sliced_w2)
+        point = (row.nfe, row.rms, row.sliced_w2, row.median)
         curves.setdefault(row.solver, []).append([math.nan if v is None else v for v in point])
     floor, picture = found.floor, folder / "work-precision.png"
     with optional(str(picture), f"the numbers are in {files[0]}"):

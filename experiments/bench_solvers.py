@@ -8,7 +8,8 @@ root mean square, over samples and pixels, of the difference from the probabilit
 units and without a final denoising step. Solvers of other libraries (experiments/peers.py) are optional. The script
 lists the libraries that are not installed, and leaves them out. Their solvers use the uniform log-SNR grid. The solvers
 of this library use both that grid and the default grid of the SDE. The solvers that `scoresde tune` has fitted to the
-run are marked as fitted. Times are in seconds for one batch with the largest number of evaluations, including the network.
+run are marked as fitted. Times are in seconds for one batch with the largest number of evaluations, including the
+network.
 
 For the expected results, see docs/choosing-a-solver.md.
 """

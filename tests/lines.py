@@ -57,6 +57,7 @@ NEEDED: dict[str, tuple[tuple[str, ...], ...]] = {
                     ("--rtol 0.1",)),
     "data inspect": (DATA,),
     "data pack": (("photos packed.zip", "photos packed", "photos p.npy", "points.npy p.npy", "table.csv p.npy"),),
+    "page": (("runs/points", "runs/table", "runs/photos", "--data 8gaussians"), ("", "--no-weights")),
     "plot schedule": (("", *(f"--sde {name}" for name in SDES)),),
     "plot forward": (tuple(f"--data {name}" for name in DATA), ("--steps 2",), ("--n 3",)),
     "plot reverse": (RUNS, (SOLVER,), ("--n 2",), ("--columns 2",), ("--frames 2",), ("", "--no-gif")),
@@ -83,7 +84,7 @@ PLAUSIBLE: dict[str, tuple[str, ...]] = {
     "dtype": ("float32", "float64"), "lr": ("0.001", "1"), "size": ("8", "12"), "seed": ("0", "7"),
     "config_file": (*RUNS, "runs/points/config.json"), "seeds": ("0", "0,1", "3,0"), "source": RUNS, "first": RUNS,
     "second": RUNS, "max_time": ("1h", "45m"), "accumulate": ("1", "2"), "keep": ("1", "3"), "shard": ("ddp", "fsdp"),
-    "sigma_rel": ("0.1", "0.05,0.2"), "ema": ("0.9", "0.9999,power:0.05,power:0.1"),
+    "budget": ("1.5", "0.2"), "sigma_rel": ("0.1", "0.05,0.2"), "ema": ("0.9", "0.9999,power:0.05,power:0.1"),
     "track": ("tensorboard", "module:Class"), "decay": ("cosine", "wsd", "rsqrt", "none"),
 }  # fmt: skip
 
@@ -109,6 +110,7 @@ WEIGHTS = {
     "data inspect": 0.5,
     "data pack": 0.5,
     "demo single-image": 0.3,
+    "page": 0.2,
     "train": 4,
     "sample": 4,
     "likelihood": 3,

@@ -341,7 +341,7 @@ def test_a_network_given_as_an_object_is_named_later(shell: Shell) -> None:
     [
         (
             "trian",
-            ["'trian'", "did you mean 'train'", "info, interpolate, likelihood, list, plot, reflow, sample, train"],
+            ["'trian'", "did you mean 'train'", "interpolate, likelihood, list, page, plot, reflow, sample, train"],
         ),
         ("train --stepps 4", ["--stepps", "--steps"]),
         ("sample --slover em", ["--slover", "--solver"]),

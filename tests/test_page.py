@@ -250,10 +250,8 @@ def test_large_pictures_are_drawn_smaller() -> None:
     for size in (64, 3072, 12_288):
         for views in (1, 7):
             samples, frames = _counts(size, views)
-            assert (
-                samples >= 2 and frames >= 11 and (samples, frames) == (2, 11)
-            ) or samples * frames * size <= NUMBERS
-    assert frame_parts  # the sizes above are those of its blocks
+            assert samples >= 2 and frames >= 11
+            assert (samples, frames) == (2, 11) or samples * frames * size <= NUMBERS
 
 
 def test_only_eight_gaussians_are_exact() -> None:

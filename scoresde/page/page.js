@@ -363,14 +363,14 @@ function planePanel(g, x, y, w, title = "", size = 1, half = about.half, bare = 
   return panel;
 }
 
-// The states c x_0 + s eps of the points of a set.
-function noisy(set, c, s, count = set.x0.shape[1]) {
-  const n = set.x0.shape[1], out = [new Float64Array(count), new Float64Array(count)];
-  for (let d = 0; d < 2; d++) for (let i = 0; i < count; i++) out[d][i] = c * set.x0.values[d * n + i] + s * set.eps.values[d * n + i];
+// The states c x_0 + s eps of every `stride`-th point of a set, and the groups of these points.
+function noisy(set, c, s, stride = 1) {
+  const n = set.x0.shape[1], count = Math.ceil(n / stride), out = room(count), x0 = set.x0.values, eps = set.eps.values;
+  for (let d = 0; d < 2; d++) for (let i = 0; i < count; i++) out[d][i] = c * x0[d * n + i * stride] + s * eps[d * n + i * stride];
   return out;
 }
 
-const groups = (set) => set.colour.values.map((v) => Math.round(255 * v));
+const groups = (set, stride = 1) => Float64Array.from({ length: Math.ceil(set.colour.values.length / stride) }, (_, i) => Math.round(255 * set.colour.values[i * stride]));
 
 // Groups by direction, for points of which nothing else is known.
 const directions = (xs, ys) => Array.from(xs, (x, i) => Math.min(5, Math.floor((Math.atan2(ys[i], x) / (2 * Math.PI) + 1) % 1 * 6)));
@@ -402,9 +402,11 @@ function behind(panel, logSnr) {
 function live(z, logSnr) {
   if (about.exact) return mixtureX0(data.mixture, z, logSnr);
   if (data.network) return networkX0(data.network, about, z, logSnr, about.views[view()].label);
-  const out = tableX0(data.table[view()], [z[0]], [z[1]], logSnr, [[0], [0]]);
+  const out = tableX0(data.table[view()], Float64Array.of(z[0]), Float64Array.of(z[1]), logSnr, room(1));
   return [out[0][0], out[1][0]];
 }
+
+const room = (n) => [new Float64Array(n), new Float64Array(n)]; // always typed arrays, so that the engine compiles one version
 
 const rootMean = (values) => Math.sqrt(values.reduce((sum, v) => sum + v * v, 0) / values.length);
 
@@ -513,7 +515,7 @@ figures.reverse = {
     }
     const place = value("reverse-time") / 5, levels = found.log_snr, i = Math.min(Math.floor(place), levels.length - 2), f = place - i;
     const logSnr = logSnrOf(ratio(levels[i]) * (1 - f) + ratio(levels[i + 1]) * f), [xs, ys] = recorded(found.states, place);
-    const ends = recorded(found.states, levels.length - 1), seen = tableX0(data.table[view()], xs, ys, logSnr, [new Float64Array(xs.length), new Float64Array(xs.length)]);
+    const ends = recorded(found.states, levels.length - 1), seen = tableX0(data.table[view()], xs, ys, logSnr, room(xs.length));
     const estimate = value("reverse-shown") === "estimate", group = directions(...ends), panel = square(g, w, estimate ? "what the model sees" : "the state");
     panel.clipped(() => {
       for (let k = 0; k < Math.min(20, xs.length); k++) {
@@ -603,9 +605,9 @@ figures.field = {
     slider("field-noise", Math.ceil(200 * ratio(about.high)), Math.floor(200 * ratio(about.low)), 1, 90, (v) => spoken(within(v / 200)));
   },
   draw(g, w) {
-    const logSnr = within(value("field-noise") / 200), [c, s] = angle(logSnr), n = 24, cell = 2 * about.half / n, panel = square(g, w), xs = [], ys = [];
-    for (let j = 0; j < n; j++) for (let i = 0; i < n; i++) { xs.push((i + 0.5) * cell - about.half); ys.push((j + 0.5) * cell - about.half); }
-    const seen = tableX0(data.table[view()], xs, ys, logSnr, [[], []]), score = xs.map((x, k) => [(c * seen[0][k] - x) / (s * s), (c * seen[1][k] - ys[k]) / (s * s)]);
+    const logSnr = within(value("field-noise") / 200), [c, s] = angle(logSnr), n = 24, cell = 2 * about.half / n, panel = square(g, w), [xs, ys] = room(n * n);
+    for (let k = 0; k < n * n; k++) { xs[k] = (k % n + 0.5) * cell - about.half; ys[k] = (Math.floor(k / n) + 0.5) * cell - about.half; }
+    const seen = tableX0(data.table[view()], xs, ys, logSnr, room(n * n)), score = Array.from(xs, (x, k) => [(c * seen[0][k] - x) / (s * s), (c * seen[1][k] - ys[k]) / (s * s)]);
     const sizes = score.map((v) => Math.hypot(...v) ** 0.25), longest = Math.max(...sizes.filter(Number.isFinite)), most = 1.05 * panel.w / n;
     const all = [];
     let holes = 0;
@@ -647,8 +649,10 @@ figures.flows = {
     this.levels = Array.from({ length: steps + 1 }, (_, k) => within(first + (last - first) * k / steps));
     if (this.noises?.seed !== this.seed) this.noises = { seed: this.seed, start: normalArray(this.seed, 128), each: normalArray(this.seed + 5000, 200 * 128) };
     const { start, each } = this.noises, n = 64, size = angle(about.low)[1];
-    this.paths = [0, value("flows-eta") / 100].map((eta) => {
-      const z = [0, 1].map((d) => Float64Array.from({ length: n }, (_, i) => size * start[d * n + i])), seen = [new Float64Array(n), new Float64Array(n)], kept = [z[0].slice()];
+    const flow = this.flow === (this.flow = [steps, this.seed, view()].join()) ? this.paths[0] : null; // it has no eta
+    this.paths = [0, value("flows-eta") / 100].map((eta, kind) => {
+      if (!kind && flow) return flow;
+      const z = [0, 1].map((d) => Float64Array.from({ length: n }, (_, i) => size * start[d * n + i])), seen = room(n), kept = [z[0].slice()];
       for (let k = 0; k < steps; k++) {
         const next = stepper(this.levels[k], this.levels[k + 1], eta);
         tableX0(data.table[view()], z[0], z[1], this.levels[k], seen);
@@ -661,8 +665,8 @@ figures.flows = {
   draw(g, w, h) {
     this.solve();
     const own = data.forward[data.forward.length - 1], real = own.x0.values.slice(0, own.x0.shape[1]), bins = 24, cell = 2 * about.half / bins;
-    const bar = (values) => { const found = new Float64Array(bins); for (const v of values) { const b = Math.floor((v + about.half) / cell); if (b >= 0 && b < bins) found[b] += 1 / values.length; } return found; };
-    const truth = bar(real), shown = value("flows-shown") / 100, rs = this.levels.map(ratio), all = [];
+    const bar = (values) => { const found = new Float64Array(bins); for (let i = 0; i < values.length; i++) { const b = Math.floor((values[i] + about.half) / cell); if (b >= 0 && b < bins) found[b] += 1 / values.length; } return found; };
+    const truth = this.truth ||= bar(real), shown = value("flows-shown") / 100, rs = this.levels.map(ratio), all = [];
     pair(w, h).forEach(([x, y, wide, high], k) => {
       const main = wide * 0.8, panel = new Panel(g, x, y, main, high, [rs[0], rs[rs.length - 1]], [-about.half, about.half]);
       panel.axes([[rs[0], "noise"], [rs[rs.length - 1], "data"]], ticks(-about.half, about.half, 5, (v) => toData(v, 0), (v) => toModel(v, 0)), k ? `SDE, eta = ${fixed(value("flows-eta") / 100)}` : "ODE");
@@ -705,13 +709,13 @@ figures.schedules = {
     panel.axes([[0, "data"], [1, "noise"]], [0, 0.5, 1].map((v) => [v, `${100 * v} %`]), "share of the variance that is data");
     data.paths.forEach((path, k) => {
       const xs = Array.from({ length: 101 }, (_, i) => i / 100), p = along(path, part), x = left + k * (cell + gap), y = h - cell - 24;
-      line(panel, xs, xs.map((v) => along(path, v).left), HUES[k % 6], 2, DASHES[k % 5]);
+      line(panel, xs, path.left ||= xs.map((v) => along(path, v).left), HUES[k % 6], 2, DASHES[k % 5]);
       told.push(`${path.name} keeps ${percent(p.left)}`);
       g.strokeStyle = HUES[k % 6]; g.lineWidth = 2; g.setLineDash(DASHES[k % 5]); g.beginPath(); g.moveTo(x, y - 26); g.lineTo(x + Math.min(cell, 28), y - 26); g.stroke(); g.setLineDash([]);
       g.save(); g.beginPath(); g.rect(x, y - 24, cell, 20); g.clip(); label(g, path.name.replace("this model: ", ""), x, y - 10); g.restore();
       if (about.kind === "plane") {
-        const set = data.forward[0], small = planePanel(g, x, y, cell, "", 1, about.half, true), [xx, yy] = noisy(set, Math.cos(p.turn), Math.sin(p.turn), set.x0.shape[1]);
-        small.clipped(() => dots(small, xx, yy, groups(set), 1));
+        const set = data.forward[0], small = planePanel(g, x, y, cell, "", 1, about.half, true), [xx, yy] = noisy(set, Math.cos(p.turn), Math.sin(p.turn), 2);
+        small.clipped(() => dots(small, xx, yy, groups(set, 2), 1));
       } else {
         const frame = nearest(data.forward.log_snr, p.logSnr), { shape, values } = data.forward.frames, n = about.kind === "points" ? shape[1] : 1, size = shape.slice(2).reduce((a, b) => a * b, 1);
         drawRow(g, { shape: [1, n, ...shape.slice(2)], values: values.slice(frame * shape[1] * size, (frame * shape[1] + n) * size) }, 0, x, y, cell, cell);
@@ -953,7 +957,7 @@ function draw(name) {
   const g = canvas.getContext("2d");
   g.setTransform(scale, 0, 0, scale, 0, 0);
   g.clearRect(0, 0, w, h);
-  figure.said = figure.draw(g, w, h);
+  figure.said = figure.draw(g, w, h).trim();
   canvas.parentElement.querySelector("figcaption").textContent = figure.said;
 }
 

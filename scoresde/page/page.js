@@ -336,7 +336,7 @@ const controls = new Map(); // by id: {input, initial, say, figure}
 const value = (id) => { const { input } = controls.get(id); return input.type === "range" ? +input.value : input.value; };
 const round = (v, digits = 2) => (Number.isFinite(v) ? `${+v.toPrecision(digits)}`.replace("-", "−") : "no number");
 const fixed = (v, digits = 2) => (v.toFixed(digits).replace("-", "−"));
-const percent = (share) => (share > 0 && share < 0.005 ? `${round(100 * share, 1)} %` : `${Math.round(100 * share)} %`);
+const percent = (share) => (share > 0 && share < 1e-4 ? "less than 0.01 %" : share < 0.005 ? `${round(100 * share, 1)} %` : `${Math.round(100 * share)} %`);
 const spoken = (logSnr) => `log-SNR ${fixed(logSnr, 1)}, ${percent(sigmoid(-logSnr))} noise`;
 
 // The log-SNR at a slider's r, within that of the model.
@@ -346,7 +346,7 @@ const within = (r) => Math.min(Math.max(logSnrOf(Math.min(Math.max(r, 1e-9), 1 -
 function along(path, part) {
   const n = path.curves.shape[1], v = path.curves.values, at = part * (n - 1), i = Math.min(Math.floor(at), n - 2), f = at - i;
   const [turn, size] = [0, n].map((row) => v[row + i] * (1 - f) + v[row + i + 1] * f);
-  return { t: path.low + part * (path.high - path.low), turn, size, logSnr: 2 * Math.log(Math.cos(turn) / Math.sin(turn)), left: Math.cos(turn) ** 2 };
+  return { t: path.low + part * (path.high - path.low), turn, size, logSnr: 2 * Math.log(Math.max(Math.cos(turn), 1e-9) / Math.sin(turn)), left: Math.cos(turn) ** 2 };
 }
 
 const view = () => Math.min(+(controls.get("class")?.input.value || 0), about.views.length - 1);
@@ -703,7 +703,7 @@ figures.schedules = {
     slider("schedules-time", 0, 200, 1, 100, (v) => `${v / 2} % of the time`);
   },
   draw(g, w, h) {
-    const part = value("schedules-time") / 200, { left, top, right } = MARGIN, count = data.paths.length, gap = 8;
+    const part = value("schedules-time") / 200, { top, right } = MARGIN, left = MARGIN.left + 8, count = data.paths.length, gap = 8;
     const cell = Math.min((w - left - right + gap) / count - gap, 0.42 * h), high = h - cell - 90;
     const panel = new Panel(g, left, top, w - left - right, high, [0, 1], [0, 1.02]), told = [];
     panel.axes([[0, "data"], [1, "noise"]], [0, 0.5, 1].map((v) => [v, `${100 * v} %`]), "share of the variance that is data");
@@ -740,13 +740,13 @@ figures.solvers = {
     const row = this.rows(value("solvers-name"))[value("solvers-budget")], { ends } = data.solvers, [, n, ...rest] = ends.shape, size = ends.values.length / ends.shape[0];
     const [one, two] = pair(w, h, about.kind === "plane" ? Math.min(0.5, (h - 46) / (w - 88)) : 0.5), mine = ends.values.slice(row.i * size, (row.i + 1) * size);
     if (about.kind === "plane") {
-      const own = data.forward[data.forward.length - 1], side = Math.min(one[2], one[3]), panel = planePanel(g, one[0], one[1], side, `${row.solver}, ${row.asked} evaluations`), count = rest[0];
+      const own = data.forward[data.forward.length - 1], side = Math.min(one[2], one[3]), panel = planePanel(g, one[0], one[1], side, `${row.solver}, ${row.asked} evaluation${row.asked === 1 ? "" : "s"}`), count = rest[0];
       panel.clipped(() => {
         g.fillStyle = theme.line;
         for (let i = 0; i < own.x0.shape[1]; i++) g.fillRect(panel.X(own.x0.values[i]) - 1, panel.Y(own.x0.values[own.x0.shape[1] + i]) - 1, 2, 2);
         dots(panel, mine.slice(0, count), mine.slice(count), null, 2.2);
       });
-    } else drawRow(g, { shape: [1, n, ...rest], values: mine }, 0, one[0], one[1], one[2], one[3], `${row.solver}, ${row.asked} evaluations`);
+    } else drawRow(g, { shape: [1, n, ...rest], values: mine }, 0, one[0], one[1], one[2], one[3], `${row.solver}, ${row.asked} evaluation${row.asked === 1 ? "" : "s"}`);
     this.curves(g, two, row);
     const miss = row.note ? ` ${row.note}.` : ` Its samples are ${round(row.w2, 3)} from held-out data${data.solvers.floor ? `; real data are ${round(data.solvers.floor[0], 2)} to ${round(data.solvers.floor[1], 2)} from them` : ""}.`;
     const flow = row.rms === null || row.note ? "" : ` Its points end ${round(row.rms, 2)} from the end of the flow (root mean square).`;

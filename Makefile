@@ -4,9 +4,10 @@ PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 DEV := .venv/.dev
 DOCS := .venv/.docs
+BROWSER := .venv/browser/.done
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types docs clean
+.PHONY: help venv demo test browser lint types docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +37,15 @@ demo: venv  ## train a small model, draw samples and compute likelihoods, with p
 # One process per core, with one thread each. Without the limit, the threads of all processes would compete for cores.
 test: venv  ## run the tests
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 .venv/bin/python -m pytest -n auto
+
+# Chromium is that of the system. Playwright drives it, and axe-core finds faults of accessibility.
+$(BROWSER): $(DEV)
+	command -v chromium chromium-browser google-chrome > /dev/null || { apt-get update -qq && apt-get install -y -qq chromium > /dev/null; }
+	$(BIN)/python -m pip install -q -c constraints.txt playwright
+	npm install --silent --no-save --prefix .venv/browser axe-core@4.14
+	@touch $@
+
+browser: $(BROWSER)  ## install what the tests of pages in a browser need (Node 20 or later must be there)
 
 lint: venv  ## check the style
 	$(BIN)/ruff check

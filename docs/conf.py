@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,12 @@ def make_gallery(app: Sphinx) -> None:
     gallery.build(gallery.FOLDER)
 
 
+def copy_pages(app: Sphinx, error: Exception | None) -> None:
+    """Put the pages that move beside the page of the gallery, which shows them in frames."""
+    if error is None and app.builder.format == "html":
+        shutil.copytree(gallery.FOLDER / "pages", Path(app.outdir) / "pages", dirs_exist_ok=True)
+
+
 def plain_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Docstrings are written to be read in the source; make them legal reStructuredText.
 
@@ -210,6 +217,7 @@ def setup(app: Sphinx) -> None:
     app.add_directive("names", Names)
     app.add_directive("module-list", ModuleList)
     app.connect("builder-inited", make_gallery)
+    app.connect("build-finished", copy_pages)
     app.connect("autodoc-process-docstring", plain_docstring, priority=900)  # after napoleon
     app.connect("autodoc-process-signature", plain_signature)
     app.connect("missing-reference", public_home)

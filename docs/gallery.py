@@ -35,6 +35,10 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "compass": ("scoresde plot compass runs/8gaussians-vp --n 500 --out compass.png",),
     "compass-digits": ("scoresde plot compass runs/digits-vp --n 64 --out compass-digits.png",),
     "loss-by-noise": ("scoresde plot loss-by-noise runs/8gaussians-vp --out loss-by-noise.png",),
+    "pages": (
+        "scoresde page --data 8gaussians --out pages/8gaussians.html",
+        "scoresde page runs/digits-vp --out pages/digits.html",
+    ),
     "single-image": ("scoresde demo single-image --size 24 --steps 120 --frames 9 --out runs/lighthouse",),
 }
 

@@ -344,7 +344,7 @@ def test_a_network_given_as_an_object_is_named_later(shell: Shell) -> None:
             [
                 "'trian'",
                 "did you mean 'train'",
-                "info, interpolate, likelihood, list, plot, reflow, sample, train, tune",
+                "info, interpolate, likelihood, list, page, plot, reflow, sample, train, tune",
             ],
         ),
         ("train --stepps 4", ["--stepps", "--steps"]),

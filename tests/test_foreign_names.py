@@ -86,6 +86,7 @@ VERBS = {
     "plot loss-by-noise": "plot loss-by-noise {run}",
     "reflow": "reflow {run} --pairs 4 --steps 1 --solver heun",
     "info": "info {run}",
+    "page": "page {run} --no-weights",
     "interpolate": "interpolate {run} one.npy one.npy --n 2 --rtol 0.1",
     "train": "train --resume {run} --steps 4",
 }

@@ -155,6 +155,10 @@ READS_THE_CLOCK = {
     "study/figures.py": "frames are spread over it",
     "plot/schedules.py": "an axis",
     "cli/plot/run.py": "an axis",
+    "page/frame.py": "sliders move over it",
+    "page/views.py": "the clock of a path in the page",
+    "page/plane.py": "where the frames of a path are",
+    "page/frames.py": "where the frames of a path are",
     "study/evaluate.py": "another ratio",
     "metrics/copies.py": "another ratio",
 }
@@ -246,7 +250,7 @@ def test_import_loads_nothing() -> None:
 
 
 VERBS = [
-    "data", "train", "sample", "interpolate", "tune", "bench", "likelihood", "evaluate", "classifier", "plot", "reflow",
+    "data", "train", "sample", "interpolate", "tune", "bench", "likelihood", "evaluate", "classifier", "plot", "page", "reflow",
     "ema", "info", "config", "list", "demo",
 ]  # fmt: skip
 

@@ -173,5 +173,7 @@ def test_what_is_not_finite_is_not_drawn(trained: Path, tmp_path: Path):
     x = torch.zeros(3, 4, 2)
     x[1, 2, 0] = torch.nan
     with pytest.raises(NumericalError, match="contains 1 sample with values that are not finite"):
-        write_reverse(run, Undone(torch.tensor([1.0, 0.5, 0.1]), x, x, 1.0), tmp_path / "r.png", 3)
+        write_reverse(
+            run, Undone(torch.tensor([1.0, 0.5, 0.1]), x, x, 1.0, torch.ones(x.shape[1]) > 0), tmp_path / "r.png", 3
+        )
     assert list(tmp_path.iterdir()) == []

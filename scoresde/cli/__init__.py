@@ -31,6 +31,7 @@ from .info import info
 from .interpolate import interpolate
 from .likelihood import likelihood
 from .list import list_names
+from .page import page
 from .plot import plot
 from .reflow import reflow
 from .sample import sample
@@ -79,6 +80,7 @@ for _verb in (
     evaluate,
     classifier,
     plot,
+    page,
     reflow,
     ema,
     info,

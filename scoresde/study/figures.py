@@ -282,12 +282,14 @@ class Undone:
         x: The states, ``(T, n, *event)``, in the plot units of equation 1.
         x0: The model's estimates of the data, ``x0_hat(x_t, t)``, ``(T, n, *event)`` in data units.
         nfe: Mean number of model evaluations per sample, excluding those for the estimates.
+        ok: Which samples succeeded, bool ``(n,)``. The state of a sample that failed stays where it was last.
     """
 
     t: Tensor
     x: Tensor
     x0: Tensor
     nfe: float
+    ok: Tensor
 
 
 @checked(n=COUNT, count=COUNT, seed=SEED)
@@ -307,7 +309,7 @@ def undo(run: Run, n: int, solver: Solver, count: int, *, seed: int = 0) -> Undo
         shown(model.domain.sde, run.codec, states, t, run.condition),
         float(samples.solution.nfe.double().mean()),
     )
-    return Undone(t, drawn, guessed, nfe)
+    return Undone(t, drawn, guessed, nfe, samples.solution.ok.cpu())
 
 
 def frames_between(columns: int, frames: int) -> int:

@@ -1,0 +1,296 @@
+"""Pages in a real browser, from a file: nothing is loaded, everything works by keyboard, and axe finds no violation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pages
+import pytest
+
+from scoresde import load
+from scoresde.page import Page
+
+FIGURES = ("forward", "reverse", "compass", "field", "flows", "schedules", "solvers", "density")
+WAIT = "new Promise((done) => setTimeout(() => requestAnimationFrame(() => requestAnimationFrame(done)), 60))"
+PICTURE = """(name) => document.querySelector(`#${name} canvas`).toDataURL()"""
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with pages.browser() as found:
+        yield found
+
+
+class Opened:
+    """A page that is opened from a file, with all that it asked for and all that it complained about."""
+
+    def __init__(self, browser: Any, text: str, folder: Path, **options: Any) -> None:
+        self.requests: list[str] = []
+        self.complaints: list[str] = []
+        self.path = folder / "page.html"
+        self.path.write_text(text, encoding="utf-8")
+        self.context = browser.new_context(**{"viewport": {"width": 1000, "height": 740}, **options})
+        self.page = self.context.new_page()
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("console", lambda line: self.complaints.append(line.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.scripted = options.get("java_script_enabled", True)
+        self.go()
+
+    def go(self, hash: str = "") -> None:
+        self.page.goto(f"{self.path.as_uri()}{hash}")
+        if self.scripted:
+            self.until("page.state && Object.keys(page.state()).length > 3")
+            self.until("[...document.querySelectorAll('canvas')].every((c) => c.width > 0 && c.width !== 300)")
+            self.rest()
+
+    def until(self, condition: str) -> None:
+        """Wait for a condition. The policy of a page forbids what Playwright's own waiting does."""
+        for _ in range(600):
+            if self.page.evaluate(condition):
+                return
+            self.page.wait_for_timeout(50)
+        raise AssertionError(f"{condition} did not become true")
+
+    def rest(self) -> None:
+        self.page.evaluate(WAIT)
+
+    def state(self) -> dict[str, str]:
+        found: dict[str, str] = self.page.evaluate("page.state()")
+        return found
+
+    def picture(self, name: str) -> str:
+        self.page.evaluate(f"document.getElementById('{name}').scrollIntoView()")
+        self.rest()
+        found: str = self.page.evaluate(PICTURE, name)
+        return found
+
+    def close(self) -> None:
+        self.context.close()
+
+    def quiet(self) -> None:
+        assert [url for url in self.requests if not url.startswith(("file:", "data:"))] == []
+        assert all(url.startswith(("data:", self.path.as_uri())) for url in self.requests)
+        assert self.complaints == []
+
+    def accessible(self) -> None:
+        self.page.evaluate(pages.axe())
+        found = self.page.evaluate("axe.run({runOnly: ['wcag2a', 'wcag2aa']})")
+        assert [(each["id"], [node["html"] for node in each["nodes"]]) for each in found["violations"]] == []
+        assert len(found["passes"]) > 10
+
+
+@pytest.fixture
+def opened(chromium: Any, tmp_path: Path) -> Iterator[Any]:
+    kept: list[Opened] = []
+
+    def open_(page: Page | str, **options: Any) -> Opened:
+        kept.append(Opened(chromium, page if isinstance(page, str) else page.text, tmp_path, **options))
+        return kept[-1]
+
+    yield open_
+    for each in kept:
+        each.close()
+
+
+@pytest.fixture(scope="module")
+def digits(trained: Path) -> Page:
+    return pages.little(load(trained / "digits"))
+
+
+def made(name: str, digits: Page) -> Page:
+    return {"exact": pages.exact, "learned": pages.learned, "digits": lambda: digits}[name]()
+
+
+KINDS = ("exact", "learned", "digits")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_loaded_and_nothing_fails(opened: Any, digits: Page, kind: str) -> None:
+    tab = opened(made(kind, digits))
+    shown = [name for name in FIGURES if tab.page.query_selector(f"#{name}")]
+    assert len(shown) == (4 if kind == "digits" else 8)
+    for name in shown:  # each figure is complete before anything is touched
+        colours = tab.page.evaluate(
+            """(name) => { const c = document.querySelector(`#${name} canvas`);
+            const { data } = c.getContext("2d").getImageData(0, 0, c.width, c.height);
+            return new Set(new Uint32Array(data.buffer)).size; }""",
+            name,
+        )
+        assert colours > 8, name
+        said = tab.page.inner_text(f"#{name} figcaption")
+        assert len(said) > 40 and "NaN" not in said and "undefined" not in said, said
+    tab.page.wait_for_timeout(400)
+    for name in shown:
+        label = tab.page.get_attribute(f"#{name} canvas", "aria-label")
+        assert label == tab.page.inner_text(f"#{name} figcaption")
+    tab.quiet()
+
+
+def works_by_keyboard(tab: Opened, least: int) -> None:
+    """Each slider and each menu changes the state and the picture, and a slider says where it is."""
+    controls = tab.page.query_selector_all("input[type=range], select:not([hidden])")
+    assert len(controls) >= least
+    for control in controls:
+        name = control.get_attribute("id")
+        if not control.is_visible():
+            continue
+        figure = name.partition("-")[0]
+        before, state = tab.picture(figure), tab.state()
+        control.focus()
+        low = control.evaluate("(e) => e.tagName === 'SELECT' ? e.selectedIndex === 0 : +e.value < +e.max")
+        menu = control.evaluate("(e) => e.tagName === 'SELECT'")
+        for _ in range(1 if menu else 3):
+            control.press("ArrowDown" if menu else "ArrowRight" if low else "ArrowLeft")
+        tab.rest()
+        assert tab.state()[name] != state[name], f"{name} does not move"
+        assert tab.picture(figure) != before, f"{name} changes nothing"
+        if control.evaluate("(e) => e.type") == "range":
+            spoken = control.get_attribute("aria-valuetext")
+            assert spoken and spoken == tab.page.inner_text(f'output[for="{name}"]')
+    tab.quiet()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_control_works_by_keyboard(opened: Any, digits: Page, kind: str) -> None:
+    works_by_keyboard(opened(made(kind, digits)), 6 if kind == "digits" else 18)
+
+
+def test_arrow_keys_and_clicks_place_the_state(opened: Any) -> None:
+    tab = opened(pages.learned())
+    for name in ("compass", "density"):
+        state = tab.state()
+        canvas = tab.page.query_selector(f"#{name} canvas")
+        canvas.focus()
+        canvas.press("ArrowLeft")
+        canvas.press("ArrowUp")
+        moved = tab.state()
+        assert int(moved[f"{name}-x"]) == int(state[f"{name}-x"]) - 2
+        assert int(moved[f"{name}-y"]) == int(state[f"{name}-y"]) + 2
+        canvas.scroll_into_view_if_needed()
+        canvas.click(position={"x": 60, "y": 60})
+        assert int(tab.state()[f"{name}-x"]) < -60 and int(tab.state()[f"{name}-y"]) > 60
+
+
+def test_walkers_take_eight_live_points_a_frame(opened: Any) -> None:
+    tab = opened(pages.learned())
+    before = tab.picture("compass")
+    tab.page.click("#compass-walk")
+    tab.until("document.querySelector('#compass figcaption').textContent.includes('The walkers')")
+    assert tab.page.evaluate("page.most") == 8
+    assert tab.picture("compass") != before
+    tab.quiet()
+
+
+def test_the_address_keeps_the_state(opened: Any) -> None:
+    tab = opened(pages.exact())
+    tab.go("#forward-time=150&flows-steps=12&reverse-shown=estimate&forward-path=2")
+    state = tab.state()
+    assert (state["forward-time"], state["flows-steps"], state["reverse-shown"]) == ("150", "12", "estimate")
+    tab.page.focus("#field-noise")
+    tab.page.keyboard.press("ArrowRight")
+    tab.until("location.hash.includes('field-noise=')")
+    kept = tab.page.evaluate("location.hash")
+    assert {"forward-time=150", "flows-steps=12", "forward-path=2"} <= set(kept[1:].split("&"))
+    tab.go("#forward-path=99&field-noise=%3Cb%3E&nonsense=1")
+    assert tab.state()["forward-path"] == "0"
+    tab.page.click("#reset")
+    tab.until("location.hash.length < 2")
+    tab.quiet()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_narrow_screens(opened: Any, digits: Page, kind: str) -> None:
+    tab = opened(made(kind, digits), viewport={"width": 360, "height": 740})
+    assert tab.page.evaluate("document.documentElement.scrollWidth") <= 360
+    small = tab.page.evaluate(
+        "[...document.querySelectorAll('button, select, input')].filter((e) => e.offsetParent && e.offsetHeight < 44)"
+        ".map((e) => e.id || e.textContent)"
+    )
+    assert small == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_axe_finds_no_violation(opened: Any, digits: Page, kind: str, scheme: str) -> None:
+    opened(made(kind, digits), color_scheme=scheme).accessible()
+
+
+def test_motion_is_reduced(opened: Any) -> None:
+    tab = opened(pages.exact(), reduced_motion="reduce")
+    assert not [button for button in tab.page.query_selector_all(".play") if button.is_visible()]
+    tab.close()
+    moving = opened(pages.exact())
+    button = moving.page.query_selector('[data-plays="forward-time"]')
+    button.click()
+    assert button.inner_text() == "Pause"
+    moving.page.wait_for_timeout(400)
+    button.click()
+    assert button.inner_text() == "Play"
+    stopped = moving.state()["forward-time"]
+    moving.page.wait_for_timeout(200)
+    assert moving.state()["forward-time"] == stopped != "30"
+
+
+def test_without_scripts_there_are_posters(opened: Any) -> None:
+    tab = opened(pages.exact(), java_script_enabled=False)
+    posters = tab.page.query_selector_all("img.poster")
+    assert len(posters) == 8 and all(
+        poster.is_visible() and len(poster.get_attribute("alt")) > 20 for poster in posters
+    )
+    assert not any(part.is_visible() for part in tab.page.query_selector_all("canvas, button, input, select"))
+    assert "The figures move if scripts are allowed" in tab.page.inner_text("header")
+
+
+def test_it_prints(opened: Any) -> None:
+    tab = opened(pages.exact())
+    tab.page.emulate_media(media="print")
+    assert not any(part.is_visible() for part in tab.page.query_selector_all("button, input, select"))
+    assert all(part.is_visible() for part in tab.page.query_selector_all("canvas"))
+    assert tab.page.pdf()[:4] == b"%PDF"
+
+
+def test_it_runs_in_the_frame_of_a_notebook(opened: Any, tmp_path: Path) -> None:
+    tab = opened(pages.exact())
+    shown = f"<!doctype html><title>notebook</title>{pages.exact()._repr_html_()}"
+    (tmp_path / "notebook.html").write_text(shown, encoding="utf-8")
+    tab.complaints.clear()
+    tab.page.goto((tmp_path / "notebook.html").as_uri())
+    frame = tab.page.frame_locator("iframe")
+    frame.locator("#forward figcaption", has_text="At t =").wait_for()
+    assert tab.complaints == []
+
+
+def test_names_are_text(opened: Any) -> None:
+    name = "</script><script>document.title = 'broken'</script><img src=x onerror=\"document.title = 'broken'\">"
+    tab = opened(pages.little(pages.run_of(pages.network(width=8).float(), name), pages.eight()[1]))
+    assert tab.page.title().endswith(name) and not tab.page.query_selector("img[src=x]")
+    assert tab.page.inner_text("#forward-set").split("\n")[-1].strip().startswith("</script>")
+    tab.quiet()
+
+
+# ------------------------------------------------------------------------------------------------------ planted faults
+
+
+def test_an_external_font_is_found(opened: Any) -> None:
+    font = "<link rel='stylesheet' href='https://fonts.example/font.css'></head>"
+    with pytest.raises(AssertionError):
+        opened(pages.exact().text.replace("</head>", font)).quiet()
+
+
+def test_a_slider_without_a_label_is_found(opened: Any) -> None:
+    text, count = re.subn(r'<label for="field-noise">.*?</label>', "", pages.exact().text)
+    assert count == 1
+    with pytest.raises(AssertionError, match="label"):
+        opened(text).accessible()
+
+
+def test_a_control_that_does_nothing_is_found(opened: Any) -> None:
+    script = pages.SCRIPT.read_text(encoding="utf-8")
+    broken = script.replace("    touch(figureOf(id));\n", "")
+    assert broken != script
+    with pytest.raises(AssertionError, match="changes nothing"):
+        works_by_keyboard(opened(pages.with_script(pages.exact(), broken)), 18)

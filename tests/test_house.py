@@ -250,8 +250,8 @@ def test_import_loads_nothing() -> None:
 
 
 VERBS = [
-    "data", "train", "sample", "interpolate", "tune", "bench", "likelihood", "evaluate", "classifier", "plot", "page", "reflow",
-    "ema", "info", "config", "list", "demo",
+    "data", "train", "sample", "interpolate", "tune", "bench", "likelihood", "evaluate", "classifier", "plot", "page",
+    "reflow", "ema", "info", "config", "list", "demo",
 ]  # fmt: skip
 
 

@@ -72,7 +72,7 @@ def test_the_cost_is_said_before_the_work(shell: Shell, digits: str) -> None:
     assert told is not None, shell.err
     assert [int(n) for n in told.groups()] == [16, 169, 338], "two steps of four pairs"
     assert told.start() < shell.err.index("computing all bounds: flow, K")
-    shell(f"likelihood {digits} --limit 2 {FAST.replace('--divergence difference', '--probes 4')} --save csv")
+    shell(f"likelihood {digits} --limit 2 {FAST.replace('difference', 'hutchinson')} --probes 4 --save csv")
     assert "of the flow of about 72 forward passes" in shell.err, "8 evaluations, each with 4 backward passes"
 
 

@@ -117,8 +117,8 @@ def likelihood(
 
     kinds = check_kinds(in_list(save), KINDS)
     if within.within is not None:
-        also = "--elbo" if elbo else "--all-bounds" if all_bounds else None
-        within.check(how, len(data), 1 + len(session.others), also)
+        wanted = "--elbo" if elbo else "--all-bounds" if all_bounds else None
+        within.check(how, len(data), 1 + len(session.others), wanted)
         limit = limit if within.limit is None else within.limit
     runs, seed = session.all_loaded, session.seed
     first = runs[0]

@@ -40,7 +40,7 @@ test: venv  ## run the tests
 
 # Chromium is that of the system. Playwright drives it, and axe-core finds faults of accessibility.
 $(BROWSER): $(DEV)
-	command -v chromium chromium-browser google-chrome > /dev/null || { apt-get update -qq && apt-get install -y -qq chromium > /dev/null; }
+	command -v chromium > /dev/null || command -v google-chrome > /dev/null || { apt-get update -qq && apt-get install -y -qq chromium > /dev/null; }
 	$(BIN)/python -m pip install -q -c constraints.txt playwright
 	npm install --silent --no-save --prefix .venv/browser axe-core@4.14
 	@touch $@

@@ -7,8 +7,9 @@ All solvers use the same starting points (draws from the prior) and the same net
 root mean square, over samples and pixels, of the difference from the probability flow solved at rtol 1e-6, in model
 units and without a final denoising step. Solvers of other libraries (experiments/peers.py) are optional. The script
 lists the libraries that are not installed, and leaves them out. Their solvers use the uniform log-SNR grid. The solvers
-of this library use both that grid and the default grid of the SDE. The solvers that `scoresde tune` has fitted to the run
-are marked as fitted. Times are in seconds for one batch with the largest number of evaluations, including the network.
+of this library use both that grid and the default grid of the SDE. The solvers that `scoresde tune` has fitted to the
+run are marked as fitted. Times are in seconds for one batch with the largest number of evaluations, including the
+network.
 
 For the expected results, see docs/choosing-a-solver.md.
 """

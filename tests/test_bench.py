@@ -303,7 +303,9 @@ def test_files(tmp_path: Path) -> None:
     assert json.loads(files[2].read_text()) == {"n": 64}
     with files[1].open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["solver", "asked", "tolerance", "nfe", "rms", "sliced_w2", "seconds", "failed", "note"]
+    assert list(rows[0]) == [
+        "solver", "asked", "tolerance", "nfe", "rms", "sliced_w2", "seconds", "failed", "note", "median",
+    ]  # fmt: skip
     for row, text in zip(ROWS, rows, strict=True):
         for name in ("asked", "tolerance", "nfe", "rms", "sliced_w2", "seconds"):
             value = getattr(row, name)

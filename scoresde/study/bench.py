@@ -84,11 +84,11 @@ class BenchRow:
         tolerance: Value of ``rtol`` and ``atol`` for a solver whose budget is a tolerance.
         nfe: Number of evaluations that the solver used, averaged over the samples.
         rms: Root-mean-square distance per dimension between the samples that succeeded and the converged solution.
-        median: Median over these samples of the distance of each sample.
         sliced_w2: Sliced W2 distance between the samples and held-out data.
         seconds: Time that the solver took for all samples, in seconds.
         failed: Number of samples that failed.
         note: The reason why there is no result, or an empty string.
+        median: Median, over the samples that succeeded, of the distance of each sample from the converged solution.
     """
 
     solver: str
@@ -96,11 +96,11 @@ class BenchRow:
     tolerance: float | None = None
     nfe: float | None = None
     rms: float | None = None
-    median: float | None = None
     sliced_w2: float | None = None
     seconds: float | None = None
     failed: int = 0
     note: str = ""
+    median: float | None = None
 
     def __str__(self) -> str:
         budget = "" if self.tolerance is None else f"tolerance {self.tolerance:g}"
@@ -380,7 +380,8 @@ def bench_table(found: Bench) -> str:
     odd = [name for name, rows in by_solver.items() if any(r.nfe not in (None, r.asked) for r in rows)]
     lost = [name for name, rows in by_solver.items() if any(r.failed for r in rows)]
     lines = block("distance to the converged solution (RMS per dimension)", lambda r: _short(r.rms), by_solver)
-    lines += block("distance of the median sample (RMS per dimension)", lambda r: _short(r.median), by_solver)
+    if any(row.median is not None for row in found.rows):
+        lines += block("distance of the median sample (RMS per dimension)", lambda r: _short(r.median), by_solver)
     if floor is not None:
         lines += block(
             f"sliced W2 distance to held-out data ({floor.samples} samples, {floor.held_out} held-out rows)",

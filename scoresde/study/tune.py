@@ -47,7 +47,7 @@ FEW = 64  # number of rows of the first fits
 GAIN = 0.8  # the largest ratio of the error to that of the best fixed solver with which a fit is kept
 START = 2**40  # the index of the first row, beyond those of samples
 NODES = 64  # number of steps of the fine grid
-ROUNDS = 5, 14  # most steps of the fits to a few rows and to all rows
+ROUNDS = 5, 14  # most steps of the fits to a few rows and to all rows (more with more than 10 evaluations)
 MOST = 40  # most steps of a solver: beyond that, a fixed solver is as good as exact
 
 
@@ -254,7 +254,10 @@ def _fitted(
     chosen = _better([squares(made, teacher.apart) for made in fits])
     solver = fits[chosen]
     if len(few) < len(teacher.rows):
-        solver = levenberg(solver, teacher.rows, ROUNDS[1], times=times, seed=seed + 1, probes=1)
+        # With more than 10 steps, the curvature of 150 numbers and more takes more probes, and the fit more steps.
+        probes = 1 if solver.steps <= 10 else -(-3 * len(numbers(solver, times)) // len(teacher.rows))
+        rounds = max(ROUNDS[1], 2 * solver.steps - 6)
+        solver = levenberg(solver, teacher.rows, rounds, times=times, seed=seed + 1, probes=probes)
     return best[chosen].name, solver
 
 

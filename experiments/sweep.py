@@ -344,7 +344,8 @@ ORDERS = {
 AFFINE = ("sde", "ancestral", "sde-dpm", "sa", "er-sde", "em", "heun-sde", "reverse-diffusion", "pc", "ald", "original")
 BY_CHANCE = ("adaptive-sde", "torchsde", "phase", "pc-langevin")
 LIKELIHOODS = ("coupled", "quadrature", "fixed likelihood")
-KINDS = (*SOLVERS, "pc-langevin", *LIKELIHOODS, *LIKELIHOODS, "ode", "ode", "ode")
+FIXED = tuple(name for name in SOLVERS if name != "tuned")  # a fitted solver belongs to one run
+KINDS = (*FIXED, "pc-langevin", *LIKELIHOODS, *LIKELIHOODS, "ode", "ode", "ode")
 
 
 @dataclass

@@ -225,7 +225,7 @@ def test_the_commands_of_the_gallery_are_ones_and_the_page_shows_what_they_make(
         parsed = command.make_context(program, words).params
         if command.name not in ("train", "single-image"):
             made.add(str(parsed["out"]))
-    shown = set(re.findall(r"_gallery/([\w-]+\.png)", page))
+    shown = {*re.findall(r"_gallery/([\w-]+\.png)", page), *re.findall(r'<iframe src="(pages/[\w-]+\.html)"', page)}
     assert shown == made
 
 

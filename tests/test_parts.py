@@ -75,7 +75,7 @@ def test_likelihoods_go_on_to_the_bit(
     line = f"{SCORE} --save csv --data moons --data moons".replace("M", moons)
     shell(f"{line} --out whole")
     assert "4 of 20 scores are saved in o" in halted(f"{line} --out o", 4)  # three bounds, and then a score
-    calls = solved(monkeypatch, likelihood_data, "_piece")
+    calls = solved(monkeypatch, likelihood_data, "piece")
     shell(f"{line} --out o --resume")
     assert len(calls) == 5 and Path("whole/likelihood.csv").read_bytes() == Path("o/likelihood.csv").read_bytes()
     assert not Path("o/parts").exists()

@@ -129,7 +129,10 @@ class _Alive(TorchFunctionMode):
 
     def hold(self, tensor: Tensor) -> None:
         """Count a tensor until it is freed. Tensors that share a storage are counted once."""
-        storage = tensor.untyped_storage()
+        try:
+            storage = tensor.untyped_storage()
+        except NotImplementedError:  # inside torch.func, for example in the derivative of an own SDE's alpha
+            return
         place, size = storage.data_ptr(), storage.nbytes()
         if not self.holders.get(place):
             self.now += size

@@ -64,7 +64,8 @@ def test_three_lines_in_an_empty_folder(shell: Shell, pictures: None) -> None:
     assert re.fullmatch(
         r"\d+\.\d{4} ± \d+\.\d{4} bits/dim  \(n = 2 of 180, test, NFE mean [\d.]+ max \d+\)(  NOT CONVERGED.*)?\n"
         r"check (passed|FAILED): solving 2 samples again changes the likelihoods by at most [\d.e-]+ bits/dim,? ?.*\n"
-        r"uniform dequantisation, 1 draw, 1 rademacher probe with finite differences, coupled, rtol 0\.1, t_min 1e-05, data scale 8\.5\n"
+        r"uniform dequantisation, 1 draw, 1 rademacher probe with finite differences, coupled, rtol 0\.1, "
+        r"t_min 1e-05, data scale 8\.5\n"
         rf"{run}/likelihood/likelihood\.png  [\d.]+ s  seed 0\n",
         out,
     )

@@ -258,6 +258,7 @@ def likelihood(
         if n > 1:
             facts["runs"] = [{"run": str(run.folder), "step": run.step} for run in runs]
         failures = [": ".join(filter(None, (s.run, s.name, t))) for s in sets for t in s.scores.model.failures()]
+        failures += [told for s in sets if s.bounds is not None for told in s.bounds.failures()]
         write_json(work.folder / REQUEST, {"failures": failures, "requests": requests()})
         files = write_scores(work.folder, sets, facts, kinds)
         work.done()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Within", "mean_within", "within_options"]
 
+SMALLEST = 1e-9  # smallest error that can be asked for
 NAMES = {"pictures": "the samples", "correction": "the correction", "tolerance": "the tolerance"}
 
 
@@ -87,7 +88,7 @@ def within_options() -> Decorator:
     """Add ``--within`` and the options that belong to it, as ``within``."""
     return together(
         "within", Within,
-        option("--within", under="Likelihood", first=True, type=Real(Range(0, above=True)), metavar="ERROR",
+        option("--within", under="Likelihood", first=True, type=Real(Range(SMALLEST)), metavar="ERROR",
                help="Estimate the mean to this standard error, at the lowest cost, with --limit 0 by default."),
         option("--of", under="Likelihood", type=click.Choice(["population", "these"]),
                help="With --within: the mean of the data's distribution, or of these data.  [default: population]"),
@@ -118,6 +119,7 @@ def mean_within(
 
     def requests() -> list[dict[str, Any]]:
         own = {"within": bar, "of": within.of, "features": within.features}
+        own |= {"given": run.told_digest} if condition["condition"] == "given" else {}
         return [{**part.identity, **run.score_request(how, seed=session.seed), **own}]
 
     folder = session.folder / "likelihood"

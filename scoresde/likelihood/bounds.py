@@ -95,7 +95,7 @@ class Bounds:
             values = self.values(row)
             facts = {
                 "bound": row.name, "key": row.key, "whose": row.whose, "how": row.how,
-                "n": int(values.isfinite().sum()), **_mean("mean", "stderr_mean", values),
+                "n": int(values.isfinite().sum()), "of": len(values), **_mean("mean", "stderr_mean", values),
                 "nfe_mean": round(float(row.nfe.double().mean()), 2), "nfe_max": int(row.nfe.max()),
             }  # fmt: skip
             if row.base is not None:
@@ -104,9 +104,21 @@ class Bounds:
             found.append(facts)
         return found
 
+    def failures(self) -> list[str]:
+        """Return a sentence for each row after the flow's in which samples have failed."""
+        return _failed(self.summary()[1:])
+
     def _in_units(self, log_prob: Tensor) -> Tensor:
         sign = -1 if self.unit == "bits/dim" else 1
         return sign * log_prob.double() / self.nats_per_unit
+
+
+def _failed(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [
+        f"{row['bound']}: {row['of'] - row['n']:,} of {row['of']:,} samples failed, and are left out"
+        for row in rows
+        if row.get("of", row["n"]) != row["n"]
+    ]
 
 
 def _mean(name: str, error: str, values: Tensor) -> dict[str, float | None]:
@@ -138,7 +150,7 @@ def table(rows: Sequence[Mapping[str, Any]], unit: str, left_out: Mapping[str, s
             f"the rows are not ordered: {', '.join(models[:-1])} and {models[-1]} are different models of one network, "
             "and a bound on one of them does not bound another"
         )
-    return lines
+    return lines + _failed(rows)
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -464,7 +464,7 @@ class _Work:
         if self.plain:
             n = max(self._plain_size(terms, within), math.ceil(self.plain * MORE))
             return Plan(None, terms.each, self.cost, n, terms.each[0], self.count)
-        plain, each = self._plain_size(terms, within), terms.each[2] or terms.each[1]
+        plain, each = self._plain_size(terms, within), terms.each[2] or self._each("rough")
         levels, more = self._larger(terms, within), math.inf
         if levels is not None:
             more = sum(max(0, n - now) * c for n, now, c in zip(levels, self.sizes, terms.each, strict=True))

@@ -67,8 +67,8 @@ def check_options(likelihood: Likelihood, within: float, of: str) -> None:
     """
     if of not in OF:
         raise UsageError(f"unknown mean {of!r}; choose from: {', '.join(OF)}", parameter="of")
-    if not (within > 0 and math.isfinite(within)):
-        raise UsageError(f"within is {within:g}; it must be a positive number, such as 0.005", parameter="within")
+    if not (within >= 1e-9 and math.isfinite(within)):
+        raise UsageError(f"within is {within:g}; it must be at least 1e-9, for example 0.005", parameter="within")
     for name, usual, why in (
         ("importance", 1, "the logarithm of a mean is not a sum over levels"),
         ("draws", 1, "each picture is dequantised once, and more pictures are solved instead"),
@@ -79,8 +79,8 @@ def check_options(likelihood: Likelihood, within: float, of: str) -> None:
         value = getattr(likelihood, name)
         if value != usual:
             raise UsageError(
-                f"{name} is {value}, but a mean within a stated error needs {name} {usual}, because {why}; leave out "
-                f"{name}, or the stated error",
+                f"{name} is {value}, but a mean to a stated error cannot use this, because {why}; leave out {name}, or "
+                "the stated error",
                 parameter=name,
             )
 
@@ -146,17 +146,17 @@ def mean_likelihood(
 
     def solve(name: str, places: Tensor, found: Callable[[Tensor, Solved], object]) -> None:
         level = levels[name]
-
-        def solved(index: Tensor) -> _Batch:
-            scores = piece(level, states[name], batch, order[index].to(rows.device))
-            values = torch.where(scores.model.ok, scores.values.double(), torch.nan)
-            cost = scores.model.nfe.double() + _backward(level, scores.dims) * scores.model.divergences.double()
-            return _Batch(index, Solved(values.cpu(), cost.cpu()))
-
         if parts is not None and name not in kept:
             kept[name] = parts(name, order)
         store = kept.get(name)
         size = batch if store is None else store.batch(batch)
+
+        def solved(index: Tensor) -> _Batch:
+            scores = piece(level, states[name], size, order[index].to(rows.device))
+            values = torch.where(scores.model.ok, scores.values.double(), torch.nan)
+            cost = scores.model.nfe.double() + _backward(level, scores.dims) * scores.model.divergences.double()
+            return _Batch(index, Solved(values.cpu(), cost.cpu()))
+
         ranges = [places[part] for part in torch.split(torch.arange(len(places)), size)]
         everywhere = torch.arange(len(x))
         pieces(

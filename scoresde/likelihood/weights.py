@@ -24,6 +24,7 @@ from ..codec import Codec
 from ..core.condition import Condition
 from ..core.noise import Noise
 from ..core.parts import Packed, Parts, pieces
+from ..core.threads import rows_each
 from ..model.estimate import Denoiser
 from ..ode.integrate import OK
 from .data import States
@@ -93,6 +94,7 @@ def weights(
     states = States(how, model, codec, x.cpu(), noise, dtype, condition)
     everyone = torch.arange(len(x), device=noise.indices.device)
     batch = how.batch_within(memory, model.rows(everyone[:1]), states(everyone[:1], 0)[0], batch)
+    batch = rows_each(len(x), batch)
     batch = batch if parts is None else parts.batch(batch)
 
     def unpack(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Weights:

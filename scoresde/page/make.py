@@ -147,7 +147,8 @@ def _words(parts: dict[str, Any], run: Run, title: str) -> dict[str, str]:
     count = "Eight" if about["kind"] == "plane" else "Four"
     if compass.get("memorised"):
         errors = (
-            f"This model makes no error. The curves show instead a model that has memorised {compass['memorised']} "
+            f"The errors of this density are those of its computation alone. The curves show instead a model that has "
+            f"memorised {compass['memorised']} "
             "points of the data, compared with the exact score: it errs at low noise."
         )
     else:
@@ -155,6 +156,8 @@ def _words(parts: dict[str, Any], run: Run, title: str) -> dict[str, str]:
             "The curves compare the model's score, over noise levels from data to noise, with "
             f"{compass.get('against', 'an exact score')}: mean, and 10 % to 90 % of the points."
         )
+        if "training" in compass.get("against", ""):
+            errors += " At low noise that score has memorised its points, so a model that generalises differs from it."
     words = {
         "title": f"How diffusion works: {title}",
         "lead": f"{count} figures that move, drawn from {model}. Each shows one idea. None needs the one before it.",

@@ -503,13 +503,19 @@ figures.forward = {
   },
 };
 
+// The log-SNR between two recorded levels, at a place such as 2.4.
+function levelAt(levels, place) {
+  const i = Math.min(Math.floor(place), levels.length - 2), f = place - i;
+  return logSnrOf(ratio(levels[i]) * (1 - f) + ratio(levels[i + 1]) * f);
+}
+
 figures.reverse = {
   height: (w) => (about.kind === "plane" ? squareHeight(w) : about.kind === "points" ? Math.round(0.62 * w) : Math.round(1.1 * w)),
   setUp() {
     const found = data.reverse[0], last = found.note ? 1 : found.log_snr.length - 1, steps = about.kind === "plane" ? 5 : 1;
     slider("reverse-time", 0, last * steps, 1, Math.round(last * steps * 0.6), (v) => {
       const levels = data.reverse[view()].log_snr;
-      return levels ? spoken(levels[Math.round(v / steps)]) : "no paths";
+      return levels ? spoken(levelAt(levels, v / steps)) : "no paths";
     });
     if (about.kind === "plane") choice("reverse-shown");
   },
@@ -522,22 +528,22 @@ figures.reverse = {
       const beside = about.kind === "points", cell = (wide - 20) / 2;
       drawRow(g, found.states, frame, left, MARGIN.top, beside ? cell : wide, beside ? cell : both, "the state");
       drawRow(g, found.estimates, frame, beside ? left + cell + 34 : left, beside ? MARGIN.top : 2 * MARGIN.top + both, beside ? cell - 14 : wide, beside ? cell - 14 : both, "what the model sees in it");
-      return `At ${spoken(found.log_snr[frame])}: ${found.states.shape[1]} samples on their way. ${about.shown}${viewName()}${lost}`;
+      return `At ${spoken(found.log_snr[frame])}: ${found.states.shape[1]} samples ${frame === found.log_snr.length - 1 ? "that have arrived" : "on their way"}. ${about.shown}${viewName()}${lost}`;
     }
-    const place = value("reverse-time") / 5, levels = found.log_snr, i = Math.min(Math.floor(place), levels.length - 2), f = place - i;
-    const logSnr = logSnrOf(ratio(levels[i]) * (1 - f) + ratio(levels[i + 1]) * f), [xs, ys] = recorded(found.states, place);
+    const place = value("reverse-time") / 5, levels = found.log_snr;
+    const logSnr = levelAt(levels, place), [xs, ys] = recorded(found.states, place);
     const ends = recorded(found.states, levels.length - 1), seen = tableX0(data.table[view()], xs, ys, logSnr, room(xs.length));
     const estimate = value("reverse-shown") === "estimate", group = directions(...ends), panel = square(g, w, estimate ? "what the model sees" : "the state");
     panel.clipped(() => {
-      for (let k = 0; k < Math.min(20, xs.length); k++) {
-        const n = Math.ceil(place) + 1, at = (d) => Array.from({ length: n }, (_, j) => found.states.values[(d * xs.length + k) * levels.length + j]);
-        line(panel, at(0), at(1), theme.soft, 0.6);
+      for (let k = 0; k < (estimate ? 0 : Math.min(20, xs.length)); k++) { // where a state came from
+        const at = (d, now) => [...Array.from({ length: Math.floor(place) + 1 }, (_, j) => found.states.values[(d * xs.length + k) * levels.length + j]), now[k]];
+        line(panel, at(0, xs), at(1, ys), theme.soft, 0.6);
       }
       dots(panel, ...(estimate ? seen : [xs, ys]), group);
     });
     const gaps = Array.from(xs, (_, k) => Math.hypot(seen[0][k] - ends[0][k], seen[1][k] - ends[1][k])).filter(Number.isFinite), gap = rootMean(gaps);
     const enough = gap < 0.1 ? "so one step suffices from here" : "so one step does not suffice from here";
-    return `At ${spoken(logSnr)}: ${xs.length} states on their way to samples. A single step from here would end ${round(gap)} model units from the end of the path (root mean square), ${enough}.${viewName()}${lost}`;
+    return `At ${spoken(logSnr)}: ${xs.length} states ${place === levels.length - 1 ? "at the end of their way" : "on their way"} to samples. A single step from here would end ${round(gap)} model units from the end of the path (root mean square), ${enough}.${viewName()}${lost}`;
   },
 };
 
@@ -580,7 +586,7 @@ figures.compass = {
     const [, s] = angle(logSnr), X = panel.X(z[0]), Y = panel.Y(z[1]), scale = panel.w / (2 * about.half);
     panel.clipped(() => {
       behind(panel, logSnr);
-      for (const places of this.walkers?.places || []) {
+      for (const places of (walking && still() ? null : this.walkers?.places) || []) { // without motion, only their ends are shown
         line(panel, places.map((p) => p[0]), places.map((p) => p[1]), theme.soft, 1);
         const end = places[places.length - 1];
         dots(panel, [end[0]], [end[1]], [1], 4);
@@ -592,9 +598,9 @@ figures.compass = {
     });
     if (walking) touch("compass");
     if (!Number.isFinite(own[0] + own[1])) return `At this state and ${spoken(logSnr)} the model returns no finite number.`;
-    const near = exact ? ` The wide green arrow is the exact direction; the cosine of your arrow to it is ${fixed(cosine(mine, [exact[0] - z[0], exact[1] - z[1]]), 3)}.`
-      : about.exact ? ` The model is exact, so the cosine of your arrow to the exact direction is ${fixed(accuracy, 2)}.` : "";
-    return `At (${coordinate(z[0], 0)}, ${coordinate(z[1], 1)}) and ${spoken(logSnr)} the model sees (${coordinate(seen[0], 0)}, ${coordinate(seen[1], 1)}). The dashed circle is the size of the noise.${near}${this.ended()}${viewName()}`;
+    const near = exact ? ` The wide green arrow leads to what an exact model sees; the cosine of your arrow to it is ${fixed(cosine(mine, [exact[0] - z[0], exact[1] - z[1]]), 3)}.`
+      : about.exact ? ` The model is exact, so the cosine of your arrow to the exact one is ${fixed(accuracy, 2)}.` : "";
+    return `At (${coordinate(z[0], 0)}, ${coordinate(z[1], 1)}) and ${spoken(logSnr)} the model sees (${coordinate(seen[0], 0)}, ${coordinate(seen[1], 1)}). ${s * scale > 7 ? "The dashed circle is the size of the noise." : "The noise is smaller than the dot."}${near}${this.ended()}${viewName()}`;
   },
   ended() {
     const walk = this.walkers;
@@ -647,7 +653,7 @@ figures.flows = {
   seed: 1,
   setUp() {
     slider("flows-steps", 1, 200, 1, 60, (v) => `${v} step${v === 1 ? "" : "s"}`);
-    slider("flows-eta", 0, 100, 1, 100, (v) => `eta = ${fixed(v / 100)}`);
+    slider("flows-eta", 0, 100, 1, 100, (v) => `${v} % of the reverse SDE's`);
     slider("flows-shown", 0, 100, 1, 100, (v) => `${v} %`);
     document.getElementById("flows-noise").addEventListener("click", () => { this.seed++; touch("flows"); });
   },
@@ -680,7 +686,7 @@ figures.flows = {
     const truth = this.truth ||= bar(real), shown = value("flows-shown") / 100, rs = this.levels.map(ratio), all = [];
     pair(w, h).forEach(([x, y, wide, high], k) => {
       const main = wide * 0.8, panel = new Panel(g, x, y, main, high, [rs[0], rs[rs.length - 1]], [-about.half, about.half]);
-      panel.axes([[rs[0], "noise"], [rs[rs.length - 1], "data"]], ticks(-about.half, about.half, 5, (v) => toData(v, 0), (v) => toModel(v, 0)), k ? `SDE, eta = ${fixed(value("flows-eta") / 100)}` : "ODE");
+      panel.axes([[rs[0], "noise"], [rs[rs.length - 1], "data"]], ticks(-about.half, about.half, 5, (v) => toData(v, 0), (v) => toModel(v, 0)), `${k ? `SDE, share of noise ${fixed(value("flows-eta") / 100)}` : "ODE"}: ${about.names[0]}`);
       const kept = this.paths[k], until = Math.max(1, Math.round(shown * (kept.length - 1)));
       const stride = Math.ceil(kept.length / 120), shownSteps = rs.map((_, k) => k).filter((k) => k <= until && (k % stride === 0 || k === until)), last = kept[kept.length - 1];
       panel.clipped(() => {
@@ -693,7 +699,7 @@ figures.flows = {
           g.stroke();
         }
       });
-      const ends = bar(kept[kept.length - 1]), top = Math.max(...truth, ...ends), side = wide * 0.17, at = x + main + wide * 0.03;
+      const ends = bar(kept[kept.length - 1]), top = Math.max(...truth, ...this.paths.flatMap((path) => [...bar(path[path.length - 1])])), side = wide * 0.17, at = x + main + wide * 0.03;
       all.push(kept[kept.length - 1]);
       for (let b = 0; b < bins; b++) {
         const low = panel.Y(-about.half + b * cell), up = panel.Y(-about.half + (b + 1) * cell);
@@ -701,8 +707,10 @@ figures.flows = {
         g.strokeStyle = theme.ink; g.lineWidth = 1.5; g.beginPath(); g.moveTo(at + truth[b] / top * side, low); g.lineTo(at + truth[b] / top * side, up); g.stroke();
       }
     });
-    const mean = (v) => rootMean(Array.from(v)), apart = rootMean(all[0].map((v, i) => v - all[1][i]));
-    return `Sixty-four paths of ${this.levels.length - 1} step${this.levels.length === 2 ? "" : "s"} from the same noise. Bars: where they end; dark lines: ${real.length} data points. The root mean square of the ends is ${round(mean(all[0]), 3)} for the ODE, ${round(mean(all[1]), 3)} for the SDE and ${round(mean(real), 3)} for the data. From the same noise, the two end ${round(apart, 2)} apart.${viewName()}`;
+    const finite = (v) => Array.from(v).filter(Number.isFinite), mean = (v) => rootMean(finite(v)), apart = mean(all[0].map((v, i) => v - all[1][i]));
+    const lost = 128 - finite(all[0]).length - finite(all[1]).length, gone = lost ? ` ${lost} of the 128 paths met numbers that are not finite and are left out.` : "";
+    const few = this.levels.length < 12 ? " With so few steps, neither end is that of the data." : "";
+    return `Sixty-four paths of ${this.levels.length - 1} step${this.levels.length === 2 ? "" : "s"} from the same noise. Bars: where they end; dark lines: ${real.length} data points. In model units, the root mean square of ${about.names[0]} at the end is ${round(mean(all[0]), 3)} for the ODE, ${round(mean(all[1]), 3)} for the SDE and ${round(mean(real), 3)} for the data. From the same noise, the two end ${round(apart, 2)} apart.${few}${gone}${viewName()}`;
   },
 };
 
@@ -715,7 +723,7 @@ figures.schedules = {
   },
   draw(g, w, h) {
     const part = value("schedules-time") / 200, { top, right } = MARGIN, left = MARGIN.left + 8, count = data.paths.length, gap = 8;
-    const cell = Math.min((w - left - right + gap) / count - gap, 0.42 * h), high = h - cell - 90;
+    const cell = Math.min((w - left - right + gap) / count - gap, 0.42 * h), high = h - cell - 98;
     const panel = new Panel(g, left, top, w - left - right, high, [0, 1], [0, 1.02]), told = [];
     panel.axes([[0, "data"], [1, "noise"]], [0, 0.5, 1].map((v) => [v, `${100 * v} %`]), "share of the variance that is data");
     data.paths.forEach((path, k) => {
@@ -759,9 +767,10 @@ figures.solvers = {
       });
     } else drawRow(g, { shape: [1, n, ...rest], values: mine }, 0, one[0], one[1], one[2], one[3], `${row.solver}, ${row.asked} evaluation${row.asked === 1 ? "" : "s"}`);
     this.curves(g, two, row);
-    const miss = row.note ? ` ${row.note}.` : ` Its samples are ${round(row.w2, 3)} from held-out data${data.solvers.floor ? `; real data are ${round(data.solvers.floor[0], 2)} to ${round(data.solvers.floor[1], 2)} from them` : ""}.`;
+    const used = row.nfe && row.nfe !== row.asked ? ` (${row.nfe} used)` : "";
+    const miss = row.note ? ` It cannot run: ${row.note}.` : ` Its samples are ${round(row.w2, 3)} from held-out data${data.solvers.floor ? `; real data are ${round(data.solvers.floor[0], 2)} to ${round(data.solvers.floor[1], 2)} from them` : ""}.`;
     const flow = row.rms === null || row.note ? "" : ` Its points end ${round(row.rms, 2)} from the end of the flow (root mean square).`;
-    return `${row.solver} with ${row.asked} evaluation${row.asked === 1 ? "" : "s"}.${miss}${flow}`;
+    return `${row.solver} with ${row.asked} evaluation${row.asked === 1 ? "" : "s"}${used}.${miss}${flow}`;
   },
   curves(g, [x, y, w, h], now) {
     const known = data.solvers.rows.filter((row) => row.w2 > 0), key = known.length ? "w2" : "rms", rows = data.solvers.rows.filter((row) => row[key] > 0);
@@ -827,9 +836,9 @@ figures.density = {
     if (found.note) { label(g, "no comparison of scores", x, y + 20, theme.soft); return; }
     const levels = found.log_snr, count = levels.length, v = found.curves.values, row = (k, q) => levels.map((_, i) => v[(k * count + i) * 3 + q]);
     const half = h / 2 - 22, span = [levels[0], levels[count - 1]];
-    [["cosine to the exact score", [Math.min(0, ...row(0, 0)), 1.03], (a) => a], ["relative error", [-4, 1], (a) => Math.max(-4, Math.min(1, Math.log10(a)))]].forEach(([name, ys, turn], k) => {
+    [[data.compass.memorised ? "cosine to the exact score" : `cosine to ${found.against}`, [Math.min(0, ...row(0, 0)), 1.03], (a) => a], ["relative error", [-4, 1], (a) => Math.max(-4, Math.min(1, Math.log10(a)))]].forEach(([name, ys, turn], k) => {
       const panel = new Panel(g, x + 8, y + k * (half + 44), w - 8, half, span, ys);
-      panel.axes(k ? [...ticks(Math.min(...span), Math.max(...span), 5), [span[0], "data"], [span[1], "noise"]].filter(([p], i, all) => i >= all.length - 2 || Math.min(Math.abs(p - span[0]), Math.abs(p - span[1])) > 1.8) : [], k ? [[-4, "10⁻⁴"], [-2, "0.01"], [0, "1"]] : [[0, "0"], [1, "1"]], name);
+      panel.axes(k ? [...ticks(Math.min(...span), Math.max(...span), 5), [span[0], "data"], [span[1], "noise"]].filter(([p], i, all) => i >= all.length - 2 || Math.min(Math.abs(p - span[0]), Math.abs(p - span[1])) > 1.8) : [], k ? [[-4, "10⁻⁴"], [-2, "0.01"], [0, "1"]] : [[-1, "−1"], [0, "0"], [1, "1"]].filter(([v]) => v >= ys[0]), name);
       panel.clipped(() => { for (const q of [0, 2]) line(panel, levels, row(k, q).map(turn), HUES[k], 1, [3, 3]); line(panel, levels, row(k, 1).map(turn), HUES[k], 2.5); });
     });
   },
@@ -878,7 +887,7 @@ function choice(id, names = null, initial = 0, named = false) {
 
 function register(id, input, initial, say) {
   controls.set(id, { input, initial, say });
-  input.addEventListener("input", () => changed(id));
+  input.addEventListener("input", () => { pause(id); changed(id); });
 }
 
 function tell(id) {
@@ -932,13 +941,19 @@ function play(button) {
   waiting ||= requestAnimationFrame(frame);
 }
 
+function pause(id) {
+  const now = playing.get(id);
+  if (now) now.button.textContent = now.button.dataset.name;
+  playing.delete(id);
+}
+
 function advance(now) {
   for (const [id, play] of playing) {
     const { input } = controls.get(id), low = +input.min, high = +input.max;
     play.at = Math.min(high, play.at + (high - low) * (play.then === null ? 0 : (now - play.then) / 8000));
     play.then = now;
     if (Math.round(play.at) !== +input.value) set(id, Math.round(play.at));
-    if (play.at >= high) { playing.delete(id); play.button.textContent = play.button.dataset.name; }
+    if (play.at >= high) pause(id);
   }
 }
 
@@ -987,7 +1002,7 @@ function readHash() {
   const asked = new URLSearchParams(location.hash.slice(1));
   for (const [id, { input, initial }] of controls) {
     const next = asked.get(id) ?? initial;
-    input.value = next;
+    input.value = input.type === "range" && !Number.isFinite(+next) ? initial : next;
     if (input.tagName === "SELECT" && input.selectedIndex < 0) input.value = initial; // not an option
   }
   for (const id of controls.keys()) tell(id);
@@ -1017,7 +1032,7 @@ async function start() {
     button.dataset.name = button.textContent;
     button.addEventListener("click", () => play(button));
   }
-  document.getElementById("reset").addEventListener("click", () => { for (const [id, { initial }] of controls) set(id, initial); figures.compass.walkers = null; });
+  document.getElementById("reset").addEventListener("click", () => { for (const [id, { initial }] of controls) { pause(id); set(id, initial); } figures.compass.walkers = null; figures.flows.seed = 1; });
   addEventListener("hashchange", readHash);
   addEventListener("resize", touchAll);
   addEventListener("beforeprint", () => { for (const name of Object.keys(figures)) if (document.getElementById(name)) draw(name); });

@@ -176,7 +176,7 @@ def _solvers(run: Run, data: Dataset, seed: int) -> dict[str, Any]:
 def _density(run: Run, data: Dataset, half: float) -> dict[str, Any]:
     """Compute log p and its error on a grid, as arrays ``(G, G)`` in nats per data unit.
 
-    The numerical error is the change when the tolerance is ten times looser, which is larger than the error itself. The
+    The numerical error is the change when the tolerance is ten times looser. The
     truth is the exact log density of the data, if it is known.
     """
     size = GRID[isinstance(run.base, GaussianMixture)]

@@ -16,6 +16,7 @@ from ..core.errors import UsageError
 from ..core.limits import COUNT, SEED, STEPS, WHOLE, Range, checked
 from ..core.noise import Noise
 from ..core.parts import pieces
+from ..core.threads import rows_each
 from ..likelihood import Elbo, Likelihood, Scores
 from ..likelihood.bounds import Bounds, Row
 from ..likelihood.chain import bound, even_nodes
@@ -252,7 +253,8 @@ class _Asked:
         """Compute the bounds of ranges of samples by ``solve(rows, batch)``, and join them."""
         request = self.run.request({**asked, "seed": self.seed, "start": self.start})
         parts = self.run._parts_of(self.x, keep, request, self.start)
-        batch = self.batch if parts is None else parts.batch(self.batch)
+        batch = rows_each(len(self.x), self.batch)
+        batch = batch if parts is None else parts.batch(batch)
 
         def unpack(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Elbo:
             return Elbo.unpack(tensors, facts, self.run.device)

@@ -230,7 +230,13 @@ class Fits:
             fits = stored.pop("fits")
             first, last = map(float, stored["ends"])
             found = tuple(Fit.from_dict(fit, (first, last)) for fit in fits)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:  # a UsageError is a ValueError
+        except (
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            OverflowError,
+        ) as error:  # a UsageError is a ValueError
             raise CheckpointError(f"{path} is damaged ({error}); write it again with tune") from None
         if not found:
             raise CheckpointError(f"{path} has no fits; write it again with tune")

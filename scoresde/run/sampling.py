@@ -118,10 +118,18 @@ class Sampling(Kept):
         by its times. Any other solver is returned as it is.
 
         Raises:
-            UsageError, CheckpointError: As in :meth:`tuned`.
+            UsageError, CheckpointError: As in :meth:`tuned`, also if a ``Tuned`` solver has the numbers of another run.
         """
-        if isinstance(solver, Tuned) and not solver.fitted:
-            return self.tuned(solver.steps)
+        if isinstance(solver, Tuned):
+            own = self.tuned(solver.steps)
+            if solver.fitted and solver != own:
+                raise UsageError(
+                    f"this solver with {solver.steps} steps was not fitted to {self.folder or 'this run'}; use "
+                    f"run.tuned({solver.steps}) of the run that draws the samples",
+                    parameter="solver",
+                    value="multistep",
+                )
+            return own
         if isinstance(solver, OnGrid) and isinstance(as_grid(solver.grid), FittedGrid):
             found = self.fits.at(solver.steps)
             return replace(solver, grid=found.times(self.model.domain.sde))

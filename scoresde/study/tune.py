@@ -184,6 +184,8 @@ def _fine(model: Denoiser, t0: float, t1: float) -> Tensor:
     both = [make_grid(grid, sde, NODES // 2, t0, t1) for grid in (default_grid(sde), "logsnr")]
     found = torch.cat(both).sort(descending=True).values
     apart = torch.cat([found.new_tensor([True]).bool(), -found.diff() > 1e-7 * (t0 - t1)])
+    if int(apart.sum()) <= NODES // 2 + 1:  # both grids are the same, as for the VE path
+        return make_grid(default_grid(sde), sde, NODES, t0, t1)
     return torch.cat([found[apart][:-1], found.new_tensor([t1])]) if not apart[-1] else found[apart]
 
 
@@ -257,7 +259,7 @@ def _fitted(
         # With more than 10 steps, the curvature of 150 numbers and more takes more probes, and the fit more steps.
         probes = 1 if solver.steps <= 10 else -(-3 * len(numbers(solver, times)) // len(teacher.rows))
         rounds = max(ROUNDS[1], 2 * solver.steps - 6)
-        solver = levenberg(solver, teacher.rows, rounds, times=times, seed=seed + 1, probes=probes)
+        solver = levenberg(solver, teacher.rows, rounds, times=times, seed=(seed + 1) % 2**64, probes=probes)
     return best[chosen].name, solver
 
 
@@ -313,6 +315,10 @@ def tune(
     counts = sorted(set(steps))
     if not counts or counts[0] < 1 or counts[-1] > MOST:
         raise UsageError(f"the numbers of steps must be from 1 to {MOST}, got {counts}", parameter="nfe")
+    low, high = run.model.domain.interval("sample")
+    most = len(_fine(run.model, high, low)) - 1
+    if counts[-1] > most:
+        raise UsageError(f"the path of this run has nodes for at most {most} steps, got {counts[-1]}", parameter="nfe")
     if run.potential is not None or run.measurement is not None or run.begin is not None:
         raise UsageError(
             "solvers are fitted to a run that may be conditioned and guided, but not steered, measured or started from "

@@ -14,7 +14,7 @@ from shell import Shell
 from solving import problem
 from torch import Tensor
 
-from scoresde import DDPM, VPSDE, FlowMatching, GaussianMixture, Multistep, ProbabilityFlow, RungeKutta, load
+from scoresde import DDPM, VESDE, VPSDE, FlowMatching, GaussianMixture, Multistep, ProbabilityFlow, RungeKutta, load
 from scoresde.core.errors import CheckpointError, UsageError
 from scoresde.core.noise import Noise
 from scoresde.run.fitted import Fit, Fits, bindings, six_digits
@@ -23,7 +23,7 @@ from scoresde.solvers import DDIM, EulerMaruyama, Singlestep, Tuned
 from scoresde.solvers.tuned import unrolled
 from scoresde.study.levenberg import Rows, _solve, levenberg, normal_equations, numbers, squares, with_numbers
 from scoresde.study.shortest import local_errors, shortest_path
-from scoresde.study.tune import GAIN, fit, teach
+from scoresde.study.tune import GAIN, MOST, _fine, fit, teach
 
 ENDS = (1.0, 1e-3)
 VP = problem()
@@ -314,6 +314,25 @@ def test_the_guidance_is_part_of_it(classes: str) -> None:
             other.sample(10, Tuned(5))
 
 
+def test_a_fitted_solver_is_used_for_its_own_flow_alone(classes: str) -> None:
+    run = load(classes).given(torch.arange(10))
+    Fits(bindings(run), stored(classes).fits).write(Path(classes))
+    own = run.tuned(5)
+    assert run.sample(10, own).solution.ok.all()
+    with pytest.raises(UsageError, match="guidance"):
+        run.guided(2.0).sample(10, own)
+    with pytest.raises(UsageError, match="was not fitted to"):
+        run.sample(10, replace(own, keep=(0.9, *own.keep[1:])))
+
+
+@pytest.mark.parametrize("sde", [VPSDE(), VESDE(), FlowMatching()])
+def test_the_fine_grid_has_nodes_for_the_longest_fit(sde) -> None:
+    model = GaussianMixture(sde, torch.zeros(1, 2, dtype=torch.float64), torch.ones(1))
+    low, high = model.domain.interval("sample")
+    times = _fine(model, high, low)
+    assert len(times) > MOST and bool((times.diff() < 0).all())
+
+
 def test_a_file_that_is_damaged_is_refused(digits: str) -> None:
     with pytest.raises(UsageError, match="no solver was fitted to"):
         load(digits).tuned(5)
@@ -326,11 +345,14 @@ def test_a_file_that_is_damaged_is_refused(digits: str) -> None:
     for wrong in (
         {"fits": []}, {"fits": 3}, {"ends": [1]}, {"fits": [{}]}, {"fits": [{**good["fits"][0], "keep": ["a:b"]}]},
         {"fits": [{**good["fits"][0], "keep": []}]}, {"fits": [{**good["fits"][0], "steps": "os:system"}]},
-        {"format": 99},
+        {"format": 99}, {"fits": [{**good["fits"][0], "fixed": ["a"]}]},
     ):  # fmt: skip
         path.write_text(json.dumps({**good, **wrong}))
         with pytest.raises(CheckpointError):
             load(digits).tuned(5)
+    path.write_text(json.dumps({**good, "fits": [{**good["fits"][0], "rows": 1e999}]}))
+    with pytest.raises(CheckpointError):
+        load(digits).tuned(5)
 
 
 # ----------------------------------------------------------------------------------------------------- the command line

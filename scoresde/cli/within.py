@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from ..core.errors import NumericalError, UsageError
-from ..core.limits import Range
+from ..core.limits import BAR
 from ..core.parallel import sharing
 from .command import Real, echo, option, warned
 from .common import Decorator, Session, strict, together
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Within", "mean_within", "within_options"]
 
-SMALLEST = 1e-9  # smallest error that can be asked for
 NAMES = {"pictures": "the samples", "correction": "the correction", "tolerance": "the tolerance"}
 
 
@@ -88,7 +87,7 @@ def within_options() -> Decorator:
     """Add ``--within`` and the options that belong to it, as ``within``."""
     return together(
         "within", Within,
-        option("--within", under="Likelihood", first=True, type=Real(Range(SMALLEST)), metavar="ERROR",
+        option("--within", under="Likelihood", first=True, type=Real(BAR), metavar="ERROR",
                help="Estimate the mean to this standard error, at the lowest cost, with --limit 0 by default."),
         option("--of", under="Likelihood", type=click.Choice(["population", "these"]),
                help="With --within: the mean of the data's distribution, or of these data.  [default: population]"),

@@ -105,6 +105,7 @@ EVALUATIONS = Range(1, 10**9)
 TIME = Range(0, 1e6)
 CLASSES = Range(0, 10**6)
 TOLD = Range(0, 1000)  # number of extra network inputs per row
+BAR = Range(1e-9, hint="for example 0.005")  # wanted standard error of a mean
 RTOL = Range(0, 1e12, above=True, hint="for example 1e-5")
 ATOL = Range(0, 1e12, hint="for example 1e-5")
 

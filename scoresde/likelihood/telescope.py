@@ -27,6 +27,7 @@ from torch import Tensor
 from ..codec import Codec
 from ..core.condition import Condition
 from ..core.errors import UsageError
+from ..core.limits import BAR
 from ..core.noise import Noise
 from ..core.parts import Packed, Parts, pieces
 from ..core.threads import rows_each
@@ -67,8 +68,10 @@ def check_options(likelihood: Likelihood, within: float, of: str) -> None:
     """
     if of not in OF:
         raise UsageError(f"unknown mean {of!r}; choose from: {', '.join(OF)}", parameter="of")
-    if not (within >= 1e-9 and math.isfinite(within)):
-        raise UsageError(f"within is {within:g}; it must be at least 1e-9, for example 0.005", parameter="within")
+    if not (within >= BAR.low and math.isfinite(within)):
+        raise UsageError(
+            f"within is {within:g}; it must be at least {BAR.low:g}, for example 0.005", parameter="within"
+        )
     for name, usual, why in (
         ("importance", 1, "the logarithm of a mean is not a sum over levels"),
         ("draws", 1, "each picture is dequantised once, and more pictures are solved instead"),

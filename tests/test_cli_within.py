@@ -56,6 +56,8 @@ def test_it_resumes_and_knows_a_finished_result(shell: Shell, digits: str) -> No
         ("--within 0.1 --elbo", "does not support --elbo"),
         ("--within 0.1 --all-bounds", "does not support --all-bounds"),
         ("--within 0.1 --save csv", "does not support --save"),
+        ("--within 0.1 --strata 8", "does not support --strata"),
+        ("--within 0.1 --no-check", "does not support --check or --no-check"),
         ("--within 0", "0"),
         ("--of these", "--of needs --within"),
         ("--no-features", "--no-features needs --within"),

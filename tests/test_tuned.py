@@ -376,6 +376,10 @@ def test_tune_sample_and_bench(shell: Shell, moons: str, monkeypatch: pytest.Mon
     shell.refuses(f"sample {moons} --solver tuned --path flow --steps 3 --n 4", 2, "the path")
     shell(f"sample {moons} --solver ddim --grid fitted --steps 3 --n 4")
     shell.refuses(f"sample {moons} --solver ddim --grid fitted --steps 5 --n 4", 2, "5 steps")
+    out = shell(f"evaluate {moons} --solver tuned --steps 3 --n 8 --metrics mmd --out judged")
+    assert "  fitted  " in out and "fitted to this run" in shell.err
+    facts = shell.json(f"evaluate {moons} --solver tuned --steps 3 --n 8 --metrics mmd --out judged2 --quiet")
+    assert facts["fitted"] and facts["options"]["keep"]
     out = shell(f"bench {moons} --solvers ddim --nfe 2,3,4 --n 8")
     assert "tuned (fitted)" in out and "distance of the median sample" in out
     rows = shell.json(f"bench {moons} --solvers ddim --nfe 2,4 --n 8 --out b --quiet")["rows"]

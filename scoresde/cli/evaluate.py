@@ -229,12 +229,13 @@ def evaluate(
         if judged is not None:
             files = [*write_calibration(folder, judged, {**facts, **told}), *files[:-1]]
     labels = "".join(f"\n{key}: {facts[key]}" for key in ("labels", "conditions") if facts.get(key))
+    fitted = "fitted  " if facts.get("fitted") else ""
     asked_of = "" if asks is None else asks.some(facts["rows"], facts["rows_available"])
     tables = [] if judged is None else [f"{answers_table(judged)}{asked_of}"]
     tables += [] if found is None else [f"{evaluation_table(found)}{labels}{'' if tables else asked_of}"]
     session.print(
         {**facts, **told, "files": [str(f) for f in files]},
-        "\n\n".join([*tables, f"{files[0]}  {facts['seconds']:.1f} s  seed {session.seed}"]),
+        "\n\n".join([*tables, f"{files[0]}  {fitted}{facts['seconds']:.1f} s  seed {session.seed}"]),
     )
 
 
@@ -293,7 +294,7 @@ class _Asks:
         of_rows += f" (out of {available:,})" if len(rows) < available else ""
         session.say(
             f"drawing {self.each} answer{'s' * (self.each > 1)} for {of_rows} of {data.info.name} ({part}) from "
-            f"{session.whence} with the {solver.name} solver"
+            f"{session.whence} with the {solver.name} solver{_fitted(built)}"
         )
         with Progress(count, "answer", quiet=session.quiet) as progress:
             found = ask(
@@ -390,7 +391,8 @@ def _draw(
     labels = None if rich else run.example_labels(n)
     # Held-out rows serve as conditions, so that the samples are distributed like the data.
     asked = run.given_rows(data, torch.arange(n) % len(data.test), seed=session.seed) if rich else run.given(labels)
-    session.say(f"drawing {n} samples from {session.whence} with the {solver.name} solver")
+    built = asked.fitted(built)
+    session.say(f"drawing {n} samples from {session.whence} with the {solver.name} solver{_fitted(built)}")
     session.share_threads([run], min(n, batch))
     with Progress(n, "sample", quiet=session.quiet) as progress:
         drawn = asked.sample(n, built, seed=session.seed, batch=batch, watch=counted(progress, batch))
@@ -408,13 +410,21 @@ def _draw(
     }
 
 
+def _fitted(built: Solver) -> str:
+    """Return what to add to the name of a solver that was fitted to the run."""
+    from ..solvers import Tuned
+
+    return ", which was fitted to this run" * isinstance(built, Tuned)
+
+
 def _facts(session: Session, built: Solver, solver: SolverChoice, solution: Solution) -> dict[str, Any]:
     """Return a record of how samples were drawn."""
     from ..study.evaluate import resolved_options
 
+    told = {"fitted": True} if _fitted(built) else {}
     run, nfe = session.loaded, solution.nfe
     return {
-        "run": str(run.folder), "step": run.step, "solver": solver.name, "options": options_of(built),
+        "run": str(run.folder), "step": run.step, "solver": solver.name, **told, "options": options_of(built),
         "resolved": resolved_options(built, run.base), "denoise": True,
         "nfe_mean": round(float(nfe.double().mean()), 2), "nfe_max": int(nfe.max()),
         "failed": int((~solution.ok).sum()), "dtype": session.dtype, "device": str(run.device),

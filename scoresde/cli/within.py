@@ -68,6 +68,8 @@ class Within:
             (runs > 1, "several runs, which are compared sample by sample", "one run"),
             (bound is not None, f"{bound}", f"a second command with {bound}"),
             (_typed("save"), "--save, because no sample has a likelihood of its own", "likelihood.json"),
+            (_typed("strata"), "--strata, which is for the variational bound", "a second command with --elbo"),
+            (_typed("check"), "--check or --no-check, because the error contains the integration's", "--rtol"),
         ):
             if wrong:
                 raise UsageError(f"--within does not support {what}; use {instead}, or leave out --within")

@@ -148,6 +148,18 @@ def test_means_and_paired_differences() -> None:
     assert weighted["difference"] == -0.5 and weighted["stderr_difference"] == 0
 
 
+def test_rows_with_failed_samples_are_named() -> None:
+    bounds = made()
+    nan = torch.full((3,), torch.nan, dtype=F64)
+    failed = replace(
+        bounds.rows[1], log_prob=torch.where(torch.tensor([True, False, False]), bounds.rows[1].log_prob, nan)
+    )
+    assert bounds.failures() == []
+    assert replace(bounds, rows=(bounds.rows[0], failed, bounds.rows[2])).failures() == [
+        "flow, K = 2: 2 of 3 samples failed, and are left out"
+    ]
+
+
 def test_the_table_states_whose_model_and_no_order() -> None:
     lines = str(made()).splitlines()
     assert lines[0].split() == "bound whose model bits/dim minus the flow evaluations".split()

@@ -76,6 +76,20 @@ def test_the_cost_is_said_before_the_work(shell: Shell, digits: str) -> None:
     assert "of the flow of about 72 forward passes" in shell.err, "8 evaluations, each with 4 backward passes"
 
 
+def test_samples_that_fail_in_a_row_are_said(shell: Shell, digits: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real: Callable[..., Any] = bounding.elbo_on_levels
+
+    def failing(*args: Any, **options: Any) -> Any:
+        found = real(*args, **options)
+        found.reconstruction[1] = torch.nan
+        return found
+
+    monkeypatch.setattr(bounding, "elbo_on_levels", failing)
+    for resumed in ("", " --resume"):
+        assert "ELBO on the levels" in shell(f"likelihood {digits} --limit 3 {FAST} --out o{resumed}", 4)
+        assert "ELBO on the levels: 1 of 3 samples failed, and are left out" in shell.err
+
+
 def test_continuous_data_and_chains(shell: Shell, moons: str, tmp_path: Path) -> None:
     line = FAST.replace("--divergence difference", "")
     out = shell(f"likelihood {moons} --limit 3 {line} --save csv")

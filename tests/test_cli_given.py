@@ -604,6 +604,20 @@ def test_likelihood_given_and_its_gain(shell: Shell, of: Callable[[str], str]) -
     assert np.abs(plain.log_prob.numpy() - without).max() < 1e-4
 
 
+def test_a_mean_to_a_stated_error_belongs_to_its_condition(shell: Shell, of: Callable[[str], str]) -> None:
+    run = load(of("sims"))
+    data = run.data()
+    for name, order in (("one", 1), ("two", -1)):
+        c = torch.cat([data.train_given.vector, data.test_given.vector])  # type: ignore[list-item]
+        np.savez(f"{name}.npz", x=torch.cat([data.train, data.test]).numpy(), c=c.numpy()[::order])
+    line = f"likelihood {run.folder} --given --within 9 --limit 8 --rtol 0.3 --threads 1 --out o"
+    facts: Any = shell.json(f"{line} --data one.npz --quiet")
+    assert facts["condition"] == "given"
+    shell(f"{line} --data one.npz --resume")
+    assert "already finished" in shell.err
+    shell.refuses(f"{line} --data two.npz --resume", 2, "does not match the results in o")
+
+
 def test_likelihood_given_is_refused_where_there_is_none(
     shell: Shell, of: Callable[[str], str], digits_run: str
 ) -> None:

@@ -405,7 +405,7 @@ def test_the_check_is_told_and_so_is_that_there_was_none(shell: Shell, moons: st
 
 
 def test_the_check_in_words() -> None:
-    from scoresde.cli.likelihood import _checks
+    from scoresde.cli.scored import _checks
 
     one = {"converged": True, "checked": 16, "change": 0.00012, "unit": "bits/dim", "data": "a"}
     failed = {**one, "converged": False, "change": None, "data": "b"}
@@ -422,7 +422,7 @@ def test_the_check_in_words() -> None:
 
 
 def test_a_sample_that_cannot_be_solved_again_is_no_crash() -> None:
-    from scoresde.cli.likelihood import _lines
+    from scoresde.cli.scored import _lines
 
     found = {
         "data": "d", "n": 2, "of": 2, "split": "test", "unit": "nats", "mean": 1.0, "stderr_mean": 0.1, "nfe_mean": 2,

@@ -119,9 +119,14 @@ def tested(model: Denoiser, x: Tensor) -> Rows:
 
 def digits(args: argparse.Namespace, counts: Sequence[int]) -> None:
     run = load(args.run)
+
+    def bound(rows: int) -> Run:  # to all classes in turn, if it was trained with them
+        by_class = run.config is not None and run.config.cond == "class"
+        return run.given(torch.arange(rows) % len(run.info.classes)) if by_class else run
+
     x = run.model.domain.sde.prior_std * Noise.of(1000, seed=1).normal(run.info.shape, stream="prior")
-    test = tested(run.model, x)
-    teacher, _ = taught(run, args.rows, args.seed)
+    test = tested(bound(len(x)).model, x)
+    teacher, _ = taught(bound(args.rows + APART), args.rows, args.seed)
     table(teacher, test, counts, args.seed)
 
 

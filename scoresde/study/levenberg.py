@@ -43,8 +43,8 @@ __all__ = ["Rows", "levenberg", "normal_equations", "numbers", "squares", "with_
 
 DAMPING = 1e-2  # mu at the start
 ROBUST = 3  # the scale c over the median of e_b
-ATTEMPTS = 5  # with ever larger mu, before a fit ends
-ENOUGH = 4e-3  # a fit ends after two steps in a row that each lower the loss by less than this share
+ATTEMPTS = 5  # with ever larger mu, before the probes are drawn anew
+ENOUGH = 4e-3  # a fit ends after two rounds in a row that each lower the loss by less than this share
 
 
 @dataclass(frozen=True)
@@ -161,12 +161,12 @@ def normal_equations(
 
 
 def levenberg(solver: Tuned, rows: Rows, rounds: int, *, times: bool = True, seed: int = 0, probes: int = 2) -> Tuned:
-    """Return the solver with the numbers to which at most ``rounds`` steps of equation (2) lead.
+    """Return the solver with the numbers to which at most ``rounds`` rounds of equation (2) lead.
 
     Args:
         solver: The solver with which the fit starts.
         rows: The problems.
-        rounds: Maximum number of steps.
+        rounds: Maximum number of rounds, each with new probes and at most one step.
         times: Whether to fit the times. On a chain, whose times are nodes, only the factors are fitted.
         seed: Seed of the probes.
         probes: Number of probes for each row.
@@ -180,9 +180,8 @@ def levenberg(solver: Tuned, rows: Rows, rounds: int, *, times: bool = True, see
 
         noise = Noise.of(len(rows), seed, start=number * len(rows), device=rows.x.device)
         g, h = normal_equations(solver, rows, 1 / (1 + e2 / c2), probes, noise, times)
-        h = (
-            h if curve is None else (h + curve) / 2
-        )  # J changes little, so that probes of earlier steps still tell of it
+        # J changes little, so that the probes of earlier rounds still tell of it.
+        h = h if curve is None else (h + curve) / 2
         before, curve = loss(e2), h
         for _ in range(ATTEMPTS):
             damped = h + torch.diag(mu * h.diagonal() + 1e-12 * h.diagonal().max())
@@ -193,8 +192,8 @@ def levenberg(solver: Tuned, rows: Rows, rounds: int, *, times: bool = True, see
                 if loss(found) < before:
                     break
             mu *= 5
-        else:
-            return solver
+        else:  # the noise of H can hide the way down, and other probes show it
+            other, found = solver, e2
         solver, e2, mu = other, found, max(mu / 5, 1e-8)
         idle = idle + 1 if loss(e2) > (1 - ENOUGH) * before else 0
         if idle == 2:

@@ -202,6 +202,25 @@ def test_the_address_keeps_the_state(opened: Any) -> None:
     tab.quiet()
 
 
+def test_the_address_keeps_the_noise_of_the_paths(opened: Any) -> None:
+    tab = opened(pages.exact())
+    first = tab.picture("flows")
+    tab.page.click("#flows-noise")
+    second = tab.picture("flows")
+    assert tab.state()["flows-seed"] == "2" and second != first
+    tab.until("location.hash === '#flows-seed=2'")
+    tab.page.reload()
+    tab.until("page.state && page.state()['flows-seed'] === '2'")
+    assert tab.picture("flows") == second
+    tab.page.click("#reset")
+    tab.until("location.hash.length < 2")
+    assert tab.picture("flows") == first
+    for wrong, seed in (("x", "1"), ("", "1"), ("-4", "1"), ("1e9", "999"), ("NaN", "1"), ("0x5", "1")):
+        tab.go(f"#flows-seed={wrong}")
+        assert tab.state()["flows-seed"] == seed, wrong
+    tab.quiet()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_narrow_screens(opened: Any, digits: Page, kind: str) -> None:
     tab = opened(made(kind, digits), viewport={"width": 360, "height": 740})

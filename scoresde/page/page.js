@@ -650,23 +650,23 @@ figures.field = {
 
 figures.flows = {
   height: wideHeight,
-  seed: 1,
   setUp() {
     slider("flows-steps", 1, 200, 1, 60, (v) => `${v} step${v === 1 ? "" : "s"}`);
     slider("flows-eta", 0, 100, 1, 100, (v) => `${v} % of the reverse SDE's`);
     slider("flows-shown", 0, 100, 1, 100, (v) => `${v} %`);
-    document.getElementById("flows-noise").addEventListener("click", () => { this.seed++; touch("flows"); });
+    slider("flows-seed", 1, 999, 1, 1); // hidden: the button moves it, so the address has it
+    document.getElementById("flows-noise").addEventListener("click", () => set("flows-seed", value("flows-seed") % 999 + 1));
   },
   // Paths of 64 points: first coordinates at each step, once without noise and once with noise.
   solve() {
-    const steps = value("flows-steps"), key = [steps, value("flows-eta"), this.seed, view()].join();
+    const steps = value("flows-steps"), seed = value("flows-seed"), key = [steps, value("flows-eta"), seed, view()].join();
     if (this.key === key) return;
     this.key = key;
     const first = ratio(about.low), last = ratio(about.high);
     this.levels = Array.from({ length: steps + 1 }, (_, k) => within(first + (last - first) * k / steps));
-    if (this.noises?.seed !== this.seed) this.noises = { seed: this.seed, start: normalArray(this.seed, 128), each: normalArray(this.seed + 5000, 200 * 128) };
+    if (this.noises?.seed !== seed) this.noises = { seed, start: normalArray(seed, 128), each: normalArray(seed + 5000, 200 * 128) };
     const { start, each } = this.noises, n = 64, size = angle(about.low)[1];
-    const flow = this.flow === (this.flow = [steps, this.seed, view()].join()) ? this.paths[0] : null; // it has no eta
+    const flow = this.flow === (this.flow = [steps, seed, view()].join()) ? this.paths[0] : null; // it has no eta
     this.paths = [0, value("flows-eta") / 100].map((eta, kind) => {
       if (!kind && flow) return flow;
       const z = [0, 1].map((d) => Float64Array.from({ length: n }, (_, i) => size * start[d * n + i])), seen = room(n), kept = [z[0].slice()];
@@ -1001,8 +1001,8 @@ function settle() {
 function readHash() {
   const asked = new URLSearchParams(location.hash.slice(1));
   for (const [id, { input, initial }] of controls) {
-    const next = asked.get(id) ?? initial;
-    input.value = input.type === "range" && !Number.isFinite(+next) ? initial : next;
+    const next = asked.get(id) ?? initial, number = parseFloat(next);
+    input.value = input.type === "range" ? (Number.isFinite(number) ? number : initial) : next;
     if (input.tagName === "SELECT" && input.selectedIndex < 0) input.value = initial; // not an option
   }
   for (const id of controls.keys()) tell(id);
@@ -1032,7 +1032,7 @@ async function start() {
     button.dataset.name = button.textContent;
     button.addEventListener("click", () => play(button));
   }
-  document.getElementById("reset").addEventListener("click", () => { for (const [id, { initial }] of controls) { pause(id); set(id, initial); } figures.compass.walkers = null; figures.flows.seed = 1; });
+  document.getElementById("reset").addEventListener("click", () => { for (const [id, { initial }] of controls) { pause(id); set(id, initial); } figures.compass.walkers = null; });
   addEventListener("hashchange", readHash);
   addEventListener("resize", touchAll);
   addEventListener("beforeprint", () => { for (const name of Object.keys(figures)) if (document.getElementById(name)) draw(name); });

@@ -79,6 +79,14 @@ def test_the_mixture() -> None:
     assert (found(pages.node(code, given)) - log_prob).diff().abs().max() < 1e-6
 
 
+def test_the_mixture_on_a_grid() -> None:
+    given = {"mixture": _mixture_json(pages.eight()[0]), "xs": [-1.0, 0.3, 2.0], "ys": [0.1, 1.4]}
+    code = """const { mixture, xs, ys } = given, one = (x, y) => mixtureDensity(mixture, [x], [y], 1.0)[0];
+    return [[...mixtureDensity(mixture, xs, ys, 1.0)], ys.flatMap((y) => xs.map((x) => one(x, y)))];"""
+    grid, points = pages.node(code, given)
+    assert len(grid) == 6 and grid == pytest.approx(points, rel=1e-12)
+
+
 def steps_agree(script: str | None = None) -> None:
     """A step of the script is one of the package, on a path that keeps the variance and on one that does not."""
     pairs = [(-9.0, -3.0), (-2.0, 0.5), (0.0, 1.0), (3.0, 8.0)]
@@ -155,10 +163,14 @@ def test_a_table_that_is_shifted_by_a_cell_is_found() -> None:
 def test_the_table_is_read_as_in_python() -> None:
     frame = frame_of(pages.Holed(pages.eight()[0]))
     table = make_table(frame, 2.0, 17, 9)
-    given = {**ASKED, "table": {"values": table.packed, "half": 2.0, "low": table.low, "high": table.high}}
+    nodes = torch.tensor([[0.25, 0.25], [0.25, 1.0], [-2.0, 0.25]])  # beside holes, which have no weight there
+    z, log_snr = torch.cat([nodes, Z]), torch.cat([LOG_SNR[:3], LOG_SNR])
+    stored = {"values": table.packed, "half": 2.0, "low": table.low, "high": table.high}
+    given = {"z": z.tolist(), "logSnr": log_snr.tolist(), "table": stored}
     code = """const table = await unpackAll(given.table);
     return given.z.map((z, i) => tableX0(table, [z[0]], [z[1]], given.logSnr[i]).map((a) => a[0]));"""
-    truth = table(Z.numpy(), LOG_SNR.numpy())
+    truth = table(z.numpy(), log_snr.numpy())
+    assert np.isfinite(truth[:3]).all()
     read = np.array(pages.node(code, given), dtype=float)
     assert np.array_equal(np.isnan(read), np.isnan(truth)) and 0 < np.isnan(truth).sum() < truth.size
     assert np.nanmax(np.abs(read - truth)) < 1e-12

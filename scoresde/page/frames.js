@@ -1,12 +1,13 @@
-// Samples of pages that are not of the plane: pictures, signals and projected points.
+// The figures of pictures, signals and projected points.
 
-// Samples of one frame of a block (frames, n, ...event) in a rectangle: pictures, signals or projected points.
+// Samples of one frame of a block (frames, n, ...event) in a rectangle: pictures, signals or projected points. Where the title is
+// null, there is no room for ticks either.
 function samples(g, { shape: [, n, ...event], values }, frame, [x, y, w, h], title = "", count = n) {
   const size = event.reduce((a, b) => a * b), start = frame * n * size, across = about.kind === "image" ? event[2] / event[1] : 2.5;
-  label(g, title, x, y - 6);
+  label(g, title || "", x, y - 6);
   if (about.kind === "points") {
     const side = Math.min(w, h), panel = new Panel(g, [x, y, side, side], ...about.window), all = values.subarray(start, start + 2 * n);
-    panel.axes(...about.window.map((ends) => ticks(...ends, 4)));
+    panel.axes(...about.window.map((ends) => (title === null ? [] : ticks(...ends, 4))));
     return panel.clipped(() => dots(panel, all.filter((_, i) => i % 2 === 0), all.filter((_, i) => i % 2), null, 2));
   }
   const width = (columns) => Math.min(w / columns, h / Math.ceil(count / columns) * across);
@@ -37,3 +38,34 @@ function nearest(levels, logSnr) {
   const gaps = levels.map((level) => Math.abs(ratio(level) - ratio(logSnr)));
   return gaps.indexOf(Math.min(...gaps));
 }
+
+Object.assign(figures.forward, {
+  height: (w) => (about.kind === "points" ? squareHeight(w) : Math.round(0.8 * w)),
+  show(g, w, h, { logSnr }) {
+    const [x, y, wide] = squareBox(w);
+    samples(g, data.forward.frames, nearest(data.forward.log_snr, logSnr), [x, y, wide, h - MARGIN.top - MARGIN.bottom]);
+    return [about.shown];
+  },
+});
+
+Object.assign(figures.reverse, {
+  height: (w) => Math.round((about.kind === "points" ? 0.62 : 1.1) * w),
+  show(g, w, h, found, place, arrived) {
+    const [x, y, wide] = squareBox(w), high = (h - 2 * y - 8) / 2, side = (wide - 20) / 2, beside = about.kind === "points";
+    const [first, second] = beside ? [[x, y, side, side], [x + side + 34, y, side - 14, side - 14]]
+      : [[x, y, wide, high], [x, 2 * y + high, wide, high]];
+    samples(g, found.states, place, first, "the state");
+    samples(g, found.estimates, place, second, "what the model sees in it");
+    return [`${found.states.shape[1]} samples ${arrived ? "that have arrived" : "on their way"}.`, about.shown];
+  },
+});
+
+figures.schedules.show = (g, box, { logSnr }) => {
+  const { log_snr, frames } = data.forward;
+  samples(g, frames, nearest(log_snr, logSnr), box, null, about.kind === "points" ? frames.shape[1] : 1);
+};
+
+Object.assign(figures.solvers, {
+  height: (w) => Math.round((narrow(w) ? 1.9 : 0.44) * w),
+  show: (g, box, title, ends, at) => samples(g, ends, at, box, title),
+});

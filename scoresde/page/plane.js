@@ -1,4 +1,4 @@
-// The figures in the plane: the compass, the field, the paths and the density, with what they ask the model.
+// The figures in the plane, with what they ask the model.
 
 const sayNoise = (v) => spoken(within(v / 200));
 const sayPercent = (v) => `${v} %`;
@@ -29,7 +29,7 @@ function noisy(set, c, s, stride = 1) {
   return [...states, group];
 }
 
-function specks(panel, xs, ys, _, colour) {
+function specks(panel, [xs, ys], colour) {
   panel.g.fillStyle = colour;
   for (let i = 0; i < xs.length; i++) panel.g.fillRect(panel.X(xs[i]) - 1, panel.Y(ys[i]) - 1, 2.2, 2.2);
 }
@@ -38,7 +38,7 @@ const hill = { at: null, values: null }; // the density of the last log-SNR
 
 // The density of noisy data, or noisy data themselves where it is unknown.
 function behind(panel, logSnr) {
-  if (!data.mixture) return specks(panel, ...noisy(ownSet(), ...angle(logSnr)), `rgba(${theme.shade}, .35)`);
+  if (!data.mixture) return specks(panel, noisy(ownSet(), ...angle(logSnr)), `rgba(${theme.shade}, .35)`);
   const n = 64, places = Float64Array.from({ length: n }, (_, i) => ((2 * i + 1) / n - 1) * about.half);
   if (hill.at !== logSnr) {
     const found = mixtureDensity(data.mixture, places, places, logSnr), most = Math.max(...found);
@@ -94,6 +94,76 @@ function shades(g, n, values, strength, box) {
     }
   }, box, true);
 }
+
+Object.assign(figures.forward, {
+  height: squareHeight,
+  show(g, w, h, { c, s, size }) {
+    const panel = plane(g, squareBox(w), "", size), radius = s * panel.w / (2 * about.half), corner = Math.max(radius, 8) + 8;
+    panel.clipped(() => {
+      dots(panel, ...noisy(data.forward[value("forward-set")], c, s));
+      circle(g, panel.x + panel.w - corner, panel.y + corner, Math.max(radius, 0.5), 1.5);
+    });
+    return [
+      c > 0.02 ? `Details smaller than ${round(s / c)} model units cannot be seen any more; the data are about 2 to 4 model units wide.`
+        : "Nothing can be seen of the data any more.",
+      Math.abs(size - 1) > 0.01 && `The state itself is ${round(size, 3)} times as large as it would be on a path that keeps the `
+        + "variance; the axes show its true size.",
+    ];
+  },
+});
+
+Object.assign(figures.reverse, {
+  height: squareHeight,
+  // The recorded states at such a place.
+  at({ shape: [, n, frames], values: v }, place) {
+    const i = Math.min(Math.floor(place), frames - 2), f = place - i;
+    return [0, n].map((first) => Float64Array.from({ length: n }, (_, k) => {
+      const at = (first + k) * frames + i;
+      return v[at] * (1 - f) + v[at + 1] * f;
+    }));
+  },
+  show(g, w, h, found, place, arrived) {
+    const [xs, ys] = this.at(found.states, place), ends = this.at(found.states, found.log_snr.length - 1);
+    const seen = tableX0(data.table[view()], xs, ys, this.level(place)), estimate = chosen("reverse-shown") === "estimate";
+    const group = ends[0].map((x, i) => Math.min(5, Math.floor((Math.atan2(ends[1][i], x) / (2 * Math.PI) + 1) % 1 * 6)));
+    const panel = plane(g, squareBox(w), estimate ? "what the model sees" : "the state");
+    panel.clipped(() => {
+      if (!estimate) stroke(g, theme.soft, 0.6, [], () => this.trails(panel, found.states, place, xs, ys));
+      dots(panel, ...(estimate ? seen : [xs, ys]), group);
+    });
+    const gap = rootMean([...xs].map((_, k) => Math.hypot(seen[0][k] - ends[0][k], seen[1][k] - ends[1][k])).filter(Number.isFinite));
+    return [
+      `${xs.length} states ${arrived ? "at the end of their way" : "on their way"} to samples. A single step from here would end `
+      + `${round(gap)} model units from the end of the path (root mean square), so one step ${gap < 0.1 ? "suffices" : "does not suffice"} `
+      + "from here.",
+    ];
+  },
+  // Where the first states came from.
+  trails(panel, { shape: [, n, frames], values: v }, place, xs, ys) {
+    for (let k = 0; k < Math.min(20, n); k++) {
+      const came = Array.from({ length: Math.floor(place) + 1 }, (_, i) => [v[k * frames + i], v[(n + k) * frames + i]]);
+      through(panel.g, [...came, [xs[k], ys[k]]].map(([x, y]) => [panel.X(x), panel.Y(y)]));
+    }
+  },
+});
+
+figures.schedules.show = (g, box, { c, s }) => {
+  const panel = new Panel(g, box, [-about.half, about.half], [-about.half, about.half]);
+  panel.axes([], []);
+  panel.clipped(() => dots(panel, ...noisy(data.forward[0], c, s, 2), 1));
+};
+
+Object.assign(figures.solvers, {
+  height: wideHeight,
+  show(g, box, title, { shape: [, , n], values }, at) {
+    const panel = plane(g, box, title);
+    const { shape: [, count], values: v } = ownSet().x0, mine = values.subarray(2 * n * at, 2 * n * (at + 1));
+    panel.clipped(() => {
+      specks(panel, [v.subarray(0, count), v.subarray(count)], theme.line);
+      dots(panel, mine.subarray(0, n), mine.subarray(n));
+    });
+  },
+});
 
 const WALK = 48; // steps of a walk
 

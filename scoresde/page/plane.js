@@ -295,7 +295,8 @@ figures.flows = {
   },
   // First coordinates of the paths, step by step, with a share of the noise of the reverse SDE.
   solve(steps, seed, eta) {
-    const start = normals(seed, 2 * MANY), each = this.once("noise", [seed], () => normals(seed + 5000, 100 * 2 * MANY));
+    const start = this.once("start", [seed], () => normals(seed, 2 * MANY));
+    const each = this.once("noise", [seed], () => normals(seed + 5000, 100 * 2 * MANY));
     const size = angle(about.low)[1], z = [0, MANY].map((first) => start.subarray(first, first + MANY).map((v) => size * v));
     const kept = new Float64Array((steps + 1) * MANY), seen = room(MANY);
     kept.set(z[0]);
@@ -331,12 +332,12 @@ figures.flows = {
       panel.clipped(() => this.paths(panel, both[k], at, rs));
       this.bars(panel, truth, shown === 1 && bars[k], x + 0.83 * wide, 0.17 * wide / most);
     });
-    const finite = (v) => Array.from(v).filter(Number.isFinite), size = (v, digits = 3) => round(rootMean(finite(v)), digits);
+    const finite = (v) => v.filter(Number.isFinite), size = (v, digits = 3) => round(rootMean(finite(v)), digits);
     const gone = 2 * MANY - finite(ends[0]).length - finite(ends[1]).length;
     return [
       `Sixty-four paths of ${counted(steps, "step")} from the same noise. Bars: where they end; dark lines: ${real.length} data points.`,
       `In model units, the root mean square of ${about.names[0]} at the end is ${size(ends[0])} for the ODE, ${size(ends[1])} for the SDE `
-      + `and ${size(real)} for the data.`,
+      + `and ${this.once("size", [], () => size(real))} for the data.`,
       `From the same noise, the two end ${size(ends[0].map((v, i) => v - ends[1][i]), 2)} apart.`,
       steps < 11 && "With so few steps, neither end is that of the data.",
       gone && `${gone} of the ${2 * MANY} paths met numbers that are not finite and are left out.`, viewName(),

@@ -31,7 +31,6 @@ from scoresde.study.compass import known_mixture
 REQUIRED = "SCORESDE_BROWSER"  # if this variable is "required", a missing tool is a failure and not a reason to skip
 ROOT = Path(__file__).parent.parent
 AXE = ROOT / ".venv" / "browser" / "node_modules" / "axe-core" / "axe.min.js"
-SCRIPT = ROOT / "scoresde" / "page" / "page.js"
 
 
 def missing(what: str) -> NoReturn:
@@ -125,10 +124,11 @@ def parts(page: Page) -> dict[str, Any]:
     return stored
 
 
-def with_script(page: Page, script: str) -> str:
-    """A page with another script, and its hash."""
+def with_change(page: Page, right: str, wrong: str) -> str:
+    """A page whose script has a change, with its hash."""
     old = re.search(r"<script>(.*?)</script>", page.text, re.S)
-    assert old is not None
+    assert old is not None and old[1].count(right) == 1
+    script = old[1].replace(right, wrong)
 
     def digest(text: str) -> str:
         return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
@@ -145,14 +145,19 @@ def states(count: int, seed: int = 3) -> tuple[Tensor, Tensor]:
 # -------------------------------------------------------------------------------------------------------------- node
 
 
+def mathematics() -> str:
+    """The files of the script that need no page."""
+    return "".join((ROOT / "scoresde" / "page" / f"{name}.js").read_text("utf-8") for name in ("numbers", "model"))
+
+
 def node(code: str, given: Any, script: str | None = None) -> Any:
-    """Run JavaScript in Node, with ``page`` and ``given``, and return the value that it returns."""
+    """Run JavaScript in Node, after the mathematics or another script and with ``given``, and return its value."""
     program = shutil.which("node")
     if program is None or int(subprocess.check_output([program, "--version"]).decode()[1:].split(".")[0]) < 20:
         missing("Node 20 or later")
-    text = SCRIPT.read_text(encoding="utf-8") if script is None else script
+    text = mathematics() if script is None else script
     whole = (
-        f"const module = {{}};\n{text}\n(async () => {{\n"
+        f"{text}\n(async () => {{\n"
         "const given = JSON.parse(require('fs').readFileSync(0, 'utf8'));\n"
         f"const found = await (async () => {{ {code} }})();\nprocess.stdout.write(JSON.stringify(found));\n}})();"
     )

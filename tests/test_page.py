@@ -12,15 +12,17 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pages
 import pytest
 import torch
 
-from scoresde import VPSDE, FlowMatching, Parts, load
+from scoresde import VPSDE, FlowMatching, Likelihood, Multistep, Parts, Run, load
 from scoresde.core.errors import UsageError
-from scoresde.page import exact_page
+from scoresde.page import exact_page, plane
+from scoresde.page.charts import curve, even_ticks, short
 from scoresde.page.data import pack_bytes, pack_floats, pack_steps, unpack
 from scoresde.page.frame import Frame, angle, even
 from scoresde.page.frames import NUMBERS, _counts
@@ -28,6 +30,8 @@ from scoresde.page.make import SAID
 from scoresde.page.table import Table, make_table, noisy, table_error
 from scoresde.page.views import views_of
 from scoresde.page.write import fill
+from scoresde.run.fitted import Fit, Fits, bindings
+from scoresde.solvers.tuned import unrolled
 
 SIZES = {"plane": 1_500_000, "image": 2_000_000}
 
@@ -164,6 +168,76 @@ def test_holes_are_drawn_and_said() -> None:
     assert 0 < stored["reverse"][0]["failed"] < 48 and not stored["reverse"][0]["note"]
     assert all(row["failed"] > 0 for row in stored["solvers"]["rows"] if row["asked"] == 4)
     assert "NaN" not in page.text.partition('id="data">')[2].partition("</script>")[0]
+
+
+def test_holes_of_the_density_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pages.parts(pages.exact())["density"]["told"] == ""
+    whole = Likelihood.__call__
+
+    def holed(self: Likelihood, *args: Any, **options: Any) -> Any:
+        found = whole(self, *args, **options)
+        found.log_prob[:7] = torch.nan
+        return found
+
+    monkeypatch.setattr(Likelihood, "__call__", holed)
+    density = pages.parts(pages.little(pages.run_of(pages.eight()[0]), pages.eight()[1]))["density"]
+    assert density["told"] == "At 7 of the 81 points of the map (orange) there is no finite log p."
+    assert np.isnan(unpack(density["log_prob"])).sum() == density["holes"] == 7
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        ((0.1, 0.2, 9.0), "relative error"),
+        ((0.1, 0.2, 11.0), "relative error (larger ones drawn at 10)"),
+        ((1e-5, 0.2, 11.0), "relative error (larger ones drawn at 10, smaller ones drawn at 0.0001)"),
+        ((0.0, 0.2, np.inf), "relative error (larger ones drawn at 10, smaller ones drawn at 0.0001)"),
+        ((np.nan, 0.2, 0.3), "relative error"),
+    ],
+)
+def test_errors_beyond_the_axis_are_said(error: tuple[float, ...], words: str) -> None:
+    cosine = [(0.5, 0.9, 1.0), (-0.5, np.nan, 1.0)]
+    above, below = plane._score_errors([9.0, -9.0], np.array([cosine, [error, error]]), "the truth")
+    assert below["title"] == words and above["title"] == "cosine to the truth" and above["y"][0] == -0.5
+    assert all(v is None or -4 <= v <= 1 for line in below["lines"] for v in line["ys"])
+    assert [text for _, text in below["xticks"]] == ["−5", "0", "5", "data", "noise"]
+
+
+def test_numbers_of_charts() -> None:
+    assert [short(v, 3) for v in (0.12849, 12345.6, -2.0, 0.0, 1e-7)] == ["0.128", "12300", "−2", "0", "0.0000001"]
+    assert [text for _, text in even_ticks(-0.31, 0.3, 5)] == ["−0.2", "0", "0.2"]
+    assert curve([0, 1], [np.inf, np.nan], 0)["ys"] == [None, None]
+
+
+def fitted(run: Run, steps: int, **others: Any) -> None:
+    """Write a file with a fitted solver, whose numbers are those of ``multistep``."""
+    low, high = run.model.domain.interval("sample")
+    table = unrolled(Multistep(steps), run.model.domain, high, low)
+    fit = Fit(table, table.log_snr, 0.02, 0.01, "multistep", 0.05, 0.03, 256, 0)
+    Fits(bindings(run) | others, (fit,)).write(run.folder)
+
+
+def test_a_fitted_solver_is_compared(moons: str) -> None:
+    usual = pages.parts(pages.little(load(moons)))["solvers"]
+    assert usual["names"] == ["ddim", "heun", "multistep", "ancestral"] and usual["budgets"] == [1, 4]
+    fitted(load(moons), 3)
+    page = pages.little(load(moons))
+    stored = pages.parts(page)["solvers"]
+    assert stored["names"] == [*usual["names"], "tuned (fitted)"] and stored["budgets"] == [1, 3, 4]
+    assert '<option value="tuned (fitted)">tuned (fitted)</option>' in page.text
+    own = {row["asked"]: row for row in stored["rows"] if row["solver"] == "tuned (fitted)"}
+    near = next(row for row in stored["rows"] if (row["solver"], row["asked"]) == ("multistep", 3))
+    assert own[3]["rms"] == pytest.approx(near["rms"], rel=1e-3) and own[3]["place"]
+    assert "cannot run: no solver was fitted to this run for 1 steps" in own[1]["told"] and own[1]["place"] is None
+    line = stored["chart"]["lines"][-1]
+    assert line["name"] == "tuned (fitted)" and line["xs"] == [pytest.approx(np.log10(3), rel=1e-5)]
+    assert np.isfinite(unpack(stored["ends"])[stored["rows"].index(own[3])]).all()
+    assert "model units), by evaluations" in stored["chart"]["title"] and "model units" in own[3]["told"]
+
+
+def test_solvers_fitted_to_other_weights_are_left_out(moons: str) -> None:
+    fitted(load(moons), 3, step=99)
+    assert pages.parts(pages.little(load(moons)))["solvers"]["budgets"] == [1, 4]
 
 
 def test_a_page_over_its_budget_names_its_largest_part() -> None:

@@ -25,7 +25,7 @@ from ..solvers import RungeKutta
 from ..study.figures import dissolve, shown, undo
 from .data import Numbers, Packed, pack_bytes, pack_steps
 from .frame import Frame, even
-from .views import View, pack_paths, solver_results, stacked, views_of
+from .views import View, pack_paths, shares_of_data, solver_results, stacked, views_of
 
 __all__ = ["frame_parts"]
 
@@ -70,13 +70,16 @@ def frame_parts(run: Run, data: Dataset, seed: int) -> dict[str, Any]:
     frame = Frame.of(views[0].run)
     about = {
         "low": frame.low, "high": frame.high, "exact": False, "shown": drawing.told, "window": drawing.window,
+        "between": 1,
         "views": [{"name": view.name, "label": view.label} for view in views],
     }  # fmt: skip
     each = max(2, drawing.samples // (1 + len(views) // 4))
+    paths = pack_paths(run.model.domain.sde)
     return {
         "about": about | {"kind": drawing.kind},
         "forward": _forward(run, data, drawing, frame, seed),
-        "paths": pack_paths(run.model.domain.sde),
+        "paths": paths,
+        "schedules": shares_of_data(paths),
         "reverse": [_reverse(view, drawing, each, seed) for view in views],
         "solvers": _solvers(run, data, drawing, seed),
     }

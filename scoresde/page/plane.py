@@ -24,16 +24,18 @@ from ..run.run import Run
 from ..solvers import RungeKutta
 from ..study.compass import known_mixture, measure
 from ..study.figures import undo
+from .charts import Chart, chart, curve, even_ticks
 from .data import Numbers, Packed, pack_bytes, pack_floats, pack_steps, unpack
 from .frame import Frame
 from .network import pack_network
 from .table import Table, make_table, table_error
-from .views import View, pack_paths, solver_results, stacked, views_of
+from .views import View, pack_paths, shares_of_data, solver_results, stacked, views_of
 
 __all__ = ["figure_eight", "in_the_plane", "plane_parts"]
 
 POINTS = 1000  # points of the forward process
 PATHS, FRAMES = 384, 41  # recorded paths of the reverse process, in all, and the states of each
+BETWEEN = 5  # steps of the slider from one recorded state to the next
 COLOURS = 6
 STATE = 2.0**-9  # step of recorded states in model units, less than a pixel
 DRAWN, SHOWN = 512, 256  # samples with which the solvers are compared, and those that are drawn
@@ -42,6 +44,7 @@ COMPARED = {
     False: 64,
 }  # held-out points of the compass, by whether the exact score is that of a few Gaussians
 GRID = {True: 49, False: 41}  # nodes of the density on each side, by whether the model is exact
+ERRORS = (-4, 1)  # limits of the axis of relative errors, as powers of ten
 MEMORISED = 300  # training points of the memorising model, beside which an exact page puts the truth
 
 # Nodes of each table in z and in the log-SNR, by the largest number of views.
@@ -78,14 +81,16 @@ def plane_parts(run: Run, data: Dataset, seed: int, weights: bool) -> dict[str, 
         "low": frame.low, "high": frame.high, "half": half, "exact": exact is not None,
         "shift": units.shift.expand(2).tolist(), "scale": units.scale.expand(2).tolist(),
         "names": list(run.info.names) if len(run.info.names) == 2 else ["x₁", "x₂"],
-        "views": [{"name": view.name, "label": view.label} for view in views],
+        "views": [{"name": view.name, "label": view.label} for view in views], "between": BETWEEN,
         "table_error": {"rms": _short(error.rms), "most": _short(error.most), "count": error.count},
         "holes": sum(table.holes for table in tables), "nodes": sum(table.nodes for table in tables),
     }  # fmt: skip
+    paths = pack_paths(run.model.domain.sde)
     return {
         "about": about,
         "forward": sets,
-        "paths": pack_paths(run.model.domain.sde),
+        "paths": paths,
+        "schedules": shares_of_data(paths),
         "reverse": [_reverse(view, max(48, PATHS // len(views)), seed) for view in views],
         "table": [_table_json(table) for table in tables],
         "network": pack_network(frame) if weights and exact is None else None,
@@ -194,8 +199,10 @@ def _density(run: Run, data: Dataset, half: float) -> dict[str, Any]:
         return {"note": str(error)}
     known = torch.isfinite(fine) & torch.isfinite(coarse)
     nothing = torch.full_like(fine, torch.nan)
+    holes = int((~known).sum())
     told = {
-        "note": "", "half": half, "holes": int((~known).sum()),
+        "note": "", "holes": holes,
+        "told": f"At {holes:,} of the {len(z):,} points of the map (orange) there is no finite log p." if holes else "",
         "log_prob": _nats(torch.where(known, fine, nothing), size),
         "change": pack_floats(torch.where(known, (fine - coarse).abs(), 0.0).clamp(max=9e3).reshape(size, size), True),
     }  # fmt: skip
@@ -224,11 +231,40 @@ def _compass(run: Run, data: Dataset, seed: int, exact: GaussianMixture | None) 
         found = measure(asked, data, n=COMPARED[known], levels=21, seed=seed)
     except (NumericalError, UsageError) as error:
         return {"note": str(error)}
-    told: dict[str, Any] = {"note": "", "against": found.against, "memorised": MEMORISED if exact is not None else 0}
     curves: Numbers = torch.stack([found.cosine, found.error]).numpy()
-    told["log_snr"] = found.log_snr.tolist()
-    told["curves"] = pack_floats(np.nan_to_num(curves, nan=0.0, posinf=1e9))
-    return told
+    charts = _score_errors(found.log_snr.tolist(), curves, found.against if exact is None else "the exact score")
+    memorised = MEMORISED if exact is not None else 0
+    return {"note": "", "against": found.against, "memorised": memorised, "charts": charts}
+
+
+def _score_errors(log_snr: list[float], curves: Numbers, against: str) -> list[Chart]:
+    """Describe the charts of the cosine and of the relative error, ``(2, levels, 3)``, over the log-SNR.
+
+    Errors are drawn on a logarithmic axis. Those beyond its ends are drawn at the ends, and the title says so.
+    """
+    cosine, error = curves
+    first, last = log_snr[0], log_snr[-1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log = np.log10(error)
+    small, large = ERRORS
+    clipped = [f"larger ones drawn at {10**large}"] if (log > large).any() else []
+    clipped += [f"smaller ones drawn at {10.0**small:g}"] if (log < small).any() else []
+    title = "relative error" + (f" ({', '.join(clipped)})" if clipped else "")
+    inner = [tick for tick in even_ticks(min(first, last), max(first, last), 5)
+             if min(abs(tick[0] - first), abs(tick[0] - last)) > 1.8]  # fmt: skip
+    ends = [*inner, (first, "data"), (last, "noise")]
+    lowest = float(np.nanmin(np.append(cosine, 0.0)))
+    signs = [(value, text) for value, text in ((-1.0, "−1"), (0.0, "0"), (1.0, "1")) if value >= lowest]
+    powers = [(-4.0, "10⁻⁴"), (-2.0, "0.01"), (0.0, "1")]
+
+    def lines(values: Numbers, hue: int) -> list[dict[str, Any]]:
+        outer = [curve(log_snr, values[:, q], hue, dash=2, width=1) for q in (0, 2)]
+        return [*outer, curve(log_snr, values[:, 1], hue, width=2.5)]
+
+    return [
+        chart(f"cosine to {against}", (first, last), (lowest, 1.03), lines(cosine, 0), yticks=signs),
+        chart(title, (first, last), ERRORS, lines(np.clip(log, *ERRORS), 1), ends, powers),
+    ]
 
 
 def _short(number: float) -> float | None:

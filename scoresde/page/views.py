@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +20,10 @@ from ..run.run import Run
 from ..sde.base import SDE
 from ..sde.continuous import VESDE, VPSDE, CosineSDE, FlowMatching
 from ..study.bench import BenchRow, bench, plan, solvers_by_name
-from .data import Numbers, pack_floats
+from .charts import Chart, chart, curve, decades, short
+from .data import Numbers, pack_floats, unpack
 
-__all__ = ["BUDGETS", "COMPARED", "View", "pack_paths", "solver_results", "sources_of", "views_of"]
+__all__ = ["BUDGETS", "COMPARED", "View", "pack_paths", "shares_of_data", "solver_results", "sources_of", "views_of"]
 
 NODES = 257  # points of each path's curves
 CLASSES = 6  # classes that a page offers, because each takes space
@@ -102,6 +104,16 @@ def _pack_path(name: str, sde: SDE) -> dict[str, Any]:
     return {"name": name, "low": low, "high": high, "curves": pack_floats(torch.stack([turn, size]).numpy())}
 
 
+def shares_of_data(paths: Sequence[Mapping[str, Any]]) -> Chart:
+    """Describe the chart of the share of the variance that is data, over the time of each path."""
+    lines = []
+    for k, path in enumerate(paths):
+        left = np.cos(unpack(path["curves"])[0, ::2]) ** 2
+        lines.append(curve(np.linspace(0, 1, len(left)), left, k, name=path["name"], dash=k, width=2))
+    ends, parts = ((0.0, "data"), (1.0, "noise")), ((0.0, "0 %"), (0.5, "50 %"), (1.0, "100 %"))
+    return chart("share of the variance that is data", (0, 1), (0, 1.02), lines, ends, parts)
+
+
 # ----------------------------------------------------------------------------------------------------------- solvers
 
 
@@ -115,50 +127,107 @@ class SolverResults:
         floor: The smallest and the largest sliced W2 distance between as many training rows and held-out rows, in
             several draws, or ``None``.
         note: Why there are no results, or an empty string.
+        budgets: The numbers of evaluations.
     """
 
     rows: Sequence[BenchRow] = ()
     ends: Sequence[Tensor] = ()
     floor: tuple[float, float] | None = None
     note: str = ""
+    budgets: Sequence[int] = BUDGETS
 
     def to_json(self) -> dict[str, Any]:
         """Return everything but the samples as plain numbers and strings."""
         rows = [
             {
                 "solver": row.solver, "asked": row.asked, "nfe": row.nfe, "rms": _plain(row.rms),
-                "w2": _plain(row.sliced_w2), "note": row.note, "failed": row.failed,
+                "w2": _plain(row.sliced_w2), "note": row.note, "failed": row.failed, "told": self._told(row),
+                "place": self._place(row),
             }
             for row in self.rows
         ]  # fmt: skip
         return {
-            "rows": rows,
+            "rows": rows, "names": list(dict.fromkeys(row.solver for row in self.rows)), "budgets": self.budgets,
             "floor": None if self.floor is None else [_plain(end) for end in self.floor],
-            "note": self.note,
-        }
+            "chart": self._chart() if any(map(self._place, self.rows)) else None, "note": self.note,
+        }  # fmt: skip
+
+    @property
+    def _by_data(self) -> bool:
+        """Whether the solvers are compared by their distance to data, and not to the end of the flow."""
+        return any(row.sliced_w2 for row in self.rows)
+
+    def _place(self, row: BenchRow) -> tuple[float, float] | None:
+        """Return the place of a row in the chart: the logarithms of its evaluations and of its distance."""
+        distance = row.sliced_w2 if self._by_data else row.rms
+        return (math.log10(row.nfe), math.log10(distance)) if row.nfe and _plain(distance) else None  # type: ignore[arg-type]
+
+    def _chart(self) -> Chart:
+        """Describe the chart of the distances over the evaluations, both on logarithmic axes."""
+        lines = []
+        for k, name in enumerate(dict.fromkeys(row.solver for row in self.rows)):
+            places = [place for row in self.rows if row.solver == name and (place := self._place(row))]
+            xs, ys = [x for x, _ in places], [y for _, y in places]
+            lines.append(curve(xs, ys, k % 6, name=name, dash=k % 5, marks=True, legend=True))
+        floor = self.floor if self._by_data else None
+        band = None if floor is None else [math.log10(max(end, 1e-12)) for end in floor]
+        most = max(x for line in lines for x in line["xs"])
+        distances = [y for line in lines for y in line["ys"]] + (band or [])
+        low, high = min(distances), max(distances)
+        spare = 0.08 * (high - low) + 0.02
+        x, y = (-0.08, most + 0.08), (low - spare, high + spare)
+        title = "sliced W2 to held-out data" if self._by_data else "distance to the end of the flow"
+        return chart(f"{title} (model units), by evaluations", x, y, lines, decades(0, x[1]), decades(*y), band)
+
+    def _told(self, row: BenchRow) -> str:
+        """Return the sentences about a row."""
+        used = f" ({row.nfe:g} used)" if row.nfe and row.nfe != row.asked else ""
+        told = f"{row.solver} with {row.asked} evaluation{'s' * (row.asked != 1)}{used}."
+        if row.note:
+            return f"{told} It cannot run: {row.note}."
+        if row.sliced_w2 is not None:
+            told += f" The sliced W2 distance of its samples to held-out data is {short(row.sliced_w2, 3)} model units"
+            ends = [] if self.floor is None else [short(end, 2) for end in self.floor]
+            told += f"; that of real data is {ends[0]} to {ends[1]}." if ends else "."
+        if row.rms is not None:
+            told += f" Its points end {short(row.rms, 2)} model units from the end of the flow (root mean square)."
+        return told
 
 
 def solver_results(run: Run, data: Dataset | None, n: int, shown: int, seed: int) -> SolverResults:
     """Compare solvers with ``n`` samples at several budgets, and draw ``shown`` of the samples of each case.
 
-    A failure of the comparison is returned as a note, because the other figures do not depend on it.
+    Solvers that were fitted to the run are among them, at the numbers of evaluations for which they were fitted. A
+    failure of the comparison is returned as a note, because the other figures do not depend on it.
     """
-    solvers = solvers_by_name([name for name in COMPARED if run.model.domain.has_score or name != "ancestral"])
+    compared, asked = run.typical(n, seed), run.typical(shown, seed)
+    fitted = _fitted(asked)
+    names = [name for name in COMPARED if run.model.domain.has_score or name != "ancestral"]
+    solvers = solvers_by_name([*names, *(["tuned"] if fitted else [])])
+    budgets = sorted({*BUDGETS, *fitted})
     try:
-        found = bench(run.typical(n, seed), solvers, BUDGETS, n=n, seed=seed, data=data)
+        found = bench(compared, solvers, budgets, n=n, seed=seed, data=data)
     except (NumericalError, UsageError) as error:
         return SolverResults(note=str(error))
     ends = []
-    asked = run.typical(shown, seed)
     nothing = torch.full((shown, *run.info.shape), torch.nan, dtype=torch.float64)
-    for case, row in zip(plan(solvers, BUDGETS), found.rows, strict=True):
+    for case, row in zip(plan(solvers, budgets), found.rows, strict=True):
         if case.solver is None or row.note:
             ends.append(nothing)
             continue
         drawn = asked.sample(shown, case.solver, seed=seed)
         good = drawn.solution.ok.cpu().reshape(-1, *[1] * len(run.info.shape))
         ends.append(torch.where(good, drawn.x.cpu().double(), torch.nan))
-    return SolverResults(found.rows, ends, None if found.floor is None else (found.floor.least, found.floor.most))
+    floor = None if found.floor is None else (found.floor.least, found.floor.most)
+    return SolverResults(found.rows, ends, floor, budgets=budgets)
+
+
+def _fitted(run: Run) -> tuple[int, ...]:
+    """Return the numbers of evaluations for which solvers were fitted to the run as it is."""
+    try:
+        return run.fits.steps
+    except UsageError:  # none were, or to other weights or another condition
+        return ()
 
 
 def _plain(number: float | None) -> float | None:

@@ -21,8 +21,15 @@ from typing import Any
 
 from ..core.errors import UsageError
 from ..core.files import atomic
+from .controls import controls
 
-__all__ = ["Page", "fill"]
+__all__ = ["SCRIPTS", "Page", "fill"]
+
+# The files that are joined into the one script of a page, in this order, by the kind of the page.
+SCRIPTS = {
+    "plane": ("numbers", "model", "draw", "figures", "plane", "page"),
+    "frames": ("numbers", "draw", "figures", "frames", "page"),
+}
 
 
 @dataclass(frozen=True, repr=False)
@@ -70,7 +77,7 @@ def fill(
         UsageError: If the page is larger than its budget. The message names the largest part.
     """
     kind = "plane" if parts["about"]["kind"] == "plane" else "frames"
-    script, style = _read("page.js"), _read("page.css")
+    script, style = "\n".join(_read(f"{name}.js") for name in SCRIPTS[kind]), _read("page.css")
     policy = (
         f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
@@ -79,14 +86,15 @@ def fill(
     sizes = {name: len(text.encode()) for name, text in stored.items()}
     sizes |= {"script and style": len((script + style).encode()), "posters": sum(map(len, posters.values()))}
     text = _read("page.html")
-    for other in {"plane", "frames"} - {kind}:
+    kept = {kind, *(["classes"] if len(parts["about"]["views"]) > 1 else [])}
+    for other in {"plane", "frames", "classes"} - kept:
         text = re.sub(rf"<!--{other}-->.*?<!--/{other}-->", "", text, flags=re.S)
-    text = re.sub(rf"<!--/?{kind}-->", "", text)
+    text = re.sub(rf"<!--/?({'|'.join(kept)})-->", "", text)
     formulas = json.loads(_read("formulas.json"))
     text = re.sub(r"\\\((.*?)\\\)", lambda found: formulas[found[1]], text, flags=re.S)
     data = "{" + ",".join(f"{json.dumps(name)}:{part}" for name, part in stored.items()) + "}"
     places = {name: html.escape(value) for name, value in words.items()}
-    places |= {"policy": policy, "style": style, "script": script, "data": data}
+    places |= {"policy": policy, "style": style, "script": script, "data": data} | controls(parts)
     places |= {f"poster:{name}": _figure(name, uri, words) for name, uri in posters.items()}
     # One pass, so that a text that looks like a place stays as it is.
     text = re.sub(r"\{\{([a-z:-]+)\}\}", lambda found: places[found[1]], text)

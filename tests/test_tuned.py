@@ -6,6 +6,7 @@ import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from scoresde.run.fitted import Fit, Fits, bindings, six_digits
 from scoresde.sde.grids import GivenGrid
 from scoresde.solvers import DDIM, EulerMaruyama, Singlestep, Tuned
 from scoresde.solvers.tuned import unrolled
+from scoresde.study import levenberg as fitting
 from scoresde.study.levenberg import Rows, _solve, levenberg, normal_equations, numbers, squares, with_numbers
 from scoresde.study.shortest import local_errors, shortest_path
 from scoresde.study.tune import GAIN, MOST, _fine, fit, teach
@@ -186,6 +188,21 @@ def test_a_fit_lowers_the_error_and_is_the_same_bit_for_bit() -> None:
     before, after = (float(squares(s, other).median().sqrt()) for s in (begin, first))
     assert after < 0.3 * before
     assert levenberg(begin, given, 2, seed=2) != levenberg(begin, given, 2, seed=3)
+
+
+def test_probes_that_hide_the_way_do_not_end_a_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, begin, calls = rows(64), unrolled(Multistep(5), VP.domain, *ENDS), list[int]()
+
+    def misleading(*args: Any) -> tuple[Tensor, Tensor]:
+        g, h = normal_equations(*args)
+        calls.append(len(calls))
+        return (-g, h) if len(calls) == 1 else (g, h)
+
+    monkeypatch.setattr(fitting, "normal_equations", misleading)
+    assert levenberg(begin, given, 1, seed=1) == begin, "no step leads down"
+    calls.clear()
+    found = levenberg(begin, given, 4, seed=1)
+    assert float(squares(found, given).mean()) < 0.5 * float(squares(begin, given).mean())
 
 
 def test_a_row_that_is_far_off_counts_for_little() -> None:

@@ -256,6 +256,30 @@ def test_motion_is_reduced(opened: Any) -> None:
     assert moving.state()["forward-time"] == stopped != "30"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_play_moves_each_slider_to_its_end(opened: Any, digits: Page, kind: str) -> None:
+    tab = opened(made(kind, digits))
+    tab.page.evaluate(  # a faster clock, and the places of the sliders that play
+        """() => { const own = advance, seen = window.seen = {};
+        advance = (now) => { own(8 * now); for (const id of playing.keys()) (seen[id] ||= []).push(value(id)); }; }"""
+    )
+    buttons = tab.page.query_selector_all(".play")
+    assert len(buttons) == (2 if kind == "digits" else 3)
+    for button in buttons:
+        name, text = button.get_attribute("data-plays"), button.inner_text()
+        end = tab.page.get_attribute(f"#{name}", "max")
+        button.click()
+        tab.until(f"!playing.has('{name}')")
+        assert tab.state()[name] == end and button.inner_text() == text
+        tab.page.evaluate(f"seen['{name}'] = []")
+        button.click()  # again, from the start
+        tab.until(f"!playing.has('{name}')")
+        seen = tab.page.evaluate(f"seen['{name}']")
+        assert seen == sorted(seen) and seen[0] < 0.2 * int(end) and len(set(seen)) > 4, f"{name} does not move on: {seen}"
+        assert tab.state()[name] == end and button.inner_text() == text
+    tab.quiet()
+
+
 def test_a_hand_on_the_slider_stops_play(opened: Any) -> None:
     tab = opened(pages.exact())
     button = tab.page.query_selector('[data-plays="forward-time"]')

@@ -107,6 +107,12 @@ def made(name: str, digits: Page) -> Page:
     return {"exact": pages.exact, "learned": pages.learned, "digits": lambda: digits}[name]()
 
 
+def filled(parts: Any) -> Page:
+    """A page of changed numbers, without its words."""
+    words = dict.fromkeys(("title", "lead", "things", "who", "facts", "version", "compass-words"), "")
+    return fill(parts, words | {f"poster-{name}": "" for name in SAID}, dict.fromkeys(SAID, "data:,"), 2, {})
+
+
 KINDS = ("exact", "learned", "digits")
 
 
@@ -185,6 +191,23 @@ def test_walkers_take_at_most_eight_live_points_a_frame(opened: Any) -> None:
     assert tab.page.evaluate("page.most") == 4
     assert tab.picture("compass") != before
     tab.quiet()
+
+
+def said(tab: Opened, hash: str, name: str) -> str:
+    tab.go(hash)
+    tab.picture(name)
+    return str(tab.page.inner_text(f"#{name} figcaption"))
+
+
+def test_the_sentence_of_the_field_says_what_is_drawn(opened: Any) -> None:
+    tab = opened(pages.exact())
+    assert "log-SNR 0.0" in said(tab, "#field-noise=100", "field")
+    assert "one hill" in said(tab, "#field-noise=100", "field") and "one hill" in said(tab, "#field-noise=150", "field")
+    assert "ridge around a hollow" in said(tab, "#field-noise=80", "field")
+    assert "8 hills" in said(tab, "#field-noise=40", "field")
+    clouds = filled(pages.parts(pages.learned()) | {"mixture": None})
+    told = said(opened(clouds), "#field-noise=100", "field")
+    assert "hill" not in told and "1 times as wide as the data" in told
 
 
 def test_the_address_keeps_the_state(opened: Any) -> None:
@@ -320,8 +343,7 @@ def test_a_fitted_solver_is_in_the_menu(opened: Any) -> None:
     row = {**stored["solvers"]["rows"][0], "solver": "tuned (fitted)", "told": "The fitted solver.", "place": None}
     stored["solvers"]["names"].append(row["solver"])
     stored["solvers"]["rows"].append(row)
-    words = dict.fromkeys(("title", "lead", "things", "who", "facts", "version", "compass-words"), "")
-    tab = opened(fill(stored, words | {f"poster-{name}": "" for name in SAID}, dict.fromkeys(SAID, "data:,"), 2, {}))
+    tab = opened(filled(stored))
     tab.page.select_option("#solvers-name", "tuned (fitted)")
     tab.page.fill("#solvers-budget", "0")
     tab.until("document.querySelector('#solvers figcaption').textContent === 'The fitted solver.'")

@@ -147,14 +147,14 @@ function chart(g, box, { title, x, y, xticks, yticks, band, lines }, thick) {
   return panel;
 }
 
-// Say on the canvas itself why there is nothing to see.
-function missing(g, w, text) {
-  let row = "", y = 40;
+// Say on the canvas itself why there is nothing to see, from the left end x and the top y, in a width.
+function missing(g, [x, y, wide], text) {
+  let row = "", up = y + 24;
   for (const word of [...text.split(" "), null]) {
-    if (word === null || (row + word).length > w / 7) {
-      label(g, row, 20, y);
+    if (word === null || (row + word).length > wide / 7) {
+      label(g, row, x + 8, up);
       row = "";
-      y += 18;
+      up += 18;
     }
     row += `${word} `;
   }

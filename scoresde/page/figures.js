@@ -74,7 +74,7 @@ figures.reverse = {
   },
   draw(g, w, h) {
     const found = data.reverse[view()], place = value("reverse-time") / about.between;
-    if (found.note) return missing(g, w, `There are no paths: ${found.note}`);
+    if (found.note) return missing(g, [12, 16, w - 24], `There are no paths: ${found.note}`);
     const told = this.show(g, w, h, found, place, place === found.log_snr.length - 1);
     return [`At ${spoken(this.level(place))}: ${told[0]}`, ...told.slice(1), viewName(), lost(found)];
   },
@@ -105,10 +105,11 @@ figures.solvers = {
   draw(g, w, h) {
     const { note, rows, budgets, ends, chart: curves } = data.solvers;
     const name = chosen("solvers-name"), asked = budgets[value("solvers-budget")];
-    if (note) return missing(g, w, `The solvers could not be compared: ${note}`);
+    if (note) return missing(g, [12, 16, w - 24], `The solvers could not be compared: ${note}`);
     const at = rows.findIndex((row) => row.solver === name && row.asked === asked), title = `${name}, ${counted(asked, "evaluation")}`;
     const [one, two] = pair(w, h, about.kind === "plane");
-    this.show(g, one, title, ends, at);
+    this.show(g, one, title, ends, rows[at].note ? null : at);
+    if (rows[at].note) missing(g, one, rows[at].note);
     if (curves) {
       const panel = chart(g, [two[0] + 12, two[1], two[2] - 12, two[3]], curves, name), { place } = rows[at];
       if (place) circle(g, panel.X(place[0]), panel.Y(place[1]), 8, 2);

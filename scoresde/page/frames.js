@@ -67,5 +67,8 @@ figures.schedules.show = (g, box, { logSnr }) => {
 
 Object.assign(figures.solvers, {
   height: (w) => Math.round((narrow(w) ? 1.9 : 0.44) * w),
-  show: (g, box, title, ends, at) => samples(g, ends, at, box, title),
+  show(g, box, title, ends, at) {
+    if (at === null) label(g, title, box[0], box[1] - 6);
+    else samples(g, ends, at, box, title);
+  },
 });

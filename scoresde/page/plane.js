@@ -34,7 +34,7 @@ function specks(panel, [xs, ys], colour) {
   for (let i = 0; i < xs.length; i++) panel.g.fillRect(panel.X(xs[i]) - 1, panel.Y(ys[i]) - 1, 2.2, 2.2);
 }
 
-const hill = { at: null, values: null }; // the density of the last log-SNR
+const hill = { at: null }; // the last log-SNR, the density there, its hills, and its height in the middle
 
 // The density of noisy data, or noisy data themselves where it is unknown.
 function behind(panel, logSnr) {
@@ -42,7 +42,8 @@ function behind(panel, logSnr) {
   const n = 64, places = Float64Array.from({ length: n }, (_, i) => ((2 * i + 1) / n - 1) * about.half);
   if (hill.at !== logSnr) {
     const found = mixtureDensity(data.mixture, places, places, logSnr), most = Math.max(...found);
-    Object.assign(hill, { at: logSnr, values: found.map((p) => Math.sqrt(p / most)) });
+    const values = found.map((p) => Math.sqrt(p / most)), middle = found[n * n / 2 + n / 2] / most;
+    Object.assign(hill, { at: logSnr, values, middle, count: hills(n, found) });
   }
   shades(panel.g, n, hill.values, 190, panel.box);
 }
@@ -63,12 +64,13 @@ function spot(g, x, y) {
   g.fill();
 }
 
-// Arrows at (xs, ys) along (dxs, dys) in pixels, as one path for the shafts and one for the heads.
+// Arrows at (xs, ys) along (dxs, dys) in pixels, as one path for the shafts, which end inside the heads, and one for the heads.
 function arrows(g, xs, ys, dxs, dys, colour, width, head) {
   stroke(g, colour, width, [], () => {
     for (let i = 0; i < xs.length; i++) {
+      const part = Math.max(0.7, 1 - head / 2 / Math.hypot(dxs[i], dys[i]));
       g.moveTo(xs[i], ys[i]);
-      g.lineTo(xs[i] + 0.8 * dxs[i], ys[i] + 0.8 * dys[i]);
+      g.lineTo(xs[i] + part * dxs[i], ys[i] + part * dys[i]);
     }
   });
   g.fillStyle = colour;
@@ -104,7 +106,8 @@ Object.assign(figures.forward, {
       circle(g, panel.x + panel.w - corner, panel.y + corner, Math.max(radius, 0.5), 1.5);
     });
     return [
-      c > 0.02 ? `Details smaller than ${round(s / c)} model units cannot be seen any more; the data are about 2 to 4 model units wide.`
+      c > 0.02 ? `The data are drawn at ${round(c)} of their size, and the circle has the radius ${round(s)} in model units. So a detail of `
+        + `the data is gone if it is smaller than ${round(s)}/${round(c)} = ${round(s / c)}; the data are about 2 to 4 wide.`
         : "Nothing can be seen of the data any more.",
       Math.abs(size - 1) > 0.01 && `The state itself is ${round(size, 3)} times as large as it would be on a path that keeps the `
         + "variance; the axes show its true size.",
@@ -157,6 +160,7 @@ Object.assign(figures.solvers, {
   height: wideHeight,
   show(g, box, title, { shape: [, , n], values }, at) {
     const panel = plane(g, box, title);
+    if (at === null) return;
     const { shape: [, count], values: v } = ownSet().x0, mine = values.subarray(2 * n * at, 2 * n * (at + 1));
     panel.clipped(() => {
       specks(panel, [v.subarray(0, count), v.subarray(count)], theme.line);
@@ -264,13 +268,17 @@ figures.field = {
       arrows(g, X, Y, dx, dy, theme.ink, 1.1, 4.5);
       stroke(g, HUES[1], 1.5, [], () => holes.forEach((k) => this.cross(g, panel.X(xs[k]), panel.Y(ys[k]))));
     });
-    const wide = s / c > 1.5 ? "The noise is wider than the data, so the arrows are those of one hill."
-      : s / c < 0.3 ? "The noise is much narrower than the data, so each arrow points to the data nearby."
-        : "The noise is about as wide as the details of the data, so the hill splits.";
     return [
-      `The score at ${spoken(logSnr)} over ${data.mixture ? "the exact density of the noisy data" : "noisy data"}.`, wide,
+      `The score at ${spoken(logSnr)} over ${data.mixture ? "the exact density of the noisy data" : "noisy data"}.`,
+      data.mixture ? this.seen() : `Here the noise is ${round(s / c / rootMean(ownSet().x0.values))} times as wide as the data (root mean square).`,
       holes.length && `At ${holes.length} of ${n * n} arrows (crosses) the model returns no finite number.`, viewName(),
     ];
+  },
+  // What the density behind the arrows looks like.
+  seen() {
+    if (hill.count > 1) return `The density has ${hill.count} hills, and near each of them the arrows lead to its top.`;
+    return hill.middle > 0.9 ? "The density is one hill, and all arrows lead to its top."
+      : "The density is one ridge around a hollow, and the arrows lead to the ridge from both sides.";
   },
   cross(g, x, y) {
     through(g, [[x - 4, y - 4], [x + 4, y + 4]]);

@@ -35,8 +35,8 @@ class Panel {
     g.lineWidth = 1;
     g.strokeRect(x, y, w, h);
     for (const [v, text] of xticks) {
-      const at = this.X(v), word = isNaN(text.replace("−", "-")), align = at > x + w / 2 ? "right" : "left";
-      label(g, text, at, y + h + 14, theme.soft, word ? align : "center", 11); // words stay inside
+      const at = this.X(v), word = isNaN(text.replace("−", "-")) && Math.min(at - x, x + w - at) < 30;
+      label(g, text, at, y + h + 14, theme.soft, word ? (at > x + w / 2 ? "right" : "left") : "center", 11); // words stay inside
     }
     for (const [v, text] of yticks) label(g, text, x - 4, this.Y(v) + 4, theme.soft, "right", 11);
     label(g, title, x, y - 8);

@@ -105,7 +105,9 @@ Object.assign(figures.forward, {
       dots(panel, ...noisy(data.forward[value("forward-set")], c, s));
       circle(g, panel.x + panel.w - corner, panel.y + corner, Math.max(radius, 0.5), 1.5);
     });
+    const [other] = data.forward.filter((set) => set !== ownSet()), own = data.forward[value("forward-set")] === ownSet();
     return [
+      !own && other && `The points are a ${other.name}, which shows well what noise destroys; choose ${ownSet().name} to see the page's own data.`,
       c > 0.02 ? `The data are drawn at ${round(c)} of their size, and the circle has the radius ${round(s)} in model units. So a detail of `
         + `the data is gone if it is smaller than ${round(s)}/${round(c)} = ${round(s / c)}; the data are about 2 to 4 wide.`
         : "Nothing can be seen of the data any more.",
@@ -134,11 +136,12 @@ Object.assign(figures.reverse, {
       if (!estimate) stroke(g, theme.soft, 0.6, [], () => this.trails(panel, found.states, place, xs, ys));
       dots(panel, ...(estimate ? seen : [xs, ys]), group);
     });
-    const gap = rootMean([...xs].map((_, k) => Math.hypot(seen[0][k] - ends[0][k], seen[1][k] - ends[1][k])).filter(Number.isFinite));
+    const far = [...xs].map((_, k) => Math.hypot(seen[0][k] - ends[0][k], seen[1][k] - ends[1][k])).filter(Number.isFinite);
+    const gap = +rootMean(far).toPrecision(2);
     return [
       `${xs.length} states ${arrived ? "at the end of their way" : "on their way"} to samples. A single step from here would end `
-      + `${round(gap)} model units from the end of the path (root mean square), so one step ${gap < 0.1 ? "suffices" : "does not suffice"} `
-      + "from here.",
+      + `${round(gap)} model units from the end of the path (root mean square). One step suffices where this is less than 0.1: here it `
+      + `${gap < 0.1 ? "does" : "does not"}.`,
     ];
   },
   // Where the first states came from.
@@ -221,9 +224,11 @@ figures.compass = {
     return [
       `At ${point(z)} and ${spoken(logSnr)} the model sees ${point(seen)}.`,
       radius > 7 ? "The dashed circle is the size of the noise." : "The noise is smaller than the dot.",
+      Math.hypot(...mine) * scale < 7 && "The arrow is so short that the dot hides it: the model sees the state where it is.",
       exact && "The wide green arrow leads to what an exact model sees; the cosine of your arrow to it is "
         + `${fixed(cosine(mine, exact), 3)}.`,
-      about.exact && `The model is exact, so the cosine of your arrow to the exact one is ${fixed(accuracy)}.`,
+      about.exact && (accuracy === 1 ? "The model is exact, so your arrow leads to the true mean."
+        : `Your arrow is turned away from the exact one; their cosine is ${fixed(accuracy)}.`),
       this.walkers?.told, viewName(),
     ];
   },
@@ -236,8 +241,8 @@ figures.compass = {
   ended({ each, accuracy }) {
     const { shape: [, n], values: v } = ownSet().x0, rows = [...Array(n).keys()];
     const far = each.map(({ xs, ys }) => Math.min(...rows.map((i) => Math.hypot(v[i] - xs.at(-1), v[n + i] - ys.at(-1)))));
-    return `The walkers, at an accuracy of ${percent(accuracy)}, ended ${round(far.reduce((a, b) => a + b) / 8)} model units from `
-      + `the nearest of ${n} data points on average.`;
+    return `The walkers, who were let go with an accuracy of ${percent(accuracy)} and began at ${spoken(about.low)}, ended `
+      + `${round(far.reduce((a, b) => a + b) / 8)} model units from the nearest of ${n} data points on average.`;
   },
 };
 
@@ -341,11 +346,12 @@ figures.flows = {
       this.bars(panel, truth, shown === 1 && bars[k], x + 0.83 * wide, 0.17 * wide / most);
     });
     const finite = (v) => v.filter(Number.isFinite), size = (v, digits = 3) => round(rootMean(finite(v)), digits);
+    const measured = (v) => `${fixed(rootMean(finite(v)))} ± ${fixed(scatter(finite(v)))}`;
     const gone = 2 * MANY - finite(ends[0]).length - finite(ends[1]).length;
     return [
       `Sixty-four paths of ${counted(steps, "step")} from the same noise. Bars: where they end; dark lines: ${real.length} data points.`,
-      `In model units, the root mean square of ${about.names[0]} at the end is ${size(ends[0])} for the ODE, ${size(ends[1])} for the SDE `
-      + `and ${this.once("size", [], () => size(real))} for the data.`,
+      `In model units, the root mean square of ${about.names[0]} at the end is ${measured(ends[0])} for the ODE, ${measured(ends[1])} for the `
+      + `SDE and ${this.once("size", [], () => fixed(rootMean(real)))} for the data. So few paths scatter: ± is the standard error.`,
       `From the same noise, the two end ${size(ends[0].map((v, i) => v - ends[1][i]), 2)} apart.`,
       steps < 11 && "With so few steps, neither end is that of the data.",
       gone && `${gone} of the ${2 * MANY} paths met numbers that are not finite and are left out.`, viewName(),

@@ -252,7 +252,8 @@ def _score_errors(log_snr: list[float], curves: Numbers, against: str) -> list[C
     title = "relative error" + (f" ({', '.join(clipped)})" if clipped else "")
     inner = [tick for tick in even_ticks(min(first, last), max(first, last), 5)
              if min(abs(tick[0] - first), abs(tick[0] - last)) > 1.8]  # fmt: skip
-    ends = [*inner, (first, "data"), (last, "noise")]
+    named = [(value, f"log-SNR {text}" if text == "0" else text) for value, text in inner]
+    ends = [*named, (first, "data"), (last, "noise")]
     lowest = float(np.nanmin(np.append(cosine, 0.0)))
     signs = [(value, text) for value, text in ((-1.0, "−1"), (0.0, "0"), (1.0, "1")) if value >= lowest]
     powers = [(-4.0, "10⁻⁴"), (-2.0, "0.01"), (0.0, "1")]
@@ -262,7 +263,7 @@ def _score_errors(log_snr: list[float], curves: Numbers, against: str) -> list[C
         return [*outer, curve(log_snr, values[:, 1], hue, width=2.5)]
 
     return [
-        chart(f"cosine to {against}", (first, last), (lowest, 1.03), lines(cosine, 0), yticks=signs),
+        chart(f"cosine to {against}", (first, last), (lowest, 1.03), lines(cosine, 0), ends, signs),
         chart(title, (first, last), ERRORS, lines(np.clip(log, *ERRORS), 1), ends, powers),
     ]
 

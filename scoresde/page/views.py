@@ -177,7 +177,7 @@ class SolverResults:
         spare = 0.08 * (high - low) + 0.02
         x, y = (-0.08, most + 0.08), (low - spare, high + spare)
         title = "sliced W2 to held-out data" if self._by_data else "distance to the end of the flow"
-        return chart(f"{title} (model units), by evaluations", x, y, lines, decades(0, x[1]), decades(*y), band)
+        return chart(f"{title}, by evaluations", x, y, lines, decades(0, x[1]), decades(*y), band)
 
     def _why_not(self, row: BenchRow) -> str:
         """Return a sentence on why there are no samples, or an empty string."""

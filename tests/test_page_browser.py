@@ -181,6 +181,9 @@ def test_arrow_keys_and_clicks_place_the_state(opened: Any) -> None:
         canvas.scroll_into_view_if_needed()
         canvas.click(position={"x": 60, "y": 60})
         assert int(tab.state()[f"{name}-x"]) < -60 and int(tab.state()[f"{name}-y"]) > 60
+    state, box = tab.state(), canvas.bounding_box()
+    canvas.click(position={"x": 0.8 * box["width"], "y": 0.5 * box["height"]})  # the curves beside the map
+    assert tab.state() == state
 
 
 def test_walkers_take_at_most_eight_live_points_a_frame(opened: Any) -> None:
@@ -208,6 +211,17 @@ def test_the_sentence_of_the_field_says_what_is_drawn(opened: Any) -> None:
     clouds = filled(pages.parts(pages.learned()) | {"mixture": None})
     told = said(opened(clouds), "#field-noise=100", "field")
     assert "hill" not in told and "1 times as wide as the data" in told
+
+
+def test_a_figure_says_why_it_is_empty(opened: Any) -> None:
+    tab = opened(pages.exact())
+    told = said(tab, "#solvers-name=heun&solvers-budget=0", "solvers")
+    assert told == "heun with 1 evaluation. Each step of heun needs two evaluations, so one is too few."
+    told = said(tab, "#compass-noise=1&compass-x=65&compass-y=0", "compass")
+    assert "The noise is smaller than the dot" in told and "the dot hides it" in told
+    assert "turned away" in said(tab, "#compass-accuracy=0", "compass")
+    assert tab.page.evaluate("[fixed(-0.001), fixed(-0.01), fixed(-0.04, 1)]") == ["0.00", "−0.01", "0.0"]
+    tab.quiet()
 
 
 def test_the_address_keeps_the_state(opened: Any) -> None:

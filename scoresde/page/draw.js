@@ -134,7 +134,7 @@ function chart(g, box, { title, x, y, xticks, yticks, band, lines }, thick) {
     const [bottom, top] = band.map((v) => panel.Y(v));
     g.fillStyle = theme.grid;
     g.fillRect(panel.x, top, panel.w, bottom - top);
-    label(g, "real data", panel.x + 6, (top + bottom) / 2 + 4, theme.soft);
+    label(g, "real data", panel.x + 6, bottom + 13, theme.soft); // below the band, where few lines are
   }
   lines.forEach(({ name, xs, ys, hue, dash, width, marks, legend }, k) => {
     panel.clipped(() => line(panel, xs, ys, HUES[hue], name === thick ? 3 : width, DASHES[dash]));

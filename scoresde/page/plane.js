@@ -105,11 +105,12 @@ Object.assign(figures.forward, {
       dots(panel, ...noisy(data.forward[value("forward-set")], c, s));
       circle(g, panel.x + panel.w - corner, panel.y + corner, Math.max(radius, 0.5), 1.5);
     });
-    const [other] = data.forward.filter((set) => set !== ownSet()), own = data.forward[value("forward-set")] === ownSet();
+    const set = data.forward[value("forward-set")];
     return [
-      !own && other && `The points are a ${other.name}, which shows well what noise destroys; choose ${ownSet().name} to see the page's own data.`,
-      c > 0.02 ? `The data are drawn at ${round(c)} of their size, and the circle has the radius ${round(s)} in model units. So a detail of `
-        + `the data is gone if it is smaller than ${round(s)}/${round(c)} = ${round(s / c)}; the data are about 2 to 4 wide.`
+      set !== ownSet() && `The points are a ${set.name}, which shows well what noise destroys; choose ${ownSet().name} under Points to see `
+        + "the page's own data.",
+      c > 0.02 ? `The data are drawn at ${round(c)} of their size, and the circle has the radius ${round(s)} in model units. So a detail `
+        + `of the data is gone if it is smaller than ${round(s)}/${round(c)} = ${round(s / c)}; the data are about 2 to 4 wide.`
         : "Nothing can be seen of the data any more.",
       Math.abs(size - 1) > 0.01 && `The state itself is ${round(size, 3)} times as large as it would be on a path that keeps the `
         + "variance; the axes show its true size.",
@@ -275,7 +276,8 @@ figures.field = {
     });
     return [
       `The score at ${spoken(logSnr)} over ${data.mixture ? "the exact density of the noisy data" : "noisy data"}.`,
-      data.mixture ? this.seen() : `Here the noise is ${round(s / c / rootMean(ownSet().x0.values))} times as wide as the data (root mean square).`,
+      data.mixture ? this.seen()
+        : `Here the noise is ${round(s / c / rootMean(ownSet().x0.values))} times as wide as the data (root mean square).`,
       holes.length && `At ${holes.length} of ${n * n} arrows (crosses) the model returns no finite number.`, viewName(),
     ];
   },
@@ -350,8 +352,8 @@ figures.flows = {
     const gone = 2 * MANY - finite(ends[0]).length - finite(ends[1]).length;
     return [
       `Sixty-four paths of ${counted(steps, "step")} from the same noise. Bars: where they end; dark lines: ${real.length} data points.`,
-      `In model units, the root mean square of ${about.names[0]} at the end is ${measured(ends[0])} for the ODE, ${measured(ends[1])} for the `
-      + `SDE and ${this.once("size", [], () => fixed(rootMean(real)))} for the data. So few paths scatter: ± is the standard error.`,
+      `In model units, the root mean square of ${about.names[0]} at the end is ${measured(ends[0])} for the ODE, `
+      + `${measured(ends[1])} for the SDE and ${this.once("size", [], () => fixed(rootMean(real)))} for the data. So few paths scatter: ± is the standard error.`,
       `From the same noise, the two end ${size(ends[0].map((v, i) => v - ends[1][i]), 2)} apart.`,
       steps < 11 && "With so few steps, neither end is that of the data.",
       gone && `${gone} of the ${2 * MANY} paths met numbers that are not finite and are left out.`, viewName(),

@@ -232,12 +232,12 @@ def _compass(run: Run, data: Dataset, seed: int, exact: GaussianMixture | None) 
     except (NumericalError, UsageError) as error:
         return {"note": str(error)}
     curves: Numbers = torch.stack([found.cosine, found.error]).numpy()
-    charts = _score_errors(found.log_snr.tolist(), curves, found.against if exact is None else "the exact score")
+    charts = _score_errors(found.log_snr.tolist(), curves)
     memorised = MEMORISED if exact is not None else 0
     return {"note": "", "against": found.against, "memorised": memorised, "charts": charts}
 
 
-def _score_errors(log_snr: list[float], curves: Numbers, against: str) -> list[Chart]:
+def _score_errors(log_snr: list[float], curves: Numbers) -> list[Chart]:
     """Describe the charts of the cosine and of the relative error, ``(2, levels, 3)``, over the log-SNR.
 
     Errors are drawn on a logarithmic axis. Those beyond its ends are drawn at the ends, and the title says so.
@@ -263,7 +263,7 @@ def _score_errors(log_snr: list[float], curves: Numbers, against: str) -> list[C
         return [*outer, curve(log_snr, values[:, 1], hue, width=2.5)]
 
     return [
-        chart(f"cosine to {against}", (first, last), (lowest, 1.03), lines(cosine, 0), ends, signs),
+        chart("cosine of the two scores", (first, last), (lowest, 1.03), lines(cosine, 0), ends, signs),
         chart(title, (first, last), ERRORS, lines(np.clip(log, *ERRORS), 1), ends, powers),
     ]
 

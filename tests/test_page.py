@@ -189,18 +189,18 @@ def test_holes_of_the_density_are_counted(monkeypatch: pytest.MonkeyPatch) -> No
     ("error", "words"),
     [
         ((0.1, 0.2, 9.0), "relative error"),
-        ((0.1, 0.2, 11.0), "relative error (larger ones drawn at 10)"),
-        ((1e-5, 0.2, 11.0), "relative error (larger ones drawn at 10, smaller ones drawn at 0.0001)"),
-        ((0.0, 0.2, np.inf), "relative error (larger ones drawn at 10, smaller ones drawn at 0.0001)"),
+        ((0.1, 0.2, 11.0), "relative error (cut at 10)"),
+        ((1e-5, 0.2, 11.0), "relative error (cut at 10 and 0.0001)"),
+        ((0.0, 0.2, np.inf), "relative error (cut at 10 and 0.0001)"),
         ((np.nan, 0.2, 0.3), "relative error"),
     ],
 )
 def test_errors_beyond_the_axis_are_said(error: tuple[float, ...], words: str) -> None:
     cosine = [(0.5, 0.9, 1.0), (-0.5, np.nan, 1.0)]
-    above, below = plane._score_errors([9.0, -9.0], np.array([cosine, [error, error]]), "the truth")
-    assert below["title"] == words and above["title"] == "cosine to the truth" and above["y"][0] == -0.5
+    above, below = plane._score_errors([9.0, -9.0], np.array([cosine, [error, error]]))
+    assert below["title"] == words and above["title"] == "cosine of the two scores" and above["y"][0] == -0.5
     assert all(v is None or -4 <= v <= 1 for line in below["lines"] for v in line["ys"])
-    assert [text for _, text in below["xticks"]] == ["−5", "0", "5", "data", "noise"]
+    assert [text for _, text in below["xticks"]] == ["−5", "log-SNR 0", "5", "data", "noise"]
 
 
 def test_numbers_of_charts() -> None:

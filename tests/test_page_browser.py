@@ -312,7 +312,7 @@ def test_play_moves_each_slider_to_its_end(opened: Any, digits: Page, kind: str)
         button.click()  # again, from the start
         tab.until(f"!playing.has('{name}')")
         seen = tab.page.evaluate(f"seen['{name}']")
-        assert seen == sorted(seen) and seen[0] < 0.2 * int(end) and len(set(seen)) > 4, f"{name} does not move on: {seen}"
+        assert seen == sorted(seen) and seen[0] < 0.2 * int(end) and len(set(seen)) > 4, f"{name}: {seen}"
         assert tab.state()[name] == end and button.inner_text() == text
     tab.quiet()
 

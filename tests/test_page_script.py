@@ -92,8 +92,8 @@ def test_hills_are_counted() -> None:
     code = """const places = Float64Array.from({ length: 64 }, (_, i) => ((2 * i + 1) / 64 - 1) * 3.4);
     return [-4, 0, 0.8, 2.5, 6].map((level) => hills(64, mixtureDensity(given.mixture, places, places, level)));"""
     assert pages.node(code, given) == [1, 1, 1, 8, 8]  # one hill, then a ridge around a hollow, then eight hills
-    code = "return [hills(3, [9, 0, 0, 0, 0, 0, 0, 0, 5]), hills(3, [9, 4, 5, 0, 0, 0, 1, 0, 0]), hills(2, [1, 1, 1, 1])]"
-    assert pages.node(code, {}) == [2, 3, 1]
+    grids = [[9, 0, 0, 0, 0, 0, 0, 0, 5], [9, 4, 5, 0, 0, 0, 1, 0, 0], [9, 8, 8.5, 0, 0, 0, 0, 0, 0], [1] * 9]
+    assert pages.node("return given.map((grid) => hills(3, grid))", grids) == [2, 3, 1, 1]
 
 
 def steps_agree(script: str | None = None) -> None:

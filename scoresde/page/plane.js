@@ -109,8 +109,8 @@ Object.assign(figures.forward, {
     return [
       set !== ownSet() && `The points are a ${set.name}, which shows well what noise destroys; choose ${ownSet().name} under Points to see `
         + "the page's own data.",
-      c > 0.02 ? `The data are drawn at ${round(c)} of their size, and the circle has the radius ${round(s)} in model units. So a detail `
-        + `of the data is gone if it is smaller than ${round(s)}/${round(c)} = ${round(s / c)}; the data are about 2 to 4 wide.`
+      c > 0.02 ? `The data are α = ${round(c * size)} times as large as at first, and the circle has the radius σ = ${round(s * size)} in `
+        + `model units. So a detail of the data is gone if it is smaller than σ/α = ${round(s / c)}; the data are about 2 to 4 wide.`
         : "Nothing can be seen of the data any more.",
       Math.abs(size - 1) > 0.01 && `The state itself is ${round(size, 3)} times as large as it would be on a path that keeps the `
         + "variance; the axes show its true size.",

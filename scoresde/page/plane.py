@@ -247,9 +247,9 @@ def _score_errors(log_snr: list[float], curves: Numbers) -> list[Chart]:
     with np.errstate(divide="ignore", invalid="ignore"):
         log = np.log10(error)
     small, large = ERRORS
-    clipped = [f"larger ones drawn at {10**large}"] if (log > large).any() else []
-    clipped += [f"smaller ones drawn at {10.0**small:g}"] if (log < small).any() else []
-    title = "relative error" + (f" ({', '.join(clipped)})" if clipped else "")
+    cut = [f"{10**large}"] if (log > large).any() else []
+    cut += [f"{10.0**small:g}"] if (log < small).any() else []
+    title = "relative error" + (f" (cut at {' and '.join(cut)})" if cut else "")
     inner = [tick for tick in even_ticks(min(first, last), max(first, last), 5)
              if min(abs(tick[0] - first), abs(tick[0] - last)) > 1.8]  # fmt: skip
     named = [(value, f"log-SNR {text}" if text == "0" else text) for value, text in inner]

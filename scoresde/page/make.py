@@ -147,8 +147,8 @@ def _words(parts: dict[str, Any], run: Run, title: str) -> dict[str, str]:
     count = "Eight" if about["kind"] == "plane" else "Four"
     if compass.get("memorised"):
         errors = (
-            "The errors of this density are those of its computation alone, because the model is exact. So that "
-            f"there are errors to see, the curves show another model, which has memorised {compass['memorised']} points "
+            "The errors of this density are those of its computation alone, because the model is exact. So that there "
+            f"are errors to see, the curves show another model, which has memorised {compass['memorised']} points "
             "of the data, beside the exact score: mean, and 10 % to 90 % of the points (dotted). At low noise it errs, "
             "because it knows these points alone."
         )

@@ -225,7 +225,7 @@ figures.compass = {
     return [
       `At ${point(z)} and ${spoken(logSnr)} the model sees ${point(seen)}.`,
       radius > 7 ? "The dashed circle is the size of the noise." : "The noise is smaller than the dot.",
-      Math.hypot(...mine) * scale < 7 && "The arrow is so short that the dot hides it: the model sees the state where it is.",
+      Math.hypot(...mine) * scale < 7 && "The arrow is so short that the dot hides it: the model sees the data almost where the state is.",
       exact && "The wide green arrow leads to what an exact model sees; the cosine of your arrow to it is "
         + `${fixed(cosine(mine, exact), 3)}.`,
       about.exact && (accuracy === 1 ? "The model is exact, so your arrow leads to the true mean."

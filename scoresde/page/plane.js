@@ -353,7 +353,8 @@ figures.flows = {
     return [
       `Sixty-four paths of ${counted(steps, "step")} from the same noise. Bars: where they end; dark lines: ${real.length} data points.`,
       `In model units, the root mean square of ${about.names[0]} at the end is ${measured(ends[0])} for the ODE, `
-      + `${measured(ends[1])} for the SDE and ${this.once("size", [], () => fixed(rootMean(real)))} for the data. So few paths scatter: ± is the standard error.`,
+      + `${measured(ends[1])} for the SDE and ${this.once("size", [], () => fixed(rootMean(real)))} for the data. `
+      + "So few paths scatter: ± is the standard error.",
       `From the same noise, the two end ${size(ends[0].map((v, i) => v - ends[1][i]), 2)} apart.`,
       steps < 11 && "With so few steps, neither end is that of the data.",
       gone && `${gone} of the ${2 * MANY} paths met numbers that are not finite and are left out.`, viewName(),

@@ -189,18 +189,18 @@ def test_holes_of_the_density_are_counted(monkeypatch: pytest.MonkeyPatch) -> No
     ("error", "words"),
     [
         ((0.1, 0.2, 9.0), "relative error"),
-        ((0.1, 0.2, 11.0), "relative error (larger ones drawn at 10)"),
-        ((1e-5, 0.2, 11.0), "relative error (larger ones drawn at 10, smaller ones drawn at 0.0001)"),
-        ((0.0, 0.2, np.inf), "relative error (larger ones drawn at 10, smaller ones drawn at 0.0001)"),
+        ((0.1, 0.2, 11.0), "relative error (cut at 10)"),
+        ((1e-5, 0.2, 11.0), "relative error (cut at 10 and 0.0001)"),
+        ((0.0, 0.2, np.inf), "relative error (cut at 10 and 0.0001)"),
         ((np.nan, 0.2, 0.3), "relative error"),
     ],
 )
 def test_errors_beyond_the_axis_are_said(error: tuple[float, ...], words: str) -> None:
     cosine = [(0.5, 0.9, 1.0), (-0.5, np.nan, 1.0)]
-    above, below = plane._score_errors([9.0, -9.0], np.array([cosine, [error, error]]), "the truth")
-    assert below["title"] == words and above["title"] == "cosine to the truth" and above["y"][0] == -0.5
+    above, below = plane._score_errors([9.0, -9.0], np.array([cosine, [error, error]]))
+    assert below["title"] == words and above["title"] == "cosine of the two scores" and above["y"][0] == -0.5
     assert all(v is None or -4 <= v <= 1 for line in below["lines"] for v in line["ys"])
-    assert [text for _, text in below["xticks"]] == ["−5", "0", "5", "data", "noise"]
+    assert [text for _, text in below["xticks"]] == ["−5", "log-SNR 0", "5", "data", "noise"]
 
 
 def test_numbers_of_charts() -> None:
@@ -228,11 +228,11 @@ def test_a_fitted_solver_is_compared(moons: str) -> None:
     own = {row["asked"]: row for row in stored["rows"] if row["solver"] == "tuned (fitted)"}
     near = next(row for row in stored["rows"] if (row["solver"], row["asked"]) == ("multistep", 3))
     assert own[3]["rms"] == pytest.approx(near["rms"], rel=1e-3) and own[3]["place"]
-    assert "cannot run: no solver was fitted to this run for 1 steps" in own[1]["told"] and own[1]["place"] is None
+    assert "This solver was fitted to this model for 3 evaluations only." in own[1]["told"] and own[1]["place"] is None
     line = stored["chart"]["lines"][-1]
     assert line["name"] == "tuned (fitted)" and line["xs"] == [pytest.approx(np.log10(3), rel=1e-5)]
     assert np.isfinite(unpack(stored["ends"])[stored["rows"].index(own[3])]).all()
-    assert "model units), by evaluations" in stored["chart"]["title"] and "model units" in own[3]["told"]
+    assert "by evaluations" in stored["chart"]["title"] and "model units" in own[3]["told"]
 
 
 def test_solvers_fitted_to_other_weights_are_left_out(moons: str) -> None:

@@ -107,6 +107,12 @@ def made(name: str, digits: Page) -> Page:
     return {"exact": pages.exact, "learned": pages.learned, "digits": lambda: digits}[name]()
 
 
+def filled(parts: Any) -> Page:
+    """A page of changed numbers, without its words."""
+    words = dict.fromkeys(("title", "lead", "things", "who", "facts", "version", "compass-words"), "")
+    return fill(parts, words | {f"poster-{name}": "" for name in SAID}, dict.fromkeys(SAID, "data:,"), 2, {})
+
+
 KINDS = ("exact", "learned", "digits")
 
 
@@ -175,6 +181,9 @@ def test_arrow_keys_and_clicks_place_the_state(opened: Any) -> None:
         canvas.scroll_into_view_if_needed()
         canvas.click(position={"x": 60, "y": 60})
         assert int(tab.state()[f"{name}-x"]) < -60 and int(tab.state()[f"{name}-y"]) > 60
+    state, box = tab.state(), canvas.bounding_box()
+    canvas.click(position={"x": 0.8 * box["width"], "y": 0.5 * box["height"]})  # the curves beside the map
+    assert tab.state() == state
 
 
 def test_walkers_take_at_most_eight_live_points_a_frame(opened: Any) -> None:
@@ -184,6 +193,34 @@ def test_walkers_take_at_most_eight_live_points_a_frame(opened: Any) -> None:
     tab.until("document.querySelector('#compass figcaption').textContent.includes('The walkers')")
     assert tab.page.evaluate("page.most") == 4
     assert tab.picture("compass") != before
+    tab.quiet()
+
+
+def said(tab: Opened, hash: str, name: str) -> str:
+    tab.go(hash)
+    tab.picture(name)
+    return str(tab.page.inner_text(f"#{name} figcaption"))
+
+
+def test_the_sentence_of_the_field_says_what_is_drawn(opened: Any) -> None:
+    tab = opened(pages.exact())
+    assert "log-SNR 0.0" in said(tab, "#field-noise=100", "field")
+    assert "one hill" in said(tab, "#field-noise=100", "field") and "one hill" in said(tab, "#field-noise=150", "field")
+    assert "ridge around a hollow" in said(tab, "#field-noise=80", "field")
+    assert "8 hills" in said(tab, "#field-noise=40", "field")
+    clouds = filled(pages.parts(pages.learned()) | {"mixture": None})
+    told = said(opened(clouds), "#field-noise=100", "field")
+    assert "hill" not in told and "1 times as wide as the data" in told
+
+
+def test_a_figure_says_why_it_is_empty(opened: Any) -> None:
+    tab = opened(pages.exact())
+    told = said(tab, "#solvers-name=heun&solvers-budget=0", "solvers")
+    assert told == "heun with 1 evaluation. Each step of heun needs two evaluations, so one is too few."
+    told = said(tab, "#compass-noise=1&compass-x=65&compass-y=0", "compass")
+    assert "The noise is smaller than the dot" in told and "the dot hides it" in told
+    assert "turned away" in said(tab, "#compass-accuracy=0", "compass")
+    assert tab.page.evaluate("[fixed(-0.001), fixed(-0.01), fixed(-0.04, 1)]") == ["0.00", "−0.01", "0.0"]
     tab.quiet()
 
 
@@ -256,6 +293,30 @@ def test_motion_is_reduced(opened: Any) -> None:
     assert moving.state()["forward-time"] == stopped != "30"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_play_moves_each_slider_to_its_end(opened: Any, digits: Page, kind: str) -> None:
+    tab = opened(made(kind, digits))
+    tab.page.evaluate(  # a faster clock, and the places of the sliders that play
+        """() => { const own = advance, seen = window.seen = {};
+        advance = (now) => { own(8 * now); for (const id of playing.keys()) (seen[id] ||= []).push(value(id)); }; }"""
+    )
+    buttons = tab.page.query_selector_all(".play")
+    assert len(buttons) == (2 if kind == "digits" else 3)
+    for button in buttons:
+        name, text = button.get_attribute("data-plays"), button.inner_text()
+        end = tab.page.get_attribute(f"#{name}", "max")
+        button.click()
+        tab.until(f"!playing.has('{name}')")
+        assert tab.state()[name] == end and button.inner_text() == text
+        tab.page.evaluate(f"seen['{name}'] = []")
+        button.click()  # again, from the start
+        tab.until(f"!playing.has('{name}')")
+        seen = tab.page.evaluate(f"seen['{name}']")
+        assert seen == sorted(seen) and seen[0] < 0.2 * int(end) and len(set(seen)) > 4, f"{name}: {seen}"
+        assert tab.state()[name] == end and button.inner_text() == text
+    tab.quiet()
+
+
 def test_a_hand_on_the_slider_stops_play(opened: Any) -> None:
     tab = opened(pages.exact())
     button = tab.page.query_selector('[data-plays="forward-time"]')
@@ -296,8 +357,7 @@ def test_a_fitted_solver_is_in_the_menu(opened: Any) -> None:
     row = {**stored["solvers"]["rows"][0], "solver": "tuned (fitted)", "told": "The fitted solver.", "place": None}
     stored["solvers"]["names"].append(row["solver"])
     stored["solvers"]["rows"].append(row)
-    words = dict.fromkeys(("title", "lead", "things", "who", "facts", "version", "compass-words"), "")
-    tab = opened(fill(stored, words | {f"poster-{name}": "" for name in SAID}, dict.fromkeys(SAID, "data:,"), 2, {}))
+    tab = opened(filled(stored))
     tab.page.select_option("#solvers-name", "tuned (fitted)")
     tab.page.fill("#solvers-budget", "0")
     tab.until("document.querySelector('#solvers figcaption').textContent === 'The fitted solver.'")

@@ -35,8 +35,8 @@ class Panel {
     g.lineWidth = 1;
     g.strokeRect(x, y, w, h);
     for (const [v, text] of xticks) {
-      const at = this.X(v), word = isNaN(text.replace("−", "-")), align = at > x + w / 2 ? "right" : "left";
-      label(g, text, at, y + h + 14, theme.soft, word ? align : "center", 11); // words stay inside
+      const at = this.X(v), word = isNaN(text.replace("−", "-")) && Math.min(at - x, x + w - at) < 30;
+      label(g, text, at, y + h + 14, theme.soft, word ? (at > x + w / 2 ? "right" : "left") : "center", 11); // words stay inside
     }
     for (const [v, text] of yticks) label(g, text, x - 4, this.Y(v) + 4, theme.soft, "right", 11);
     label(g, title, x, y - 8);
@@ -134,7 +134,7 @@ function chart(g, box, { title, x, y, xticks, yticks, band, lines }, thick) {
     const [bottom, top] = band.map((v) => panel.Y(v));
     g.fillStyle = theme.grid;
     g.fillRect(panel.x, top, panel.w, bottom - top);
-    label(g, "real data", panel.x + 6, (top + bottom) / 2 + 4, theme.soft);
+    label(g, "real data", panel.x + 6, bottom + 13, theme.soft); // below the band, where few lines are
   }
   lines.forEach(({ name, xs, ys, hue, dash, width, marks, legend }, k) => {
     panel.clipped(() => line(panel, xs, ys, HUES[hue], name === thick ? 3 : width, DASHES[dash]));
@@ -147,14 +147,14 @@ function chart(g, box, { title, x, y, xticks, yticks, band, lines }, thick) {
   return panel;
 }
 
-// Say on the canvas itself why there is nothing to see.
-function missing(g, w, text) {
-  let row = "", y = 40;
+// Say on the canvas itself why there is nothing to see, from the left end x and the top y, in a width.
+function missing(g, [x, y, wide], text) {
+  let row = "", up = y + 24;
   for (const word of [...text.split(" "), null]) {
-    if (word === null || (row + word).length > w / 7) {
-      label(g, row, 20, y);
+    if (word === null || (row + word).length > wide / 7) {
+      label(g, row, x + 8, up);
       row = "";
-      y += 18;
+      up += 18;
     }
     row += `${word} `;
   }

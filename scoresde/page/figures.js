@@ -8,9 +8,14 @@ const chosen = (id) => controls.get(id).input.value;
 const value = (id) => +chosen(id);
 
 const round = (v, digits = 2) => (Number.isFinite(v) ? `${+v.toPrecision(digits)}`.replace("-", "−") : "no number");
-const fixed = (v, digits = 2) => v.toFixed(digits).replace("-", "−");
+const fixed = (v, digits = 2) => v.toFixed(digits).replace(/^-(?=[0.]+$)/, "").replace("-", "−"); // without -0.00
 const counted = (n, thing) => `${n} ${thing}${n === 1 ? "" : "s"}`;
 const rootMean = (values) => Math.sqrt(values.reduce((sum, v) => sum + v * v, 0) / values.length);
+// The standard error of the root mean square of independent values.
+const scatter = (values) => {
+  const size = rootMean(values);
+  return rootMean(values.map((v) => v * v - size * size)) / (2 * size * Math.sqrt(values.length));
+};
 
 function percent(share) {
   if (share > 0 && share < 1e-4) return "less than 0.01 %";
@@ -28,6 +33,7 @@ const lost = (found) => found.failed && `${found.failed} paths left out, because
 const toData = (v, d) => v * about.scale[d] + about.shift[d];
 const toModel = (v, d) => (v - about.shift[d]) / about.scale[d];
 const coordinate = (v, d) => fixed(toData(v, d), clamp(2 - Math.floor(Math.log10(about.scale[d] * about.half)), 0, 6));
+const bare = ({ name }) => name.replace("this model: ", "");
 // The place of a path at the share `part` of its time: its time, angle, size, log-SNR, and the share of data in the variance.
 function along({ curves: { shape: [, n], values: v }, low, high }, part) {
   const at = part * (n - 1), i = Math.min(Math.floor(at), n - 2), f = at - i;
@@ -58,8 +64,9 @@ figures.forward = {
   now: () => along(data.paths[value("forward-path")], value("forward-time") / 200),
   say: { time: () => `t = ${fixed(figures.forward.now().t)}, ${spoken(figures.forward.now().logSnr)}` },
   draw(g, w, h) {
-    const now = this.now(), { t, logSnr, left } = now;
-    const told = `At t = ${fixed(t)} on the path ${data.paths[value("forward-path")].name}, ${percent(1 - left)} of the variance is noise `
+    const now = this.now(), { t, logSnr, left } = now, path = data.paths[value("forward-path")];
+    const whose = bare(path) === path.name ? "" : ", which is this model's,";
+    const told = `At t = ${fixed(t)} on the ${bare(path)} path${whose} ${percent(1 - left)} of the variance is noise `
       + `(log-SNR ${fixed(logSnr, 1)}).`;
     return [told, ...this.show(g, w, h, now)];
   },
@@ -74,7 +81,7 @@ figures.reverse = {
   },
   draw(g, w, h) {
     const found = data.reverse[view()], place = value("reverse-time") / about.between;
-    if (found.note) return missing(g, w, `There are no paths: ${found.note}`);
+    if (found.note) return missing(g, [12, 16, w - 24], `There are no paths: ${found.note}`);
     const told = this.show(g, w, h, found, place, place === found.log_snr.length - 1);
     return [`At ${spoken(this.level(place))}: ${told[0]}`, ...told.slice(1), viewName(), lost(found)];
   },
@@ -91,12 +98,12 @@ figures.schedules = {
     const told = data.paths.map((path, k) => {
       const p = along(path, part), x = left + k * (cell + gap), box = [x, y, cell, cell];
       stroke(g, HUES[k], 2, DASHES[k], () => through(g, [[x, y - 26], [x + Math.min(cell, 28), y - 26]]));
-      new Panel(g, [x, y - 24, cell, 20]).clipped(() => label(g, path.name.replace("this model: ", ""), x, y - 10));
+      new Panel(g, [x, y - 24, cell, 20]).clipped(() => label(g, bare(path), x, y - 10));
       this.show(g, box, p);
       label(g, percent(p.left), x, h - 8);
-      return `${path.name} keeps ${percent(p.left)}`;
+      return `${percent(p.left)} on the ${bare(path)} path`;
     });
-    return [`After ${round(100 * part, 3)} % of the time, ${told.join(", ")} of the variance as data.`];
+    return [`After ${round(100 * part, 3)} % of the time, the share of data in the variance is ${told.join(", ")}.`];
   },
 };
 
@@ -105,10 +112,11 @@ figures.solvers = {
   draw(g, w, h) {
     const { note, rows, budgets, ends, chart: curves } = data.solvers;
     const name = chosen("solvers-name"), asked = budgets[value("solvers-budget")];
-    if (note) return missing(g, w, `The solvers could not be compared: ${note}`);
+    if (note) return missing(g, [12, 16, w - 24], `The solvers could not be compared: ${note}`);
     const at = rows.findIndex((row) => row.solver === name && row.asked === asked), title = `${name}, ${counted(asked, "evaluation")}`;
     const [one, two] = pair(w, h, about.kind === "plane");
-    this.show(g, one, title, ends, at);
+    this.show(g, one, title, ends, rows[at].note ? null : at);
+    if (rows[at].note) missing(g, one, rows[at].note);
     if (curves) {
       const panel = chart(g, [two[0] + 12, two[1], two[2] - 12, two[3]], curves, name), { place } = rows[at];
       if (place) circle(g, panel.X(place[0]), panel.Y(place[1]), 8, 2);

@@ -49,6 +49,13 @@ Object.assign(figures.forward, {
 });
 
 Object.assign(figures.reverse, {
+  // How far a single step from a frame would end from the last one.
+  gap({ states, estimates }, frame) {
+    const size = states.values.length / states.shape[0], ends = states.values.subarray(-size), [low, high] = about.window[1];
+    const far = estimates.values.subarray(frame * size, (frame + 1) * size).map((v, i) => v - ends[i]).filter(Number.isFinite);
+    return `A single step from here would end ${percent(rootMean(far) / (high - low))} of the drawn range from the end of the path (root `
+      + "mean square).";
+  },
   height: (w) => Math.round((about.kind === "points" ? 0.62 : 1.1) * w),
   show(g, w, h, found, place, arrived) {
     const [x, y, wide] = squareBox(w), high = (h - 2 * y - 8) / 2, side = (wide - 20) / 2, beside = about.kind === "points";
@@ -56,7 +63,7 @@ Object.assign(figures.reverse, {
       : [[x, y, wide, high], [x, 2 * y + high, wide, high]];
     samples(g, found.states, place, first, "the state");
     samples(g, found.estimates, place, second, "what the model sees in it");
-    return [`${found.states.shape[1]} samples ${arrived ? "that have arrived" : "on their way"}.`, about.shown];
+    return [`${found.states.shape[1]} samples ${arrived ? "that have arrived" : "on their way"}.`, this.gap(found, place), about.shown];
   },
 });
 
@@ -67,5 +74,8 @@ figures.schedules.show = (g, box, { logSnr }) => {
 
 Object.assign(figures.solvers, {
   height: (w) => Math.round((narrow(w) ? 1.9 : 0.44) * w),
-  show: (g, box, title, ends, at) => samples(g, ends, at, box, title),
+  show(g, box, title, ends, at) {
+    if (at === null) label(g, title, box[0], box[1] - 6);
+    else samples(g, ends, at, box, title);
+  },
 });

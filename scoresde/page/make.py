@@ -147,14 +147,15 @@ def _words(parts: dict[str, Any], run: Run, title: str) -> dict[str, str]:
     count = "Eight" if about["kind"] == "plane" else "Four"
     if compass.get("memorised"):
         errors = (
-            f"The errors of this density are those of its computation alone. The curves show instead a model that has "
-            f"memorised {compass['memorised']} "
-            "points of the data, compared with the exact score: it errs at low noise."
+            "The errors of this density are those of its computation alone, because the model is exact. So that there "
+            f"are errors to see, the curves show another model, which has memorised {compass['memorised']} points "
+            "of the data, beside the exact score: mean, and 10 % to 90 % of the points (dotted). At low noise it errs, "
+            "because it knows these points alone."
         )
     else:
         errors = (
             "The curves compare the model's score, over noise levels from data to noise, with "
-            f"{compass.get('against', 'an exact score')}: mean, and 10 % to 90 % of the points."
+            f"{compass.get('against', 'an exact score')}: mean, and 10 % to 90 % of the points (dotted)."
         )
         if "training" in compass.get("against", ""):
             errors += " At low noise that score has memorised its points, so a model that generalises differs from it."

@@ -35,6 +35,24 @@ function mixtureDensity({ means, variances, weights }, xs, ys, logSnr) {
   return out;
 }
 
+// How many hills n x n values have: tops above 5 % of the highest, from which the way to a higher top falls by more than 10 %.
+function hills(n, values) {
+  const most = values.reduce((a, b) => Math.max(a, b)), order = [...values.keys()].filter((k) => values[k] > 0.05 * most);
+  const up = new Map(), top = (k) => (up.get(k) === k ? k : top(up.get(k)));
+  let small = 0;
+  for (const k of order.sort((a, b) => values[b] - values[a])) { // from the highest down
+    up.set(k, k);
+    for (const [x, y] of [[-1, -1], [0, -1], [1, -1], [-1, 0], [1, 0], [-1, 1], [0, 1], [1, 1]]) {
+      const other = k + y * n + x, inside = k % n + x >= 0 && k % n + x < n;
+      if (!inside || !up.has(other) || top(other) === top(k)) continue;
+      const [high, low] = [top(other), top(k)].sort((a, b) => values[b] - values[a]);
+      if (values[k] >= 0.9 * values[low]) small++; // the lower one does not stand out
+      up.set(low, high);
+    }
+  }
+  return order.length - small;
+}
+
 const silu = (x) => x * sigmoid(x);
 
 // W x + b for a layer of a network; W has the shape (out, in).

@@ -53,14 +53,18 @@ function movable(name, { box, hover }) {
   const canvas = canvasOf(name), [across, up] = [`${name}-x`, `${name}-y`];
   canvas.tabIndex = 0;
   canvas.setAttribute("role", "application");
+  let held = false; // a drag that began in the box goes on outside
   const go = (event) => {
     const { left, top, width } = canvas.getBoundingClientRect(), [x, y, side] = box(width);
-    set(across, Math.round(200 * (event.clientX - left - x) / side - 100));
-    set(up, Math.round(100 - 200 * (event.clientY - top - y) / side));
+    const [a, b] = [(event.clientX - left - x) / side, (event.clientY - top - y) / side], inside = Math.max(a, 1 - a, b, 1 - b) <= 1;
+    if (event.type === "pointerdown") held = inside;
+    if (!inside && !(event.buttons && held)) return;
+    set(across, Math.round(200 * a - 100));
+    set(up, Math.round(100 - 200 * b));
   };
   canvas.addEventListener("pointerdown", go);
   canvas.addEventListener("pointermove", (event) => {
-    if (event.buttons || (hover && event.pointerType === "mouse")) go(event);
+    if (event.buttons ? held : hover && event.pointerType === "mouse") go(event);
   });
   canvas.addEventListener("keydown", (event) => {
     const move = { ArrowLeft: [across, -2], ArrowRight: [across, 2], ArrowDown: [up, -2], ArrowUp: [up, 2] }[event.key];

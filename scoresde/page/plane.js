@@ -34,7 +34,7 @@ function specks(panel, [xs, ys], colour) {
   for (let i = 0; i < xs.length; i++) panel.g.fillRect(panel.X(xs[i]) - 1, panel.Y(ys[i]) - 1, 2.2, 2.2);
 }
 
-const hill = { at: null, values: null }; // the density of the last log-SNR
+const hill = { at: null }; // the last log-SNR, the density there, its hills, and its height in the middle
 
 // The density of noisy data, or noisy data themselves where it is unknown.
 function behind(panel, logSnr) {
@@ -42,7 +42,8 @@ function behind(panel, logSnr) {
   const n = 64, places = Float64Array.from({ length: n }, (_, i) => ((2 * i + 1) / n - 1) * about.half);
   if (hill.at !== logSnr) {
     const found = mixtureDensity(data.mixture, places, places, logSnr), most = Math.max(...found);
-    Object.assign(hill, { at: logSnr, values: found.map((p) => Math.sqrt(p / most)) });
+    const values = found.map((p) => Math.sqrt(p / most)), middle = found[n * n / 2 + n / 2] / most;
+    Object.assign(hill, { at: logSnr, values, middle, count: hills(n, found) });
   }
   shades(panel.g, n, hill.values, 190, panel.box);
 }
@@ -63,12 +64,13 @@ function spot(g, x, y) {
   g.fill();
 }
 
-// Arrows at (xs, ys) along (dxs, dys) in pixels, as one path for the shafts and one for the heads.
+// Arrows at (xs, ys) along (dxs, dys) in pixels, as one path for the shafts, which end inside the heads, and one for the heads.
 function arrows(g, xs, ys, dxs, dys, colour, width, head) {
   stroke(g, colour, width, [], () => {
     for (let i = 0; i < xs.length; i++) {
+      const part = Math.max(0.7, 1 - head / 2 / Math.hypot(dxs[i], dys[i]));
       g.moveTo(xs[i], ys[i]);
-      g.lineTo(xs[i] + 0.8 * dxs[i], ys[i] + 0.8 * dys[i]);
+      g.lineTo(xs[i] + part * dxs[i], ys[i] + part * dys[i]);
     }
   });
   g.fillStyle = colour;
@@ -103,8 +105,12 @@ Object.assign(figures.forward, {
       dots(panel, ...noisy(data.forward[value("forward-set")], c, s));
       circle(g, panel.x + panel.w - corner, panel.y + corner, Math.max(radius, 0.5), 1.5);
     });
+    const set = data.forward[value("forward-set")];
     return [
-      c > 0.02 ? `Details smaller than ${round(s / c)} model units cannot be seen any more; the data are about 2 to 4 model units wide.`
+      set !== ownSet() && `The points are a ${set.name}, which shows well what noise destroys; choose ${ownSet().name} under Points to see `
+        + "the page's own data.",
+      c > 0.02 ? `The data are α = ${round(c * size)} times as large as at first, and the circle has the radius σ = ${round(s * size)} in `
+        + `model units. So a detail of the data is gone if it is smaller than σ/α = ${round(s / c)}; the data are about 2 to 4 wide.`
         : "Nothing can be seen of the data any more.",
       Math.abs(size - 1) > 0.01 && `The state itself is ${round(size, 3)} times as large as it would be on a path that keeps the `
         + "variance; the axes show its true size.",
@@ -131,11 +137,12 @@ Object.assign(figures.reverse, {
       if (!estimate) stroke(g, theme.soft, 0.6, [], () => this.trails(panel, found.states, place, xs, ys));
       dots(panel, ...(estimate ? seen : [xs, ys]), group);
     });
-    const gap = rootMean([...xs].map((_, k) => Math.hypot(seen[0][k] - ends[0][k], seen[1][k] - ends[1][k])).filter(Number.isFinite));
+    const far = [...xs].map((_, k) => Math.hypot(seen[0][k] - ends[0][k], seen[1][k] - ends[1][k])).filter(Number.isFinite);
+    const gap = +rootMean(far).toPrecision(2);
     return [
       `${xs.length} states ${arrived ? "at the end of their way" : "on their way"} to samples. A single step from here would end `
-      + `${round(gap)} model units from the end of the path (root mean square), so one step ${gap < 0.1 ? "suffices" : "does not suffice"} `
-      + "from here.",
+      + `${round(gap)} model units from the end of the path (root mean square). One step suffices where this is less than 0.1: here it `
+      + `${gap < 0.1 ? "does" : "does not"}.`,
     ];
   },
   // Where the first states came from.
@@ -157,6 +164,7 @@ Object.assign(figures.solvers, {
   height: wideHeight,
   show(g, box, title, { shape: [, , n], values }, at) {
     const panel = plane(g, box, title);
+    if (at === null) return;
     const { shape: [, count], values: v } = ownSet().x0, mine = values.subarray(2 * n * at, 2 * n * (at + 1));
     panel.clipped(() => {
       specks(panel, [v.subarray(0, count), v.subarray(count)], theme.line);
@@ -217,9 +225,11 @@ figures.compass = {
     return [
       `At ${point(z)} and ${spoken(logSnr)} the model sees ${point(seen)}.`,
       radius > 7 ? "The dashed circle is the size of the noise." : "The noise is smaller than the dot.",
+      Math.hypot(...mine) * scale < 7 && "The arrow is so short that the dot hides it: the model sees the data almost where the state is.",
       exact && "The wide green arrow leads to what an exact model sees; the cosine of your arrow to it is "
         + `${fixed(cosine(mine, exact), 3)}.`,
-      about.exact && `The model is exact, so the cosine of your arrow to the exact one is ${fixed(accuracy)}.`,
+      about.exact && (accuracy === 1 ? "The model is exact, so your arrow leads to the true mean."
+        : `Your arrow is turned away from the exact one; their cosine is ${fixed(accuracy)}.`),
       this.walkers?.told, viewName(),
     ];
   },
@@ -232,8 +242,8 @@ figures.compass = {
   ended({ each, accuracy }) {
     const { shape: [, n], values: v } = ownSet().x0, rows = [...Array(n).keys()];
     const far = each.map(({ xs, ys }) => Math.min(...rows.map((i) => Math.hypot(v[i] - xs.at(-1), v[n + i] - ys.at(-1)))));
-    return `The walkers, at an accuracy of ${percent(accuracy)}, ended ${round(far.reduce((a, b) => a + b) / 8)} model units from `
-      + `the nearest of ${n} data points on average.`;
+    return `The walkers, who were let go with an accuracy of ${percent(accuracy)} and began at ${spoken(about.low)}, ended `
+      + `${round(far.reduce((a, b) => a + b) / 8)} model units from the nearest of ${n} data points on average.`;
   },
 };
 
@@ -264,13 +274,18 @@ figures.field = {
       arrows(g, X, Y, dx, dy, theme.ink, 1.1, 4.5);
       stroke(g, HUES[1], 1.5, [], () => holes.forEach((k) => this.cross(g, panel.X(xs[k]), panel.Y(ys[k]))));
     });
-    const wide = s / c > 1.5 ? "The noise is wider than the data, so the arrows are those of one hill."
-      : s / c < 0.3 ? "The noise is much narrower than the data, so each arrow points to the data nearby."
-        : "The noise is about as wide as the details of the data, so the hill splits.";
     return [
-      `The score at ${spoken(logSnr)} over ${data.mixture ? "the exact density of the noisy data" : "noisy data"}.`, wide,
+      `The score at ${spoken(logSnr)} over ${data.mixture ? "the exact density of the noisy data" : "noisy data"}.`,
+      data.mixture ? this.seen()
+        : `Here the noise is ${round(s / c / rootMean(ownSet().x0.values))} times as wide as the data (root mean square).`,
       holes.length && `At ${holes.length} of ${n * n} arrows (crosses) the model returns no finite number.`, viewName(),
     ];
+  },
+  // What the density behind the arrows looks like.
+  seen() {
+    if (hill.count > 1) return `The density has ${hill.count} hills, and near each of them the arrows lead to its top.`;
+    return hill.middle > 0.9 ? "The density is one hill, and all arrows lead to its top."
+      : "The density is one ridge around a hollow, and the arrows lead to the ridge from both sides.";
   },
   cross(g, x, y) {
     through(g, [[x - 4, y - 4], [x + 4, y + 4]]);
@@ -333,11 +348,13 @@ figures.flows = {
       this.bars(panel, truth, shown === 1 && bars[k], x + 0.83 * wide, 0.17 * wide / most);
     });
     const finite = (v) => v.filter(Number.isFinite), size = (v, digits = 3) => round(rootMean(finite(v)), digits);
+    const measured = (v) => `${fixed(rootMean(finite(v)))} ± ${fixed(scatter(finite(v)))}`;
     const gone = 2 * MANY - finite(ends[0]).length - finite(ends[1]).length;
     return [
       `Sixty-four paths of ${counted(steps, "step")} from the same noise. Bars: where they end; dark lines: ${real.length} data points.`,
-      `In model units, the root mean square of ${about.names[0]} at the end is ${size(ends[0])} for the ODE, ${size(ends[1])} for the SDE `
-      + `and ${this.once("size", [], () => size(real))} for the data.`,
+      `In model units, the root mean square of ${about.names[0]} at the end is ${measured(ends[0])} for the ODE, `
+      + `${measured(ends[1])} for the SDE and ${this.once("size", [], () => fixed(rootMean(real)))} for the data. `
+      + "So few paths scatter: ± is the standard error.",
       `From the same noise, the two end ${size(ends[0].map((v, i) => v - ends[1][i]), 2)} apart.`,
       steps < 11 && "With so few steps, neither end is that of the data.",
       gone && `${gone} of the ${2 * MANY} paths met numbers that are not finite and are left out.`, viewName(),

@@ -232,12 +232,12 @@ def _compass(run: Run, data: Dataset, seed: int, exact: GaussianMixture | None) 
     except (NumericalError, UsageError) as error:
         return {"note": str(error)}
     curves: Numbers = torch.stack([found.cosine, found.error]).numpy()
-    charts = _score_errors(found.log_snr.tolist(), curves, found.against if exact is None else "the exact score")
+    charts = _score_errors(found.log_snr.tolist(), curves)
     memorised = MEMORISED if exact is not None else 0
     return {"note": "", "against": found.against, "memorised": memorised, "charts": charts}
 
 
-def _score_errors(log_snr: list[float], curves: Numbers, against: str) -> list[Chart]:
+def _score_errors(log_snr: list[float], curves: Numbers) -> list[Chart]:
     """Describe the charts of the cosine and of the relative error, ``(2, levels, 3)``, over the log-SNR.
 
     Errors are drawn on a logarithmic axis. Those beyond its ends are drawn at the ends, and the title says so.
@@ -247,12 +247,13 @@ def _score_errors(log_snr: list[float], curves: Numbers, against: str) -> list[C
     with np.errstate(divide="ignore", invalid="ignore"):
         log = np.log10(error)
     small, large = ERRORS
-    clipped = [f"larger ones drawn at {10**large}"] if (log > large).any() else []
-    clipped += [f"smaller ones drawn at {10.0**small:g}"] if (log < small).any() else []
-    title = "relative error" + (f" ({', '.join(clipped)})" if clipped else "")
+    cut = [f"{10**large}"] if (log > large).any() else []
+    cut += [f"{10.0**small:g}"] if (log < small).any() else []
+    title = "relative error" + (f" (cut at {' and '.join(cut)})" if cut else "")
     inner = [tick for tick in even_ticks(min(first, last), max(first, last), 5)
              if min(abs(tick[0] - first), abs(tick[0] - last)) > 1.8]  # fmt: skip
-    ends = [*inner, (first, "data"), (last, "noise")]
+    named = [(value, f"log-SNR {text}" if text == "0" else text) for value, text in inner]
+    ends = [*named, (first, "data"), (last, "noise")]
     lowest = float(np.nanmin(np.append(cosine, 0.0)))
     signs = [(value, text) for value, text in ((-1.0, "−1"), (0.0, "0"), (1.0, "1")) if value >= lowest]
     powers = [(-4.0, "10⁻⁴"), (-2.0, "0.01"), (0.0, "1")]
@@ -262,7 +263,7 @@ def _score_errors(log_snr: list[float], curves: Numbers, against: str) -> list[C
         return [*outer, curve(log_snr, values[:, 1], hue, width=2.5)]
 
     return [
-        chart(f"cosine to {against}", (first, last), (lowest, 1.03), lines(cosine, 0), yticks=signs),
+        chart("cosine of the two scores", (first, last), (lowest, 1.03), lines(cosine, 0), ends, signs),
         chart(title, (first, last), ERRORS, lines(np.clip(log, *ERRORS), 1), ends, powers),
     ]
 

@@ -141,7 +141,7 @@ class SolverResults:
         rows = [
             {
                 "solver": row.solver, "asked": row.asked, "nfe": row.nfe, "rms": _plain(row.rms),
-                "w2": _plain(row.sliced_w2), "note": row.note, "failed": row.failed, "told": self._told(row),
+                "w2": _plain(row.sliced_w2), "note": self._why_not(row), "failed": row.failed, "told": self._told(row),
                 "place": self._place(row),
             }
             for row in self.rows
@@ -177,14 +177,25 @@ class SolverResults:
         spare = 0.08 * (high - low) + 0.02
         x, y = (-0.08, most + 0.08), (low - spare, high + spare)
         title = "sliced W2 to held-out data" if self._by_data else "distance to the end of the flow"
-        return chart(f"{title} (model units), by evaluations", x, y, lines, decades(0, x[1]), decades(*y), band)
+        return chart(f"{title}, by evaluations", x, y, lines, decades(0, x[1]), decades(*y), band)
+
+    def _why_not(self, row: BenchRow) -> str:
+        """Return a sentence on why there are no samples, or an empty string."""
+        fitted = [str(each.asked) for each in self.rows if each.solver == row.solver and not each.note]
+        if not row.note:
+            return ""
+        if row.solver.startswith("tuned") and fitted:
+            return f"This solver was fitted to this model for {', '.join(fitted)} evaluations only."
+        if row.asked == 1 and row.note.startswith("too few"):
+            return f"Each step of {row.solver} needs two evaluations, so one is too few."
+        return f"It cannot run: {row.note}."
 
     def _told(self, row: BenchRow) -> str:
         """Return the sentences about a row."""
         used = f" ({row.nfe:g} used)" if row.nfe and row.nfe != row.asked else ""
         told = f"{row.solver} with {row.asked} evaluation{'s' * (row.asked != 1)}{used}."
         if row.note:
-            return f"{told} It cannot run: {row.note}."
+            return f"{told} {self._why_not(row)}"
         if row.sliced_w2 is not None:
             told += f" The sliced W2 distance of its samples to held-out data is {short(row.sliced_w2, 3)} model units"
             ends = [] if self.floor is None else [short(end, 2) for end in self.floor]

@@ -86,8 +86,9 @@ def fill(
     sizes = {name: len(text.encode()) for name, text in stored.items()}
     sizes |= {"script and style": len((script + style).encode()), "posters": sum(map(len, posters.values()))}
     text = _read("page.html")
-    kept = {kind, *(["classes"] if len(parts["about"]["views"]) > 1 else [])}
-    for other in {"plane", "frames", "classes"} - kept:
+    fitted = any(name.startswith("tuned") for name in parts["solvers"]["names"])
+    kept = {kind, *["classes"] * (len(parts["about"]["views"]) > 1), *["fitted"] * fitted}
+    for other in {"plane", "frames", "classes", "fitted"} - kept:
         text = re.sub(rf"<!--{other}-->.*?<!--/{other}-->", "", text, flags=re.S)
     text = re.sub(rf"<!--/?({'|'.join(kept)})-->", "", text)
     formulas = json.loads(_read("formulas.json"))

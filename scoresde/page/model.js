@@ -37,17 +37,19 @@ function mixtureDensity({ means, variances, weights }, xs, ys, logSnr) {
 
 // How many hills n x n values have: tops above 5 % of the highest, from which the way to a higher top falls by more than 10 %.
 function hills(n, values) {
-  const most = values.reduce((a, b) => Math.max(a, b)), order = [...values.keys()].filter((k) => values[k] > 0.05 * most);
-  const up = new Map(), top = (k) => (up.get(k) === k ? k : top(up.get(k)));
+  const most = values.reduce((a, b) => Math.max(a, b)), up = new Int32Array(n * n).fill(-1); // towards a higher top
+  const order = [...values.keys()].filter((k) => values[k] > 0.05 * most).sort((a, b) => values[b] - values[a]);
+  const top = (k) => { while (up[k] !== k) k = up[k]; return k; };
   let small = 0;
-  for (const k of order.sort((a, b) => values[b] - values[a])) { // from the highest down
-    up.set(k, k);
-    for (const [x, y] of [[-1, -1], [0, -1], [1, -1], [-1, 0], [1, 0], [-1, 1], [0, 1], [1, 1]]) {
+  for (const k of order) { // from the highest down
+    up[k] = k;
+    for (let y = -1; y <= 1; y++) for (let x = -1; x <= 1; x++) {
       const other = k + y * n + x, inside = k % n + x >= 0 && k % n + x < n;
-      if (!inside || !up.has(other) || top(other) === top(k)) continue;
-      const [high, low] = [top(other), top(k)].sort((a, b) => values[b] - values[a]);
+      if (!inside || !(up[other] >= 0)) continue;
+      const a = top(other), b = top(k), low = values[a] < values[b] ? a : b;
+      if (a === b) continue;
       if (values[k] >= 0.9 * values[low]) small++; // the lower one does not stand out
-      up.set(low, high);
+      up[low] = a + b - low;
     }
   }
   return order.length - small;

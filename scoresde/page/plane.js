@@ -34,16 +34,19 @@ function specks(panel, [xs, ys], colour) {
   for (let i = 0; i < xs.length; i++) panel.g.fillRect(panel.X(xs[i]) - 1, panel.Y(ys[i]) - 1, 2.2, 2.2);
 }
 
-const hill = { at: null }; // the last log-SNR, the density there, its hills, and its height in the middle
+// The middles of n cells across the plane.
+const middles = (n) => Float64Array.from({ length: n }, (_, i) => ((2 * i + 1) / n - 1) * about.half);
+
+const hill = { at: null }; // the last log-SNR, the density there, and its height in the middle
 
 // The density of noisy data, or noisy data themselves where it is unknown.
 function behind(panel, logSnr) {
   if (!data.mixture) return specks(panel, noisy(ownSet(), ...angle(logSnr)), `rgba(${theme.shade}, .35)`);
-  const n = 64, places = Float64Array.from({ length: n }, (_, i) => ((2 * i + 1) / n - 1) * about.half);
+  const n = 48, places = middles(n);
   if (hill.at !== logSnr) {
     const found = mixtureDensity(data.mixture, places, places, logSnr), most = Math.max(...found);
     const values = found.map((p) => Math.sqrt(p / most)), middle = found[n * n / 2 + n / 2] / most;
-    Object.assign(hill, { at: logSnr, values, middle, count: hills(n, found) });
+    Object.assign(hill, { at: logSnr, values, middle });
   }
   shades(panel.g, n, hill.values, 190, panel.box);
 }
@@ -252,7 +255,7 @@ figures.field = {
   say: { noise: sayNoise },
   draw(g, w) {
     const logSnr = within(value("field-noise") / 200), [c, s] = angle(logSnr), n = 24, panel = plane(g, squareBox(w));
-    const places = Float64Array.from({ length: n }, (_, i) => ((2 * i + 1) / n - 1) * about.half), [xs, ys] = room(n * n);
+    const places = middles(n), [xs, ys] = room(n * n);
     for (let k = 0; k < n * n; k++) {
       xs[k] = places[k % n];
       ys[k] = places[Math.floor(k / n)];
@@ -281,9 +284,11 @@ figures.field = {
       holes.length && `At ${holes.length} of ${n * n} arrows (crosses) the model returns no finite number.`, viewName(),
     ];
   },
-  // What the density behind the arrows looks like.
+  // What the density behind the arrows looks like. Coarse cells suffice to count its hills, once for each noise.
   seen() {
-    if (hill.count > 1) return `The density has ${hill.count} hills, and near each of them the arrows lead to its top.`;
+    const n = 32, places = middles(n);
+    if (this.at !== hill.at) this.count = hills(n, mixtureDensity(data.mixture, places, places, this.at = hill.at));
+    if (this.count > 1) return `The density has ${this.count} hills, and near each of them the arrows lead to its top.`;
     return hill.middle > 0.9 ? "The density is one hill, and all arrows lead to its top."
       : "The density is one ridge around a hollow, and the arrows lead to the ridge from both sides.";
   },

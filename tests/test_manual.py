@@ -93,6 +93,8 @@ def small(line: str) -> list[str]:
         known = option == "--features" and "--save-reference" in words
         if option not in words and not (resumed or asks or known):
             words += [option, str(value)]
+    if "exact" in words and "--limit" in words:  # one backward pass for each dimension
+        words[words.index("--limit") + 1] = "1"
     return words
 
 

@@ -240,6 +240,12 @@ def test_solvers_fitted_to_other_weights_are_left_out(moons: str) -> None:
     assert pages.parts(pages.little(load(moons)))["solvers"]["budgets"] == [1, 4]
 
 
+def test_every_slider_states_both_of_its_ends() -> None:  # a script that reads an end that is not stated finds 0
+    sliders = re.findall(r'<input type="range"[^>]*>', pages.exact().text)
+    assert len(sliders) == 15
+    assert [s for s in sliders if not re.search(r' min="-?\d+" max="\d+" value="-?\d+"', s)] == []
+
+
 def test_a_page_over_its_budget_names_its_largest_part() -> None:
     with pytest.raises(
         UsageError, match=r"at most 0\.1 MB are allowed; its largest part is 'table' with 0\.\d\d MB"
